@@ -1,0 +1,8 @@
+"""The one exception for what a user can mend."""
+
+
+class UserError(Exception):
+    """A mistake of the user's. The message is one line that says what is wrong and names the remedy.
+
+    The commands print it without a traceback and leave with exit code 2.
+    """
