@@ -1,0 +1,16 @@
+"""Weight-shared multi-stage networks for timm: importing this package registers `wsms_<name>` and `ms_<name>`.
+
+```python
+import timm, timm_wsms
+model = timm.create_model("wsms_resnet50", pretrained=True)
+```
+"""
+
+from timm_wsms.errors import UserError
+from timm_wsms.network import WsmsNet
+from timm_wsms.wsms import register, register_all
+
+__version__ = "0.1.0"
+__all__ = ["UserError", "WsmsNet", "register"]
+
+register_all()

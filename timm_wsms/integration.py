@@ -1,0 +1,45 @@
+"""The integration layer: the maps of all stages become one (paper, Section 3.3 and Fig. 3)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+IntegrationKind = Literal["conv1x1", "conv3x3", "none"]
+
+
+class Integration(nn.Module):
+    """Concatenation, then convolution (no bias), batch normalization and ReLU; or concatenation alone.
+
+    Args:
+        in_channels: Channels of each stage's map, stage 1 first.
+        out_channels: Channels of the integrated map, c in the paper.
+        kernel_size: 1 or 3; 0 for the paper's *no conv*.
+        residual: Return f1 + γ ⊙ the integrated map instead of the integrated map; γ is one weight a channel.
+        gamma: What γ starts from.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        kernel_size: int,
+        residual: bool = False,
+        gamma: float = 1.0,
+    ):
+        super().__init__()
+        self.conv: nn.Module = nn.Identity()
+        self.norm: nn.Module = nn.Identity()
+        if kernel_size:
+            padding = kernel_size // 2
+            self.conv = nn.Conv2d(sum(in_channels), out_channels, kernel_size, padding=padding, bias=False)
+            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+            self.norm = BatchNormAct2d(out_channels)
+        self.gamma = nn.Parameter(torch.full((out_channels,), gamma)) if residual else None
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """S maps (B, C_s, h, w) → (B, out_channels, h, w)."""
+        x = self.norm(self.conv(torch.cat(tuple(maps), 1)))
+        return x if self.gamma is None else maps[0] + self.gamma[:, None, None] * x

@@ -1,0 +1,190 @@
+"""Names: `wsms_<backbone>` and `ms_<backbone>` in timm's registry. timm lists them as module "wsms"."""
+
+import dataclasses
+import json
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, register_model
+from timm.models import _registry as registry
+from timm.models._builder import resolve_pretrained_cfg
+from torch import nn
+
+from timm_wsms import backbones
+from timm_wsms.errors import UserError
+from timm_wsms.network import WsmsNet
+from timm_wsms.warm_start import starts_from_backbone
+
+NETWORK_ARGS = {
+    "stages": int,
+    "integration": str,
+    "integration_channels": int,
+    "residual": bool,
+    "share_weights": bool,
+    "unshared_norms": str,
+}
+# What a config from elsewhere may say besides; a user's own call may say whatever the backbone takes.
+BACKBONE_ARGS = ("num_classes", "in_chans", "global_pool", "img_size", "drop_rate", "drop_path_rate")
+PREFIXES = {"wsms_": True, "ms_": False}  # prefix: are the weights shared?
+NO_WEIGHTS = {"url": "", "file": None, "hf_hub_id": None, "hf_hub_filename": None, "custom_load": False, "tag": None}
+
+default_cfgs: dict[str, DefaultCfg] = {}  # timm's register_model reads a module's `default_cfgs` and `__all__`
+__all__ = ["register"]
+
+
+def register(backbone: str) -> None:
+    """Add `wsms_<backbone>` and `ms_<backbone>` to timm's registry.
+
+    Whether the backbone can be staged is checked when a model is built, so this costs nothing.
+
+    Args:
+        backbone: Name of an architecture that is registered with timm, without a pretrained tag.
+
+    Raises:
+        UserError: If timm does not know the name.
+    """
+    if not timm.is_model(backbone):
+        raise UserError(f"timm has no model {backbone!r}; register it with timm.models.register_model first")
+    default_cfgs[f"wsms_{backbone}"] = _default_cfg(backbone)
+    for prefix, share_weights in PREFIXES.items():
+        register_model(_entrypoint(f"{prefix}{backbone}", backbone, share_weights))
+
+
+def register_all() -> None:
+    """Register every architecture of timm's that can be staged, or that is newer than the table of those that can."""
+    reasons = _table()["not_stageable"]
+    for backbone in [*registry._model_entrypoints]:
+        if backbone in registry._deprecated_models or backbone.startswith(tuple(PREFIXES)):
+            continue
+        if backbone in reasons:
+            _refuse(backbone, reasons[backbone])
+        else:
+            register(backbone)
+
+
+@cache
+def _table() -> dict[str, Any]:
+    """The names that can be staged and, with a reason, those that cannot: written by `python -m timm_wsms.stageable`."""
+    return json.loads((Path(__file__).parent / "stageable.json").read_text())
+
+
+def _default_cfg(backbone: str) -> DefaultCfg:
+    """The backbone's pretrained tags: each says where timm keeps its weights, under names that hold in a WsmsNet."""
+    own = registry._model_default_cfgs.get(backbone) or DefaultCfg(deque([""]), {"": PretrainedCfg()})
+    cfgs = {}
+    for tag in own.tags:
+        # the completed config: the plain one's hub id `timm/` would be completed with the wrong name
+        cfg = registry._model_pretrained_cfgs.get(f"{backbone}.{tag}" if tag else backbone, own.cfgs[tag])
+        classifier = "head.fc" if backbone in backbones.CIFAR_NAMES else _inside(cfg.classifier)
+        cfgs[tag] = dataclasses.replace(cfg, first_conv=_inside(cfg.first_conv), classifier=classifier)
+    return DefaultCfg(deque(own.tags), cfgs, own.is_pretrained)
+
+
+def _inside(names: Any) -> Any:
+    """A module's name in the backbone → its name in the network; or several."""
+    if names is None or isinstance(names, str):
+        return names and f"backbone.{names}"
+    return tuple(f"backbone.{name}" for name in names)
+
+
+def _entrypoint(name: str, backbone: str, share_weights: bool) -> Callable[..., nn.Module]:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        kwargs.setdefault("share_weights", share_weights)
+        return create(name, backbone, pretrained, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__doc__ = f"`{backbone}` as a {'weight-shared ' * share_weights}multi-stage network; see `WsmsNet`."
+    return entrypoint
+
+
+def _refuse(backbone: str, reason: str) -> None:
+    """Answer `wsms_<backbone>` with the reason why there is none. Listed as deprecated, timm does not list it."""
+
+    def refuse(*_args: Any, **_kwargs: Any) -> nn.Module:
+        raise UserError(f"{backbone} cannot be staged: {reason}. timm.list_models('wsms_*') lists those that can")
+
+    for prefix in PREFIXES:
+        registry._model_entrypoints[prefix + backbone] = refuse
+        registry._deprecated_models[prefix + backbone] = None
+
+
+def create(
+    name: str,
+    backbone: str,
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: Any = None,
+    pretrained_model_args: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a WsmsNet as timm builds a model.
+
+    Args:
+        name: `wsms_<backbone>` or `ms_<backbone>`.
+        backbone: Name of the backbone in timm's registry.
+        pretrained: Load weights: those of a WSMS checkpoint, or the backbone's own to start from.
+        pretrained_cfg: As in `timm.create_model`.
+        pretrained_cfg_overlay: As in `timm.create_model`.
+        cache_dir: As in `timm.create_model`.
+        pretrained_model_args: The arguments found in a checkpoint folder's config.json, if it comes from one.
+        **kwargs: The arguments of `WsmsNet`; all others go to the backbone.
+
+    Raises:
+        UserError: If an argument does not fit; the message names the remedy.
+    """
+    check_arguments(kwargs, pretrained_model_args or {})
+    if kwargs.pop("features_only", False):
+        raise UserError(f"features_only is not there for {name} yet; use features_only of {backbone}")
+    if pretrained_cfg is None and name.startswith("ms_"):  # these have no tags of their own
+        pretrained_cfg = dataclasses.replace(_default_cfg(backbone).default, architecture=name, **NO_WEIGHTS)
+    cfg = resolve_pretrained_cfg(
+        name, dataclasses.asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg,
+        pretrained_cfg_overlay,
+    )  # fmt: skip
+    warm = pretrained and starts_from_backbone(cfg)
+    network_args = {key: kwargs.pop(key) for key in NETWORK_ARGS if key in kwargs}
+
+    def build_backbone(**backbone_args: Any) -> nn.Module:
+        source: dict[str, Any] = {}
+        if warm:
+            own = registry.get_pretrained_cfg(backbone)
+            own_names = {"first_conv": own.first_conv, "classifier": own.classifier}
+            source = {"pretrained_cfg": dataclasses.replace(cfg, architecture=backbone, **own_names).to_dict()}
+        return timm.create_model(backbone, pretrained=warm, cache_dir=cache_dir, **source, **backbone_args)
+
+    def build_network(**backbone_args: Any) -> WsmsNet:
+        return WsmsNet(lambda: build_backbone(**backbone_args), gamma=0.0 if warm else 1.0, **network_args)
+
+    model = build_model_with_cfg(
+        build_network,
+        name,
+        pretrained=pretrained and not warm,
+        pretrained_cfg=cfg.to_dict(),
+        pretrained_model_args=pretrained_model_args,
+        cache_dir=cache_dir,
+        **kwargs,
+    )
+    if model.get_classifier() is not None:
+        model.pretrained_cfg["classifier"] = model.get_classifier(name_only=True)
+    return model
+
+
+def check_arguments(arguments: dict[str, Any], from_file: dict[str, Any]) -> None:
+    """Check the types of the network's own arguments, and that a file names none but known ones.
+
+    Raises:
+        UserError: Naming the argument.
+    """
+    for key in from_file:
+        if key not in NETWORK_ARGS and key not in BACKBONE_ARGS:
+            known = ", ".join((*NETWORK_ARGS, *BACKBONE_ARGS))
+            raise UserError(f"the config's model_args name an unknown argument {key!r}; known are {known}")
+    for key, kind in NETWORK_ARGS.items():
+        value = arguments.get(key)
+        if value is not None and type(value) is not kind:
+            raise UserError(f"{key} must be {kind.__name__}, not {value!r}")
