@@ -13,7 +13,7 @@ from torch import nn
 from timm_wsms.errors import UserError
 from timm_wsms.integration import Integration, IntegrationKind
 from timm_wsms.recompute import update_statistics_once
-from timm_wsms.stages import Level, Stage, UnsharedNorms, copy_sharing, levels, shared_keys
+from timm_wsms.stages import Level, Stage, TimmModel, UnsharedNorms, copy_sharing, levels, shared_keys
 
 KERNEL_SIZE = {"conv1x1": 1, "conv3x3": 3, "none": 0}
 
@@ -45,7 +45,7 @@ class WsmsNet(nn.Module):
 
     def __init__(
         self,
-        build_backbone: Callable[[], nn.Module],
+        build_backbone: Callable[[], TimmModel],
         stages: int | None = None,
         integration: IntegrationKind = "conv1x1",
         integration_channels: int | None = None,
@@ -57,7 +57,7 @@ class WsmsNet(nn.Module):
         super().__init__()
         _check_choice("integration", integration, IntegrationKind)
         _check_choice("unshared_norms", unshared_norms, UnsharedNorms)
-        self.backbone = backbone = build_backbone()
+        self.backbone: TimmModel = (backbone := build_backbone())
         self.channels_last = _format(backbone) == "NHWC"  # how the backbone's maps lie in memory and in shape
         cuts = _choose_levels(backbone, stages)
         paper = getattr(backbone, "wsms_defaults", {})
@@ -69,11 +69,11 @@ class WsmsNet(nn.Module):
             self.stages[str(number)] = Stage(part, level)
         self.integration: Integration | None = None
         self.head: ClassifierHead | None = None
-        self.num_features: int = backbone.num_features  # type: ignore[assignment]
+        self.num_features: int = backbone.num_features
         if self.stages:
             widths = [self.num_features, *(level.channels for level in cuts[1:])]
             self._integrate(widths, integration, integration_channels, residual, gamma, paper)
-        self.feature_info = [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]  # type: ignore
+        self.feature_info = [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]
         self.register_state_dict_post_hook(_drop_shared)
 
     def _integrate(
@@ -117,12 +117,12 @@ class WsmsNet(nn.Module):
     @property
     def in_chans(self) -> int:
         """Channels of the image."""
-        return self.backbone.in_chans  # type: ignore[return-value]
+        return self.backbone.in_chans
 
     @property
     def head_hidden_size(self) -> int:
         """Channels of the pre-logits."""
-        return self.backbone.head_hidden_size if self.head is None else self.head.num_features  # type: ignore
+        return self.backbone.head_hidden_size if self.head is None else self.head.num_features
 
     @property
     def global_pool(self) -> str | None:
@@ -131,7 +131,7 @@ class WsmsNet(nn.Module):
 
     def get_classifier(self, name_only: bool = False) -> Any:
         """The classifier, or its name in this model; a tuple for backbones with more than one."""
-        classifier = self.backbone.get_classifier() if self.head is None else self.head.fc  # type: ignore[operator]
+        classifier = self.backbone.get_classifier() if self.head is None else self.head.fc
         if not name_only:
             return classifier
         names = {id(module): name for name, module in self.named_modules()}
@@ -143,14 +143,14 @@ class WsmsNet(nn.Module):
         if self.head is not None:
             self.head.reset(num_classes, global_pool)
         elif global_pool is None:
-            self.backbone.reset_classifier(num_classes)  # type: ignore[operator]
+            self.backbone.reset_classifier(num_classes)
         else:
-            self.backbone.reset_classifier(num_classes, global_pool)  # type: ignore[operator]
+            self.backbone.reset_classifier(num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass; running statistics are still updated once a step."""
         for part in (self.backbone, *(stage.backbone for stage in self.stages.values())):
-            part.set_grad_checkpointing(enable)  # type: ignore[operator]
+            part.set_grad_checkpointing(enable)
         update_statistics_once(self, enable)
 
     def no_weight_decay(self) -> set[str]:
@@ -175,12 +175,13 @@ class WsmsNet(nn.Module):
                 f"an image of {x.shape[-2]}×{x.shape[-1]} pixels is too small for {len(self.stages) + 1} stages: "
                 f"give at least {side}×{side}, or fewer stages"
             )
-        f1 = self.backbone.forward_features(x)  # type: ignore[operator]  # first: it draws its random numbers first
+        images = self.pyramid(x)
+        f1 = self.backbone.forward_features(images[0])  # first, since then it draws its random numbers first
         if self.integration is None:
             return f1
         f1 = f1.permute(0, 3, 1, 2) if self.channels_last else f1  # (B, C1, h, w)
         maps = [f1]
-        for stage, image in zip(self.stages.values(), self.pyramid(x)[1:], strict=True):
+        for stage, image in zip(self.stages.values(), images[1:], strict=True):
             maps.append(_resize(stage(image), f1))  # (B, C_s, h, w)
         x = self.integration(maps)
         return x.permute(0, 2, 3, 1) if self.channels_last else x
@@ -188,7 +189,7 @@ class WsmsNet(nn.Module):
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """(B, num_features, h, w) → (B, num_classes), or (B, head_hidden_size) with `pre_logits`."""
         head = self.backbone.forward_head if self.head is None else self.head
-        return head(x, pre_logits=pre_logits)  # type: ignore[operator]
+        return head(x, pre_logits=pre_logits)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) → (B, num_classes)."""
@@ -213,7 +214,7 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
         raise UserError(f"{name} must be one of {', '.join(get_args(choices))}; not {value!r}")
 
 
-def _choose_levels(backbone: nn.Module, stages: int | None) -> list[Level]:
+def _choose_levels(backbone: TimmModel, stages: int | None) -> list[Level]:
     found = levels(backbone)
     if stages is None:
         stages = min(3, len(found))
@@ -222,7 +223,7 @@ def _choose_levels(backbone: nn.Module, stages: int | None) -> list[Level]:
     return found[:stages]
 
 
-def _format(backbone: nn.Module) -> str:
+def _format(backbone: TimmModel) -> str:
     fmt = getattr(backbone, "output_fmt", "NCHW")
     return str(getattr(fmt, "value", fmt)).upper()
 
@@ -233,12 +234,12 @@ def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _remove_head(backbone: nn.Module) -> None:
+def _remove_head(backbone: TimmModel) -> None:
     """Remove all that `forward_features` does not use, so that every parameter left gets a gradient."""
-    backbone.reset_classifier(0, "")  # type: ignore[operator]
+    backbone.reset_classifier(0, "")
     probe = copy.deepcopy(backbone).to("meta")
-    size = backbone.pretrained_cfg["input_size"][1:]  # type: ignore[index]
-    used = _reached(probe.forward_features(torch.zeros(2, backbone.in_chans, *size, device="meta")))  # type: ignore
+    size = backbone.pretrained_cfg["input_size"][1:]
+    used = _reached(probe.forward_features(torch.zeros(2, backbone.in_chans, *size, device="meta")))
     for path, module in probe.named_modules():
         parameters = set(module.parameters())
         if parameters and not parameters & used:

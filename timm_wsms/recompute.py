@@ -31,13 +31,13 @@ def _recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _hold(module: nn.Module, _args: Any) -> None:
+def _hold(module: Any, _args: Any) -> None:
     if module.training and _recomputing():
-        module._held = (module.momentum, module.num_batches_tracked.clone())  # type: ignore
-        module.momentum = 0.0  # type: ignore[assignment]  # running ← 1 × running + 0 × batch
+        module._held = (module.momentum, module.num_batches_tracked.clone())
+        module.momentum = 0.0  # running ← 1 × running + 0 × batch
 
 
-def _release(module: nn.Module, _args: Any, _output: Any) -> None:
+def _release(module: Any, _args: Any, _output: Any) -> None:
     if (held := module.__dict__.pop("_held", None)) is not None:
         module.momentum, tracked = held
-        module.num_batches_tracked.copy_(tracked)  # type: ignore
+        module.num_batches_tracked.copy_(tracked)

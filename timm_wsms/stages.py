@@ -26,6 +26,7 @@ from torch import nn
 from timm_wsms.backbones.cifar_densenet import CifarDenseNet
 
 UnsharedNorms = Literal["batch", "all", "none"]
+TimmModel = Any  # an nn.Module with timm's interface, of which the type nn.Module says nothing
 
 # Where a pre-activation backbone ends in norm and activation. A stage that ends earlier needs an end like it.
 PREACTIVATION_END: dict[type[nn.Module], str] = {
@@ -55,7 +56,7 @@ class Level:
     reduction: int
 
 
-def levels(backbone: nn.Module) -> list[Level]:
+def levels(backbone: TimmModel) -> list[Level]:
     """The backbone's levels, deepest first: reductions R, R / 2, R / 4 … as long as each is half of the one before.
 
     Args:
@@ -64,7 +65,7 @@ def levels(backbone: nn.Module) -> list[Level]:
     Returns:
         One level for a backbone that keeps one resolution throughout (a ViT).
     """
-    info = [backbone.feature_info[i] for i in range(len(backbone.feature_info))]  # type: ignore[arg-type, index]
+    info = [backbone.feature_info[i] for i in range(len(backbone.feature_info))]
     last = {entry["reduction"]: Level(i, entry["num_chs"], entry["reduction"]) for i, entry in enumerate(info)}
     found = [last[info[-1]["reduction"]]]
     while found[-1].reduction % 2 == 0 and found[-1].reduction // 2 in last:
@@ -80,7 +81,7 @@ def is_unshared(module: nn.Module, unshared_norms: UnsharedNorms) -> bool:
     return keeps_statistics or (unshared_norms == "all" and isinstance(module, LAYER_NORMS))
 
 
-def copy_sharing(backbone: nn.Module, unshared_norms: UnsharedNorms) -> nn.Module:
+def copy_sharing(backbone: TimmModel, unshared_norms: UnsharedNorms) -> TimmModel:
     """A copy of the backbone that shares every parameter and buffer but those of the unshared norms."""
     memo: dict[int, Any] = {}
     for module in backbone.modules():
@@ -89,7 +90,7 @@ def copy_sharing(backbone: nn.Module, unshared_norms: UnsharedNorms) -> nn.Modul
     return copy.deepcopy(backbone, memo)  # deepcopy leaves as they are the objects that its memo already holds
 
 
-def shared_keys(stages: nn.Module, backbone: nn.Module) -> Iterator[tuple[str, str]]:
+def shared_keys(stages: nn.Module, backbone: TimmModel) -> Iterator[tuple[str, str]]:
     """(key in `stages`, key in `backbone`) of every tensor that the two have in common."""
     owners = {id(tensor): key for key, tensor in _named_tensors(backbone)}
     for key, tensor in _named_tensors(stages):
@@ -102,7 +103,7 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def preactivation_end(backbone: nn.Module) -> nn.Module | None:
+def preactivation_end(backbone: TimmModel) -> nn.Module | None:
     """The norm–activation, or the activation alone, that closes a pre-activation backbone; None for any other."""
     path = next((path for kind, path in PREACTIVATION_END.items() if isinstance(backbone, kind)), None)
     if path is None:
@@ -114,12 +115,12 @@ def preactivation_end(backbone: nn.Module) -> nn.Module | None:
     return end if is_end and not isinstance(end, nn.Identity) else None
 
 
-def end_like(end: nn.Module, channels: int) -> nn.Module:
+def end_like(end: Any, channels: int) -> nn.Module:
     """A fresh norm–activation (or activation) of the kind of `end`, for another number of channels."""
+    new: Any
     if isinstance(end, nn.BatchNorm2d):
-        new: nn.Module = BatchNormAct2d(
-            channels, end.eps, end.momentum, device=end.weight.device, dtype=end.weight.dtype
-        )
+        momentum: Any = end.momentum
+        new = BatchNormAct2d(channels, end.eps, momentum, device=end.weight.device, dtype=end.weight.dtype)
     elif isinstance(end, nn.GroupNorm):
         new = GroupNormAct(channels, end.num_groups, end.eps, device=end.weight.device, dtype=end.weight.dtype)
     else:
@@ -136,17 +137,15 @@ class Stage(nn.Module):
         level: Where it is cut.
     """
 
-    def __init__(self, backbone: nn.Module, level: Level):
+    def __init__(self, backbone: TimmModel, level: Level):
         super().__init__()
         end = preactivation_end(backbone)
-        backbone.prune_intermediate_layers([level.index])  # type: ignore[operator]
+        backbone.prune_intermediate_layers([level.index])
         self.backbone = backbone
         self.index = level.index
         self.end = end_like(end, level.channels) if end is not None else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) → (B, channels, H / reduction, W / reduction)."""
-        maps = self.backbone.forward_intermediates(  # type: ignore[operator]
-            x, indices=[self.index], stop_early=True, intermediates_only=True
-        )
+        maps = self.backbone.forward_intermediates(x, indices=[self.index], stop_early=True, intermediates_only=True)
         return self.end(maps[0])

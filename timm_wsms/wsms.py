@@ -30,7 +30,14 @@ NETWORK_ARGS = {
 # What a config from elsewhere may say besides; a user's own call may say whatever the backbone takes.
 BACKBONE_ARGS = ("num_classes", "in_chans", "global_pool", "img_size", "drop_rate", "drop_path_rate")
 PREFIXES = {"wsms_": True, "ms_": False}  # prefix: are the weights shared?
-NO_WEIGHTS = {"url": "", "file": None, "hf_hub_id": None, "hf_hub_filename": None, "custom_load": False, "tag": None}
+NO_WEIGHTS: dict[str, Any] = {
+    "url": "",
+    "file": None,
+    "hf_hub_id": None,
+    "hf_hub_filename": None,
+    "custom_load": False,
+    "tag": None,
+}
 
 default_cfgs: dict[str, DefaultCfg] = {}  # timm's register_model reads a module's `default_cfgs` and `__all__`
 __all__ = ["register"]
@@ -68,13 +75,13 @@ def register_all() -> None:
 
 @cache
 def _table() -> dict[str, Any]:
-    """The names that can be staged and, with a reason, those that cannot: written by `python -m timm_wsms.stageable`."""
+    """The names that can be staged, and why the others cannot: written by `python -m timm_wsms.stageable`."""
     return json.loads((Path(__file__).parent / "stageable.json").read_text())
 
 
 def _default_cfg(backbone: str) -> DefaultCfg:
     """The backbone's pretrained tags: each says where timm keeps its weights, under names that hold in a WsmsNet."""
-    own = registry._model_default_cfgs.get(backbone) or DefaultCfg(deque([""]), {"": PretrainedCfg()})
+    own: Any = registry._model_default_cfgs.get(backbone) or DefaultCfg(deque([""]), {"": PretrainedCfg()})
     cfgs = {}
     for tag in own.tags:
         # the completed config: the plain one's hub id `timm/` would be completed with the wrong name
@@ -92,7 +99,7 @@ def _inside(names: Any) -> Any:
 
 
 def _entrypoint(name: str, backbone: str, share_weights: bool) -> Callable[..., nn.Module]:
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
         kwargs.setdefault("share_weights", share_weights)
         return create(name, backbone, pretrained, **kwargs)
 
@@ -104,7 +111,7 @@ def _entrypoint(name: str, backbone: str, share_weights: bool) -> Callable[..., 
 def _refuse(backbone: str, reason: str) -> None:
     """Answer `wsms_<backbone>` with the reason why there is none. Listed as deprecated, timm does not list it."""
 
-    def refuse(*_args: Any, **_kwargs: Any) -> nn.Module:
+    def refuse(*_args: Any, **_kwargs: Any) -> Any:
         raise UserError(f"{backbone} cannot be staged: {reason}. timm.list_models('wsms_*') lists those that can")
 
     for prefix in PREFIXES:
@@ -121,7 +128,7 @@ def create(
     cache_dir: Any = None,
     pretrained_model_args: dict[str, Any] | None = None,
     **kwargs: Any,
-) -> nn.Module:
+) -> Any:
     """Build a WsmsNet as timm builds a model.
 
     Args:
@@ -149,18 +156,18 @@ def create(
     warm = pretrained and starts_from_backbone(cfg)
     network_args = {key: kwargs.pop(key) for key in NETWORK_ARGS if key in kwargs}
 
-    def build_backbone(**backbone_args: Any) -> nn.Module:
+    def build_backbone(**backbone_args: Any) -> Any:
         source: dict[str, Any] = {}
         if warm:
-            own = registry.get_pretrained_cfg(backbone)
-            own_names = {"first_conv": own.first_conv, "classifier": own.classifier}
+            own: Any = registry.get_pretrained_cfg(backbone)
+            own_names: dict[str, Any] = {"first_conv": own.first_conv, "classifier": own.classifier}
             source = {"pretrained_cfg": dataclasses.replace(cfg, architecture=backbone, **own_names).to_dict()}
         return timm.create_model(backbone, pretrained=warm, cache_dir=cache_dir, **source, **backbone_args)
 
     def build_network(**backbone_args: Any) -> WsmsNet:
         return WsmsNet(lambda: build_backbone(**backbone_args), gamma=0.0 if warm else 1.0, **network_args)
 
-    model = build_model_with_cfg(
+    model: Any = build_model_with_cfg(
         build_network,
         name,
         pretrained=pretrained and not warm,

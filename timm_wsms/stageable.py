@@ -1,0 +1,84 @@
+"""Writes the table of the architectures that can be staged: `python -m timm_wsms.stageable`.
+
+Building a network to find out takes a second, and there are over a thousand names, so the answer is kept in
+`stageable.json` beside this file. Every name is built and run once, forward and backward, without memory or arithmetic
+(on PyTorch's meta device). Run it again for a new version of timm; it goes on where it stopped.
+"""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import _registry as registry
+
+from timm_wsms.errors import UserError
+from timm_wsms.network import WsmsNet
+from timm_wsms.stages import levels
+
+TABLE = Path(__file__).parent / "stageable.json"
+
+FIXED_SIZE = "its parameters depend on the size of the image, which is not supported yet"
+ONE_RESOLUTION = "its maps keep one resolution, or are not halved from level to level"
+NOT_ONE_MAP = "its last feature map is not one tensor"
+NO_HEAD = "it has no classification head"
+UNUSED = "its blocks mix all resolutions, so that a stage cut from it has parameters without use"
+
+
+def reason_against(name: str) -> str | None:
+    """Why an architecture cannot be staged; None if it can.
+
+    Args:
+        name: Of an architecture in timm's registry.
+    """
+    with torch.device("meta"):
+        backbone: Any = timm.create_model(name)
+        if len(levels(backbone)) < 2:
+            return ONE_RESOLUTION
+        if backbone.default_cfg.get("fixed_input_size"):
+            return FIXED_SIZE
+        side = max(backbone.default_cfg["input_size"][-1], 256) // 128 * 128  # divides by what any backbone asks for
+        images = torch.zeros(2, 3, side, side)
+        if not isinstance(backbone.forward_features(images), torch.Tensor):
+            return NOT_ONE_MAP
+        network = WsmsNet(lambda: timm.create_model(name))
+        try:
+            features = network.forward_features(images)
+        except (RuntimeError, UserError) as error:
+            return f"its maps do not fit together ({str(error).splitlines()[0]})"
+        try:
+            network.forward_head(features, pre_logits=True)
+        except TypeError:
+            return NO_HEAD
+        features.sum().backward()
+    if any(parameter.grad is None for parameter in network.stages.parameters()):
+        return UNUSED
+    return None
+
+
+def main() -> None:
+    """Check every architecture that the table does not hold yet for this version of timm."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    if table.get("timm") != timm.__version__:
+        table = {"timm": timm.__version__, "stageable": [], "not_stageable": {}}
+    ours = registry._module_to_models["wsms"]
+    for name in timm.list_models():
+        if name in ours or name in table["stageable"] or name in table["not_stageable"]:
+            continue
+        reason = reason_against(name)
+        if reason is None:
+            table["stageable"].append(name)
+        else:
+            table["not_stageable"][name] = reason
+        print(name, reason or "", flush=True)
+        TABLE.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"{len(table['stageable'])} architectures can be staged, {len(table['not_stageable'])} cannot")
+
+
+if __name__ == "__main__":
+    main()
