@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 import timm_wsms  # registers the names
@@ -178,3 +179,19 @@ def test_any_number_of_stages_up_to_the_levels(stages):
     assert logits.shape == (2, 1000)
     plain = model.backbone(image().float())
     assert torch.equal(logits, plain) == (stages == 1)  # one stage is the backbone itself
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "resnet20_cifar"])
+@pytest.mark.parametrize("coarse", [True, False])
+def test_layers_are_grouped_as_the_backbones(name, coarse):
+    def groups(model: nn.Module) -> dict[str, int]:
+        matcher = model.group_matcher(coarse=coarse)
+        return group_with_matcher(model.named_parameters(), matcher, return_values=False, reverse=True)
+
+    own, expected = groups(timm.create_model(f"wsms_{name}")), groups(timm.create_model(name))
+    heads = {key for key in expected if f"backbone.{key}" not in own}
+    assert heads <= {"fc.weight", "fc.bias"}  # a head of another width takes its place
+    for key, group in own.items():
+        plain = key.partition("backbone.")[2]
+        if plain:
+            assert group == expected[plain], key

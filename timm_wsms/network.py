@@ -1,6 +1,7 @@
 """The weight-shared multi-stage network (Takahashi et al., ACML 2017, Section 3): image → pyramid → stages → head."""
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -58,7 +59,7 @@ class WsmsNet(nn.Module):
         _check_choice("integration", integration, IntegrationKind)
         _check_choice("unshared_norms", unshared_norms, UnsharedNorms)
         self.backbone: TimmModel = (backbone := build_backbone())
-        self.channels_last = _format(backbone) == "NHWC"  # how the backbone's maps lie in memory and in shape
+        self.nhwc = _format(backbone) == "NHWC"  # the axes of the backbone's maps
         cuts = _choose_levels(backbone, stages)
         paper = getattr(backbone, "wsms_defaults", {})
         residual = paper.get("residual", True) if residual is None else residual
@@ -99,7 +100,7 @@ class WsmsNet(nn.Module):
         if channels != widths[0]:
             pool = _get_global_pool(self.backbone) or "avg"
             drop_rate = getattr(self.backbone, "drop_rate", 0.0)
-            fmt = "NHWC" if self.channels_last else "NCHW"
+            fmt = "NHWC" if self.nhwc else "NCHW"
             self.head = ClassifierHead(channels, self.backbone.num_classes, pool, drop_rate, input_fmt=fmt)
             self.head.to(reference.device, reference.dtype)
             self.num_features = channels
@@ -158,6 +159,17 @@ class WsmsNet(nn.Module):
         skip = getattr(self.backbone, "no_weight_decay", set)
         return {f"backbone.{name}" for name in skip()}
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions for timm's layer-wise grouping: a stage's norms go with the backbone's."""
+
+        def inside(pattern: Any) -> Any:
+            if not isinstance(pattern, str):  # a list of (pattern, ordinal)
+                return [(inside(one), ordinal) for one, ordinal in pattern]
+            pattern = re.sub(r"(^|[|(])\^", r"\1", pattern)  # the anchor moves to the front
+            return rf"^(?:stages\.\d+\.)?backbone\.(?:{pattern})"
+
+        return {group: inside(pattern) for group, pattern in self.backbone.group_matcher(coarse=coarse).items()}
+
     # ---- forward
 
     def pyramid(self, image: torch.Tensor) -> list[torch.Tensor]:
@@ -179,12 +191,12 @@ class WsmsNet(nn.Module):
         f1 = self.backbone.forward_features(images[0])  # first, since then it draws its random numbers first
         if self.integration is None:
             return f1
-        f1 = f1.permute(0, 3, 1, 2) if self.channels_last else f1  # (B, C1, h, w)
+        f1 = f1.permute(0, 3, 1, 2) if self.nhwc else f1  # (B, C1, h, w)
         maps = [f1]
         for stage, image in zip(self.stages.values(), images[1:], strict=True):
             maps.append(_resize(stage(image), f1))  # (B, C_s, h, w)
         x = self.integration(maps)
-        return x.permute(0, 2, 3, 1) if self.channels_last else x
+        return x.permute(0, 2, 3, 1) if self.nhwc else x
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """(B, num_features, h, w) → (B, num_classes), or (B, head_hidden_size) with `pre_logits`."""

@@ -44,7 +44,7 @@ def reason_against(name: str) -> str | None:
         images = torch.zeros(2, 3, side, side)
         if not isinstance(backbone.forward_features(images), torch.Tensor):
             return NOT_ONE_MAP
-        network = WsmsNet(lambda: timm.create_model(name))
+        network = WsmsNet(lambda: backbone)
         try:
             features = network.forward_features(images)
         except (RuntimeError, UserError) as error:
