@@ -5,13 +5,20 @@ pooling; the shortcut is 2×2 average pooling, then a 1×1 convolution of stride
 pooling behind its convolution; the two commute, and this order costs a quarter.) The stem stays as it is.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 __all__ = ["AvgPoolResNet"]
+
+
+class CeilAvgPool2d(nn.AvgPool2d):
+    """Average pooling that keeps the last row and column of an odd map, as the stride and timm's shortcut do."""
+
+    def __init__(self, side: int):
+        super().__init__(side, ceil_mode=True, count_include_pad=False)
 
 
 class AvgPoolResNet(ResNet):
@@ -23,13 +30,13 @@ class AvgPoolResNet(ResNet):
         **kwargs: See timm's `ResNet`.
     """
 
-    wsms_defaults = {"residual": False}
+    wsms_defaults: ClassVar = {"residual": False}
 
     def __init__(self, layers: tuple[int, ...], zero_init_last: bool = False, **kwargs: Any):
-        super().__init__(
-            Bottleneck, layers, aa_layer=nn.AvgPool2d, avg_down=True, zero_init_last=zero_init_last, **kwargs
-        )
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)  # timm's aa_layer replaces it too; the paper keeps it
+        block: Any = Bottleneck  # timm's annotation asks for an instance, its code for the class
+        super().__init__(block, layers, aa_layer=CeilAvgPool2d, avg_down=True, zero_init_last=zero_init_last, **kwargs)
+        # timm's aa_layer replaces it too; the paper keeps it
+        self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)  # type: ignore[assignment]
 
 
 LAYERS = {"resnet50_avgpool": (3, 4, 6, 3), "resnet101_avgpool": (3, 4, 23, 3), "resnet152_avgpool": (3, 8, 36, 3)}

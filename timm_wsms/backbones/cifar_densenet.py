@@ -12,7 +12,7 @@ from timm.layers import BatchNormAct2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from timm_wsms.backbones.sequential import SequentialBackbone, cifar_cfg
+from timm_wsms.backbones.sequential import SequentialBackbone, cifar_cfg, cifar_feature_cfg
 
 __all__ = ["CifarDenseNet"]
 
@@ -96,13 +96,17 @@ GROWTH_RATES = (24, 26)
 default_cfgs = generate_default_cfgs({f"densenet100_k{k}_cifar": cifar_cfg() for k in GROWTH_RATES})
 
 
+def _build(name: str, pretrained: bool, **kwargs: Any) -> CifarDenseNet:
+    return build_model_with_cfg(CifarDenseNet, name, pretrained, feature_cfg=cifar_feature_cfg(), **kwargs)
+
+
 @register_model
 def densenet100_k24_cifar(pretrained: bool = False, **kwargs: Any) -> CifarDenseNet:
     """DenseNet-100 with growth rate 24 (Huang et al. 2016)."""
-    return build_model_with_cfg(CifarDenseNet, "densenet100_k24_cifar", pretrained, growth_rate=24, **kwargs)
+    return _build("densenet100_k24_cifar", pretrained, growth_rate=24, **kwargs)
 
 
 @register_model
 def densenet100_k26_cifar(pretrained: bool = False, **kwargs: Any) -> CifarDenseNet:
     """DenseNet-100 with growth rate 26: the paper's comparison of equal parameters (Table 1)."""
-    return build_model_with_cfg(CifarDenseNet, "densenet100_k26_cifar", pretrained, growth_rate=26, **kwargs)
+    return _build("densenet100_k26_cifar", pretrained, growth_rate=26, **kwargs)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from timm_wsms.backbones.sequential import SequentialBackbone, cifar_cfg
+from timm_wsms.backbones.sequential import SequentialBackbone, cifar_cfg, cifar_feature_cfg
 
 __all__ = ["CifarResNet"]
 
@@ -78,7 +78,10 @@ default_cfgs = generate_default_cfgs({f"resnet{depth}_cifar": cifar_cfg() for de
 
 def _register(depth: int) -> None:
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-        return build_model_with_cfg(CifarResNet, f"resnet{depth}_cifar", pretrained, depth=depth, **kwargs)
+        name = f"resnet{depth}_cifar"
+        return build_model_with_cfg(
+            CifarResNet, name, pretrained, feature_cfg=cifar_feature_cfg(), depth=depth, **kwargs
+        )
 
     entrypoint.__name__ = entrypoint.__qualname__ = f"resnet{depth}_cifar"
     entrypoint.__doc__ = f"ResNet-{depth} for 32×32 images (He et al. 2016, Section 4.2)."

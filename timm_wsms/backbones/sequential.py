@@ -1,7 +1,6 @@
-"""What the CIFAR backbones have in common: a chain of layers, global pooling, one linear layer; timm's interface once."""
+"""What the CIFAR backbones have in common: a chain of layers, pooling, a linear layer; and timm's interface, once."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +31,11 @@ def cifar_cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
+def cifar_feature_cfg() -> dict[str, Any]:
+    """How timm's `features_only=True` reads the three levels of a CIFAR backbone: by `forward_intermediates`."""
+    return {"out_indices": (0, 1, 2), "feature_cls": "getter"}
+
+
 class SequentialBackbone(nn.Module):
     """A classifier that is one `nn.Sequential` of named layers, global pooling and a linear layer.
 
@@ -45,7 +49,7 @@ class SequentialBackbone(nn.Module):
     """
 
     # How the paper puts its own backbones together (Sections 4.1, 4.2): WsmsNet takes these as its defaults.
-    wsms_defaults = {"residual": False, "integration_channels": 128}
+    wsms_defaults: ClassVar = {"residual": False, "integration_channels": 128}
 
     def __init__(
         self,
@@ -136,7 +140,7 @@ class SequentialBackbone(nn.Module):
         return maps if intermediates_only else (x, maps)
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the layers behind the deepest of the chosen levels, and the classifier."""
         ends = self.feature_ends

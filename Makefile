@@ -1,0 +1,50 @@
+# timm-wsms: each target sets up .venv by itself, once; `make` alone lists them.
+#
+#   make train ARGS="--epochs 3 --seed 1"            settings for the training script
+#   make train RECIPE=recipes/cifar10_resnet110.yaml another recipe
+#   make train LAUNCH="accelerate launch"            your own `accelerate config`
+
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+ARGS ?=
+RECIPE ?= recipes/quickstart.yaml
+# A run has a folder of its own: nothing is overwritten, and `make train OUTPUT=outputs/… ARGS="--resume auto"` goes on
+# with a run that was interrupted.
+OUTPUT ?= outputs/$(basename $(notdir $(RECIPE)))-$(shell date +%Y%m%d-%H%M%S)
+# All spelled out, so that neither `accelerate config` nor a warning comes first. Threads: accelerate would allow only one.
+LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	--num_cpu_threads_per_process $$($(BIN)/python -c "import torch; print(torch.get_num_threads())")
+
+.PHONY: help install train test sweep check format
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+install: $(INSTALLED)  ## set up .venv with the package and its tools
+
+train: $(INSTALLED)  ## train the quick start on the embedded digits: WSMS beside its plain backbone
+	$(LAUNCH) train_accelerate.py --recipe $(RECIPE) --output $(OUTPUT) $(ARGS)
+
+test: $(INSTALLED)  ## run the tests
+	$(BIN)/python -m pytest -m "not sweep" $(ARGS)
+
+sweep: $(INSTALLED)  ## run the long tests over all of timm's backbones
+	$(BIN)/python -m pytest -m sweep $(ARGS)
+
+check: $(INSTALLED)  ## check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## put the code into the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(INSTALLED): pyproject.toml
+	@test -x $(BIN)/pip || { echo "Setting up .venv: once, PyTorch is a download of some GB."; $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch $@

@@ -1,0 +1,111 @@
+"""Transforms against timm's own and against loops over single images."""
+
+import random
+
+import numpy as np
+import pytest
+import timm
+import timm.data
+import torch
+from PIL import Image
+
+from timm_wsms.data import DataSettings, TimmAugmentation, data_config, eval_transform, train_transform
+from timm_wsms.data.transforms import draw_pad_crop_flip, normalize, pad_crop_flip
+from timm_wsms.errors import UserError
+
+CONFIG = {
+    "input_size": (3, 12, 10),
+    "interpolation": "bilinear",
+    "mean": (0.4, 0.5, 0.6),
+    "std": (0.2, 0.3, 0.25),
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return timm.create_model("test_resnet")
+
+
+def test_data_config_is_the_models_own_unless_the_recipe_says_otherwise(model):
+    assert data_config(model, DataSettings()) == timm.data.resolve_data_config(model=model)
+    given = DataSettings(input_size=[1, 28, 24], mean=[0.13], std=[0.3], crop_pct=1.0)
+    expected = {"input_size": (1, 28, 24), "mean": (0.13,), "std": (0.3,), "crop_pct": 1.0}
+    assert data_config(model, given) == {**timm.data.resolve_data_config(model=model), **expected}
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"input_size": [32, 32]}, "data.input_size"),
+        ({"input_size": [4, 32, 32]}, "data.input_size"),
+        ({"mean": [0.5, 0.5]}, "data.mean"),
+        ({"input_size": [1, 28, 28]}, "data.mean"),
+        ({"std": [0.2, 0.0, 0.2]}, "data.std"),
+        ({"crop_pct": 1.5}, "data.crop_pct"),
+    ],
+)
+def test_data_config_names_the_setting_it_cannot_use(model, settings, named):
+    with pytest.raises(UserError, match=named):
+        data_config(model, DataSettings(**settings))
+
+
+def test_normalize_gives_the_bits_of_timms_eval_transform():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 12, 10, 3), dtype=np.uint8)
+    transform = timm.data.create_transform(**CONFIG, is_training=False)
+    expected = torch.stack([transform(Image.fromarray(image)) for image in pixels])
+    images = normalize(torch.from_numpy(pixels), CONFIG["mean"], CONFIG["std"])
+    assert images.is_contiguous() and torch.equal(images, expected)
+
+
+def test_pad_crop_flip_against_a_loop():
+    images = torch.randn(40, 3, 12, 10)
+    corners, flips = draw_pad_crop_flip(40, np.random.default_rng(1))
+    result = pad_crop_flip(images, torch.from_numpy(corners), torch.from_numpy(flips))
+    for image, (top, left), flip, augmented in zip(images.numpy(), corners, flips, result.numpy(), strict=True):
+        padded = np.zeros((3, 20, 18), np.float32)
+        padded[:, 4:16, 4:14] = image
+        crop = padded[:, top : top + 12, left : left + 10]
+        np.testing.assert_array_equal(augmented, crop[:, :, ::-1] if flip else crop)
+
+
+def test_draws_reach_every_corner_and_flip_half():
+    corners, flips = draw_pad_crop_flip(9000, np.random.default_rng(2))
+    counts = np.zeros((9, 9))
+    np.add.at(counts, (corners[:, 0], corners[:, 1]), 1)
+    assert counts.min() > 60 and counts.max() < 170  # 111 expected, with a standard deviation of 10
+    assert 0.47 < flips.mean() < 0.53
+
+
+def test_train_transform_without_timms_augmentation_is_the_eval_transform():
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (40, 31, 3), dtype=np.uint8))
+    expected = timm.data.create_transform(**CONFIG, is_training=False)(image)
+    for augmentation in ("none", "pad_crop_flip"):
+        assert torch.equal(train_transform(CONFIG, DataSettings(augmentation=augmentation))(image), expected)
+    assert torch.equal(eval_transform(CONFIG)(image), expected)
+
+
+@pytest.mark.parametrize("interpolation", [None, "bicubic"])
+def test_timms_augmentation_gets_every_setting(interpolation):
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (40, 31, 3), dtype=np.uint8))
+    chosen = {"scale": (0.5, 1.0), "vflip": 0.5, "color_jitter": [0.1, 0.2, 0.3, 0.1], "re_prob": 0.9}
+    augmentation = TimmAugmentation(**chosen, interpolation=interpolation)
+    settings = DataSettings(augmentation="timm", timm=augmentation)
+    arguments = {**CONFIG, **chosen, "interpolation": interpolation or "bilinear"}
+    results = []
+    for transform in (
+        train_transform(CONFIG, settings),
+        timm.data.create_transform(**arguments, is_training=True),
+    ):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        results.append(torch.stack([transform(image) for _ in range(8)]))
+    assert torch.equal(*results) and not torch.equal(results[0][0], results[0][1])
+
+
+def test_an_unknown_auto_augment_policy_is_the_users_mistake():
+    settings = DataSettings(augmentation="timm", timm=TimmAugmentation(auto_augment="nonsense"))
+    with pytest.raises(UserError, match=r"data\.timm"):
+        train_transform(CONFIG, settings)

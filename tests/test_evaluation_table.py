@@ -1,0 +1,26 @@
+"""The results table, character by character."""
+
+from timm_wsms.evaluation import Row, markdown_table, text_table
+
+ROWS = [
+    Row("resnet20_cifar", 269_722, 40_551_040, 90.125, {8: 51.25, 32: 97.0}),
+    Row("wsms", 1_290_000, 6_889_000_000, 92.0, {8: 60.0}),
+]
+
+
+def test_text():
+    assert text_table(ROWS) == (
+        "model           parameters  multiplications  accuracy %  8 px  32 px\n"
+        "--------------  ----------  ---------------  ----------  ----  -----\n"
+        "resnet20_cifar     0.270 M           40.6 M       90.12  51.2   97.0\n"
+        "wsms               1.290 M        6,889.0 M       92.00  60.0      –"
+    )
+
+
+def test_markdown_without_sizes():
+    rows = [Row("resnet20_cifar", 269_722, 40_551_040, 90.0)]
+    assert markdown_table(rows) == (
+        "| model | parameters | multiplications | accuracy % |\n"
+        "| --- | ---: | ---: | ---: |\n"
+        "| resnet20_cifar | 0.270 M | 40.6 M | 90.00 |"
+    )

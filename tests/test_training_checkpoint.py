@@ -1,0 +1,261 @@
+"""Checkpoints and model folders: round trips by value, and what happens when writing fails half-way."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+import timm_wsms  # noqa: F401
+from timm_wsms.errors import UserError
+from timm_wsms.training import checkpoint
+from timm_wsms.training.states import join, split
+
+CLASSES = ["cat", "dog", "owl"]
+
+
+def small(name: str = "wsms_resnet20_cifar", seed: int = 0, **kwargs) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model(name, num_classes=3, **kwargs)
+
+
+def tiny(seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 3))
+
+
+def steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+    """Steps with images that depend on the step's number alone."""
+    model.train()
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        images = torch.randn(4, 3, 16, 16, generator=generator)
+        torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def full_disk(monkeypatch, fails_at: str) -> None:
+    """Lets the disk be full, after half of the data, when a file of this name is written."""
+    write = Path.write_bytes
+
+    def write_bytes(self, data):
+        if self.name == fails_at:
+            write(self, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+
+# --- checkpoints
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw", "muon"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_run_goes_on_as_if_it_had_not_been_interrupted(tmp_path, name, memory_format):
+    def start(seed: int):
+        model = tiny(seed).to(memory_format=memory_format)
+        return model, create_optimizer_v2(model, name, lr=0.01, weight_decay=0.1)
+
+    whole, optimizer = start(seed=0)
+    steps(whole, optimizer, range(4))
+
+    first, optimizer = start(seed=0)
+    steps(first, optimizer, range(2))
+    ema = tiny(seed=5)
+    folder = checkpoint.save_run_state(tmp_path, 7, first, optimizer, ema, {"metrics": [{"epoch": 7, "loss": 0.1}]})
+
+    second, optimizer = start(seed=1)
+    other_ema = tiny(seed=6)
+    assert checkpoint.load_run_state(folder, second, optimizer, other_ema) == (
+        7,
+        {"metrics": [{"epoch": 7, "loss": 0.1}]},
+    )
+    assert_same(ema.state_dict(), other_ema.state_dict())
+    for parameter, state in optimizer.state.items():
+        for value in state.values():
+            assert getattr(value, "shape", None) != parameter.shape or value.stride() == parameter.stride()
+    steps(second, optimizer, range(2, 4))
+    assert_same(whole.state_dict(), second.state_dict())
+
+
+def test_checkpoints_are_safetensors_and_json_and_the_newest_two_are_kept(tmp_path):
+    model = small()
+    optimizer = create_optimizer_v2(model, "momentum", lr=0.1)
+    for epoch in (1, 2, 9, 10, 10000):
+        checkpoint.save_run_state(tmp_path / "checkpoints", epoch, model, optimizer)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-0010", "epoch-10000"]
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert newest.name == "epoch-10000"  # by number, not by name
+    assert sorted(path.name for path in newest.iterdir()) == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
+    assert checkpoint.newest(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_full_disk_leaves_the_previous_checkpoints_whole(tmp_path, monkeypatch, name):
+    model = small()
+    optimizer = create_optimizer_v2(model, "momentum", lr=0.1)
+    steps(model, optimizer, range(1))
+    for epoch in (1, 2):
+        checkpoint.save_run_state(tmp_path / "checkpoints", epoch, model, optimizer)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if name == "state.json":
+        monkeypatch.setattr(
+            Path, "write_text", lambda self, *a, **k: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
+        )
+    else:
+        full_disk(monkeypatch, name)
+    with pytest.raises(UserError, match=r"disk is full.*--resume auto"):
+        checkpoint.save_run_state(tmp_path / "checkpoints", 3, model, optimizer)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-0001", "epoch-0002"]
+
+
+def test_what_a_killed_process_left_half_written_is_no_checkpoint(tmp_path):
+    model = small()
+    optimizer = create_optimizer_v2(model, "momentum", lr=0.1)
+    checkpoint.save_run_state(tmp_path / "checkpoints", 1, model, optimizer)
+    with pytest.raises(KeyboardInterrupt), checkpoint.written_beside(tmp_path / "checkpoints" / "epoch-0002") as folder:
+        (folder / "model.safetensors").write_bytes(b"half")
+        half = folder
+        raise KeyboardInterrupt
+    half.mkdir()  # had it been killed outright
+    (half / "model.safetensors").write_bytes(b"half")
+    assert checkpoint.newest(tmp_path).name == "epoch-0001"
+    checkpoint.save_run_state(tmp_path / "checkpoints", 2, model, optimizer)
+    assert checkpoint.newest(tmp_path).name == "epoch-0002"
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, name):
+    model = small()
+    optimizer = create_optimizer_v2(model, "momentum", lr=0.1)
+    steps(model, optimizer, range(1))
+    folder = checkpoint.save_run_state(tmp_path, 1, model, optimizer)
+    data = bytearray((folder / name).read_bytes())
+    if name == "state.json":
+        data = data[:-9]
+    else:
+        data[-9] ^= 1  # a single bit
+    (folder / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        checkpoint.load_run_state(folder, model, optimizer)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is damaged or missing"):
+        checkpoint.load_run_state(folder, model, optimizer)
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    model, other = small(), small("resnet32_cifar")
+    optimizer, others = (create_optimizer_v2(each, "momentum", lr=0.1) for each in (model, other))
+    folder = checkpoint.save_run_state(tmp_path, 1, model, optimizer)
+    with pytest.raises(UserError, match="does not fit"):
+        checkpoint.load_run_state(folder, other, others)
+    with pytest.raises(UserError, match="without ema_decay"):
+        checkpoint.load_run_state(folder, model, optimizer, small())
+
+
+def test_a_state_of_any_shape_comes_back_by_value_and_type():
+    tensor = torch.arange(6.0).view(2, 3)
+    tree = {
+        "state": {0: {"step": torch.tensor(3.0), "pair": (1, [tensor, None])}},
+        "groups": [{"lr": 0.1, "betas": (0.9, 0.99)}],
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    back = join(json.loads(json.dumps(split(tree, tensors))), tensors)
+    assert set(tensors) == {"state.0.step", "state.0.pair.1.0"}
+    assert torch.equal(back["state"][0].pop("step"), torch.tensor(3.0))
+    assert torch.equal(back["state"][0]["pair"][1].pop(0), tensor)
+    assert back == {"state": {0: {"pair": (1, [None])}}, "groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}
+    with pytest.raises(TypeError, match=r"a\.b is a set"):
+        split({"a": {"b": {1}}}, {})
+
+
+# --- the model's folder
+
+
+def test_timm_loads_the_folder_and_computes_the_same(tmp_path):
+    model = small(stages=2, integration="conv3x3").to(memory_format=torch.channels_last)
+    optimizer = create_optimizer_v2(model, "momentum", lr=0.1)
+    steps(model, optimizer, range(2))  # running statistics and γ that are not the initial ones
+    config = {
+        **timm.data.resolve_data_config(model=model),
+        "input_size": (3, 24, 24),
+        "mean": (0.1, 0.2, 0.3),
+        "crop_pct": 0.75,
+    }
+    images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(9))
+    strides = {name: value.stride() for name, value in model.state_dict().items()}
+    with checkpoint.written_beside(tmp_path / "model") as folder:
+        checkpoint.save_model_folder(model, folder, config, CLASSES, images)
+    assert model.training  # left as it was
+    assert {name: value.stride() for name, value in model.state_dict().items()} == strides
+
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    assert_same(model.state_dict(), loaded.state_dict())
+    got = timm.data.resolve_data_config(model=loaded)
+    assert {**got, "mean": tuple(got["mean"]), "std": tuple(got["std"])} == config
+    assert loaded.pretrained_cfg["label_names"] == CLASSES
+    tensors = load_file(tmp_path / "model" / "test" / "tensors.safetensors")
+    assert_same(tensors, checkpoint.reference_tensors(loaded, images))
+    with torch.no_grad():
+        features = loaded.forward_features(images)
+        expected = {"input": images, "features": features, "logits": loaded(images)}
+        expected["pre_logits"] = loaded.forward_head(features, pre_logits=True)
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(tensors[name], value)
+    assert not list(tmp_path.rglob("*.bin")) + list(tmp_path.rglob("*.pt*"))
+
+
+def test_a_failure_leaves_the_folder_that_was_there(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "config.json").write_text("old")
+    with pytest.raises(RuntimeError), checkpoint.written_beside(target) as folder:
+        (folder / "config.json").write_text("new")
+        raise RuntimeError
+    assert (target / "config.json").read_text() == "old"
+    with checkpoint.written_beside(target) as folder:
+        (folder / "config.json").write_text("new")
+    assert (target / "config.json").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# --- the output folder
+
+
+def test_an_output_folder_with_a_run_is_refused_unless_resumed(tmp_path):
+    for name in ("settings.yaml", "checkpoints", "model", "baseline"):
+        folder = tmp_path / name.removesuffix(".yaml")
+        (folder / name).mkdir(parents=True)
+        checkpoint.check_output(folder, "auto")
+        with pytest.raises(UserError, match=r"already holds a run.*--resume auto.*another --output"):
+            checkpoint.check_output(folder, "no")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").touch()
+    checkpoint.check_output(tmp_path / "notes", "no")
+    checkpoint.check_output(tmp_path / "not" / "yet", "no")
+    assert not (tmp_path / "not").exists()
+    with pytest.raises(UserError, match="nothing can be written"):
+        checkpoint.check_output(tmp_path / "notes" / "mine.txt" / "run", "no")

@@ -1,0 +1,19 @@
+"""From a recipe to batches of images and labels."""
+
+from .loader import Batch, Loader, make_loader
+from .settings import DataSettings, TimmAugmentation
+from .sources import Split, load_splits
+from .transforms import data_config, eval_transform, train_transform
+
+__all__ = [
+    "Batch",
+    "DataSettings",
+    "Loader",
+    "Split",
+    "TimmAugmentation",
+    "data_config",
+    "eval_transform",
+    "load_splits",
+    "make_loader",
+    "train_transform",
+]

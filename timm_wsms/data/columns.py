@@ -1,0 +1,168 @@
+"""Opens a source with `datasets`, and finds its splits and its columns of images and labels."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from ..errors import UserError
+from .settings import DataSettings
+
+if TYPE_CHECKING:
+    import datasets
+
+T = TypeVar("T")
+UNLABELLED = -1  # the Hub's convention, for test splits whose labels are held back
+
+
+class Columns(NamedTuple):
+    """The names of the columns of images and of labels."""
+
+    image: str
+    label: str
+
+
+def open_source(source: str, config: str | None) -> "datasets.DatasetDict":
+    """Opens all splits of a local folder, or of a data set on the Hub.
+
+    Args:
+        source: an image folder, a folder of parquet files, or a Hub name.
+        config: the data set's configuration, where it has several.
+
+    Raises:
+        UserError: if there is no such folder or data set, or the Hub cannot be reached.
+    """
+    import datasets
+
+    folder = Path(source).expanduser()
+    local = folder.exists()
+    if folder.is_file():
+        raise UserError(f"data.source {source!r} is a file; name the folder it is in.")
+    if not local and (source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source):
+        raise UserError(f"data.source {source!r}: there is no such folder; mend the path.")
+    try:
+        return datasets.load_dataset(str(folder) if local else source, config)
+    except MemoryError:
+        raise
+    except Exception as error:  # the many readers and the network raise many things, all about this source
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        reason = _one_line(cause or error)
+        if local:
+            remedy = "Put an image folder (split/class/image) or parquet files there"
+            raise UserError(
+                f"data.source {source!r}: no images can be read from this folder. {remedy}. {reason}"
+            ) from error
+        remedy = (
+            "Mend data.source or data.config, or check the network; without it, name a local folder, or set"
+            " HF_HUB_OFFLINE=1 to use what was downloaded before"
+        )
+        raise UserError(f"{source!r} is no local folder, and the Hub did not deliver it. {remedy}. {reason}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"({type(error).__name__}: {error})".split())
+
+
+def pick_split(splits: dict[str, T], name: str) -> T:
+    """One split by its name.
+
+    Raises:
+        UserError: if there is none of that name, with the names there are.
+    """
+    if name not in splits:
+        there = ", ".join(sorted(splits))
+        raise UserError(f"The data has no split {name!r}; set data.train_split and data.test_split among: {there}.")
+    return splits[name]
+
+
+def find_columns(table: "datasets.Dataset", settings: DataSettings) -> Columns:
+    """Finds the columns of images and of labels by their types, where the settings do not name them.
+
+    Args:
+        table: a split.
+        settings: of which `image_column` and `label_column` count.
+
+    Raises:
+        UserError: if there is no such column, or several; with the columns there are.
+    """
+    import datasets
+
+    features = table.features
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    integers = [name for name, feature in features.items() if _is_integer(feature)]
+    return Columns(
+        _choose("image", settings.image_column, images, images, "images", features),
+        _choose(
+            "label",
+            settings.label_column,
+            classes or integers,
+            classes + integers,
+            "class labels or integers",
+            features,
+        ),
+    )
+
+
+def _is_integer(feature: Any) -> bool:
+    return type(feature).__name__ == "Value" and feature.dtype.startswith(("int", "uint"))
+
+
+def _choose(
+    kind: str, named: str | None, found: list[str], allowed: list[str], what: str, features: dict[str, Any]
+) -> str:
+    """The column that is named, or else the only one that is found."""
+    there = ", ".join(f"{name} ({_describe(feature)})" for name, feature in features.items())
+    if named is not None:
+        if named not in features:
+            raise UserError(f"data.{kind}_column {named!r}: there is no such column; the columns are: {there}.")
+        if named not in allowed:
+            raise UserError(f"data.{kind}_column {named!r} does not hold {what}; the columns are: {there}.")
+        return named
+    if not found:
+        raise UserError(f"The data has no column of {what}; its columns are: {there}. Name another data.source.")
+    if len(found) > 1:
+        raise UserError(f"The data has several columns of {what}; set data.{kind}_column among: {', '.join(found)}.")
+    return found[0]
+
+
+def _describe(feature: Any) -> str:
+    return feature.dtype if type(feature).__name__ == "Value" else type(feature).__name__
+
+
+def read_labels(
+    tables: list["datasets.Dataset"], names: tuple[str, str], column: str
+) -> tuple[list[np.ndarray], list[str]]:
+    """Reads the labels of all splits.
+
+    Args:
+        tables: the splits, which all have the column.
+        names: the splits' names, for messages.
+        column: the column of labels.
+
+    Returns:
+        labels: int64 (n,) per split.
+        class_names: one per class; the numbers themselves where the labels are plain integers.
+
+    Raises:
+        UserError: if a split is empty or has rows without a label, or if the numbers cannot be classes.
+    """
+    labels = []
+    for table, name in zip(tables, names, strict=True):
+        if len(table) == 0:
+            raise UserError(f"Split {name!r} is empty; set data.train_split and data.test_split to others.")
+        values = table.select_columns([column]).with_format("arrow")[:][column].fill_null(UNLABELLED).to_numpy()
+        if values.min() < 0:
+            row = int(np.argmax(values < 0))
+            raise UserError(f"Row {row} of split {name!r} has no label in {column!r}; set another split, or label it.")
+        labels.append(values.astype(np.int64))
+    class_names = getattr(tables[0].features[column], "names", None)
+    if class_names is None:
+        count = max(int(values.max()) for values in labels) + 1
+        if count > len(labels[0]):  # an identifier, perhaps
+            raise UserError(
+                f"Column {column!r} has numbers up to {count - 1} in {len(labels[0])} rows of split {names[0]!r}: these"
+                " are no classes counted from 0; set data.label_column to another."
+            )
+        class_names = [str(label) for label in range(count)]
+    return labels, list(class_names)

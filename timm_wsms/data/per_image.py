@@ -1,0 +1,81 @@
+"""Decodes and transforms images one by one, in worker processes."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .images import BadImageError
+from .sources import Split
+
+
+class TransformedImages(torch.utils.data.Dataset):
+    """Maps (epoch, index) to (index, transformed image), or to (index, what is wrong with the image).
+
+    Args:
+        split: where the images come from.
+        transform: from a PIL image to float32 (C, H, W).
+        channels: 3 for images in RGB, 1 for gray ones.
+        seed: with the epoch and the index, of what the transform draws.
+    """
+
+    def __init__(
+        self, split: Split, transform: Callable[[Image.Image], torch.Tensor], channels: int, seed: tuple[int, ...]
+    ):
+        self.split, self.transform, self.channels, self.seed = split, transform, channels, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, torch.Tensor | str]:
+        epoch, index = key
+        try:
+            image = self.split.image(index)
+        except BadImageError as error:  # as a value: raised in a worker, it would arrive wrapped in a traceback
+            return index, str(error)
+        with _seeded(*self.seed, epoch, index):
+            return index, self.transform(image if self.channels == 3 else image.convert("L"))
+
+
+def collate(samples: list[tuple[int, torch.Tensor | str]]) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
+    """Stacks samples into (index, images, errors by index)."""
+    images = {index: image for index, image in samples if isinstance(image, torch.Tensor)}
+    errors = {index: error for index, error in samples if isinstance(error, str)}
+    stacked = torch.stack(list(images.values())) if images else torch.empty(0)
+    return torch.tensor(list(images), dtype=torch.int64), stacked, errors
+
+
+class EpochKeys:
+    """A batch sampler: the keys (epoch, index) of one epoch's batches. Workers that outlive an epoch get both by key.
+
+    Attributes:
+        epoch: the epoch.
+        batches: int64 (b,), the indices of each batch.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.batches: list[np.ndarray] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for indices in self.batches:
+            yield [(self.epoch, index) for index in indices.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@contextmanager
+def _seeded(*key: int) -> Iterator[None]:
+    """Seeds the random numbers that transforms draw from (Python's, NumPy's, PyTorch's), and puts the old ones back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seeds = [int(word) for word in np.random.SeedSequence(key).generate_state(3)]
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])
+    torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would seed the accelerator's generator, too
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,76 @@
+"""What a recipe says about its images."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class TimmAugmentation:
+    """What `timm.data.create_transform` draws from when `augmentation` is `timm`; the defaults are timm's."""
+
+    train_crop_mode: Literal["rrc", "rkrc", "rkrr"] | None = None
+    """How a training crop is drawn, in timm's terms; by default `rrc`, the random-resized crop."""
+    scale: tuple[float, float] | None = None
+    """Smallest and largest area of a crop, as parts of the image's; by default 0.08 and 1."""
+    ratio: tuple[float, float] | None = None
+    """Smallest and largest width of a crop divided by its height; by default 3/4 and 4/3."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    vflip: float = 0.0
+    """Probability of a vertical flip."""
+    color_jitter: float | list[float] | None = 0.4
+    """Strength of the change of brightness, contrast and saturation; null for no change."""
+    color_jitter_prob: float | None = None
+    """Probability of the change of color; by default every image is changed."""
+    grayscale_prob: float = 0.0
+    """Probability of turning the image gray."""
+    gaussian_blur_prob: float = 0.0
+    """Probability of a Gaussian blur."""
+    auto_augment: str | None = None
+    """A policy as timm writes them, such as `rand-m9-mstd0.5-inc1`; it takes the place of `color_jitter`."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "random"] | None = None
+    """How a training crop is resized (`random`: bilinear or bicubic); by default as the model's own."""
+    re_prob: float = 0.0
+    """Probability of erasing a random rectangle."""
+    re_mode: Literal["const", "rand", "pixel"] = "const"
+    """What an erased rectangle is filled with: zeros, one random color, or a random color per pixel."""
+    re_count: int = 1
+    """The largest number of erased rectangles in one image."""
+
+
+@dataclass
+class DataSettings:
+    """Where the images come from and how they become batches."""
+
+    source: str = "digits"
+    """`digits` (embedded, needs no network), a local folder (image folder or parquet files), or a Hub name."""
+    config: str | None = None
+    """The Hub data set's configuration, where it has several."""
+    train_split: str = "train"
+    """Name of the split to train on."""
+    test_split: str = "test"
+    """Name of the split to evaluate on."""
+    image_column: str | None = None
+    """The column of images; by default the only one there is."""
+    label_column: str | None = None
+    """The column of labels; by default the only one of class labels, else of integers."""
+    augmentation: Literal["none", "pad_crop_flip", "timm"] = "none"
+    """Of training images: none, CIFAR's usual (pad 4 pixels, random crop, horizontal flip), or that of `data.timm`."""
+    input_size: list[int] | None = None
+    """Channels, height and width of what the network is fed, in pixels; by default the model's own."""
+    mean: list[float] | None = None
+    """Mean of each channel, of pixels between 0 and 1, to be subtracted; by default the model's own."""
+    std: list[float] | None = None
+    """Standard deviation of each channel, to be divided by; by default the model's own."""
+    crop_pct: float | None = None
+    """At evaluation, the part of the resized image that the center crop keeps; by default the model's own."""
+    timm: TimmAugmentation = field(default_factory=TimmAugmentation)
+    """What the augmentation `timm` draws from."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """An image that cannot be decoded stops the run (`error`), or is left out and counted (`skip`)."""
+    workers: int = 2
+    """Processes that decode images (none are needed for small images, which are kept decoded)."""
+    train_limit: int | None = None
+    """Train on the first so many images only, for a quick look."""
+    test_limit: int | None = None
+    """Evaluate on the first so many images only, for a quick look."""

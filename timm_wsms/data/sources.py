@@ -1,0 +1,172 @@
+"""From a name or a folder to images and labels."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ..errors import UserError
+from . import columns
+from .digits import Digits, load_digits
+from .images import BAD_IMAGE_REMEDY, BadImageError, check_head, decode, undecoded
+from .settings import DataSettings
+
+if TYPE_CHECKING:
+    import datasets
+
+LARGEST_SIDE = 64  # pixels; larger images are decoded anew each time they are needed
+MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pixels that one split may keep
+MOST_CHECKED = 50_000  # images whose heads are read before training, which takes seconds
+
+
+@dataclass
+class Split:
+    """Images and labels of one split, in the source's order. An image's index is its place in here, 0 to n - 1.
+
+    Attributes:
+        name: the split's name in the source.
+        labels: int64 (n,), classes counted from 0.
+        class_names: one per class.
+        pixels: uint8 (n, H, W, 3), if the images are kept decoded: all of one size, at most 64 pixels a side.
+        rows: otherwise, the rows that they are decoded from one by one.
+        image_column: the column of `rows`.
+        object_sizes: int64 (n,), side in pixels of what each image shows; None where that is not known.
+        skipped: number of rows already left out because they could not be decoded (never of those in `rows`).
+    """
+
+    name: str
+    labels: np.ndarray
+    class_names: list[str]
+    pixels: np.ndarray | None = None
+    rows: "datasets.Dataset | None" = None
+    image_column: str = ""
+    object_sizes: np.ndarray | None = None
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, limit: int | None) -> "Split":
+        """The first so many images; all of them if None."""
+        if limit is None or limit >= len(self):
+            return self
+        rows = None if self.rows is None else self.rows.select(range(limit))
+        pixels = None if self.pixels is None else self.pixels[:limit]
+        sizes = None if self.object_sizes is None else self.object_sizes[:limit]
+        return replace(self, labels=self.labels[:limit], pixels=pixels, rows=rows, object_sizes=sizes)
+
+    def image(self, index: int) -> Image.Image:
+        """One image, in RGB.
+
+        Raises:
+            BadImageError: if it cannot be decoded.
+        """
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels[index])
+        assert self.rows is not None
+        return decode(self.rows[index][self.image_column], self.name, index)
+
+
+def fits_in_memory(count: int, height: int, width: int) -> bool:
+    """Whether so many images of so many pixels are kept decoded."""
+    return max(height, width) <= LARGEST_SIDE and count * height * width * 3 <= MEMORY_LIMIT
+
+
+def progress(items: Iterable, what: str) -> Iterable:
+    """Shows a progress bar on stderr if it takes more than a second; in the first process only."""
+    return tqdm(items, desc=what, delay=1, mininterval=0.5, disable=os.environ.get("RANK", "0") != "0")
+
+
+def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
+    """Loads the images and labels to train on and to evaluate on.
+
+    Args:
+        settings: of which `source`, `config`, the names of splits and columns, `on_bad_image` and the limits count.
+        seed: of the embedded digits; other sources do not depend on it.
+
+    Returns:
+        (train, test), with the same class names.
+
+    Raises:
+        UserError: if the source, a split or a column is missing, or an image cannot be decoded.
+    """
+    for key, least in (("train_limit", 1), ("test_limit", 1), ("workers", 0)):
+        value = getattr(settings, key)
+        if value is not None and value < least:
+            raise UserError(f"data.{key} is {value}; give at least {least}.")
+    names = settings.train_split, settings.test_split
+    limits = settings.train_limit, settings.test_limit
+    if settings.source == "digits":
+        if seed < 0:
+            raise UserError(f"seed is {seed}; give a number that is not negative.")
+        digits = dict(zip(("train", "test"), load_digits(seed), strict=True))
+        train, test = (_from_digits(columns.pick_split(digits, name), name) for name in names)
+        return train.first(limits[0]), test.first(limits[1])
+    found = columns.open_source(settings.source, settings.config)
+    tables = [columns.pick_split(found, name) for name in names]
+    image_column, label_column = columns.find_columns(tables[0], settings)
+    labels, class_names = columns.read_labels(tables, names, label_column)
+    train, test = (
+        Split(name, of_split, class_names, rows=undecoded(table, image_column), image_column=image_column).first(limit)
+        for name, of_split, table, limit in zip(names, labels, tables, limits, strict=True)
+    )
+    return keep_decoded(train, settings.on_bad_image), keep_decoded(test, settings.on_bad_image)
+
+
+def _from_digits(digits: Digits, name: str) -> Split:
+    class_names = [str(digit) for digit in range(10)]
+    return Split(name, digits.labels, class_names, pixels=digits.pixels, object_sizes=digits.object_sizes)
+
+
+def keep_decoded(split: Split, on_bad_image: str) -> Split:
+    """Decodes all images at once if they are small and of one size, so that no epoch has to.
+
+    Where they are not, they stay undecoded. A bad one would then stop the training in its first epoch, so what is no
+    image at all is looked for here if that takes seconds; a damaged one still comes out only when it is decoded.
+
+    Args:
+        split: with `rows`.
+        on_bad_image: "error", or "skip" to leave out the images that cannot be decoded and count them.
+
+    Returns:
+        A split with `pixels`, or the same split.
+
+    Raises:
+        UserError: if an image cannot be decoded and `on_bad_image` is "error", or if none can be.
+    """
+    pixels: np.ndarray | None = None
+    bad: list[int] = []
+    for row in progress(range(len(split)), f"Decoding {split.name}"):
+        try:
+            image = split.image(row)
+        except BadImageError as error:
+            if on_bad_image == "error":
+                raise UserError(f"{error} {BAD_IMAGE_REMEDY}") from error
+            bad.append(row)
+            continue
+        if pixels is None and fits_in_memory(len(split), image.height, image.width):
+            pixels = np.zeros((len(split), image.height, image.width, 3), np.uint8)
+        if pixels is None or image.size != pixels.shape[2:0:-1]:
+            return _check_heads(split) if on_bad_image == "error" else split
+        pixels[row] = image
+    if pixels is None:
+        raise UserError(f"None of the {len(split)} images of split {split.name!r} can be decoded; mend the data.")
+    labels = split.labels
+    if bad:
+        pixels, labels = np.delete(pixels, bad, axis=0), np.delete(labels, bad)
+    return Split(split.name, labels, split.class_names, pixels=pixels, skipped=len(bad))
+
+
+def _check_heads(split: Split) -> Split:
+    if len(split) <= MOST_CHECKED:
+        assert split.rows is not None
+        for row in progress(range(len(split)), f"Checking {split.name}"):
+            try:
+                check_head(split.rows[row][split.image_column], split.name, row)
+            except BadImageError as error:
+                raise UserError(f"{error} {BAD_IMAGE_REMEDY}") from error
+    return split

@@ -1,0 +1,129 @@
+"""From images to normalized tensors."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import timm.data
+import torch
+import torch.nn.functional as F
+
+from ..errors import UserError
+from .settings import DataSettings
+
+PADDING = 4  # pixels on each side, He et al. 2016, Section 4.2
+
+
+def data_config(model: torch.nn.Module, settings: DataSettings) -> dict[str, Any]:
+    """What the images must look like: the model's own `pretrained_cfg`, overlaid with the recipe's values.
+
+    Args:
+        model: a timm model.
+        settings: of which `input_size`, `mean`, `std` and `crop_pct` count, where given.
+
+    Returns:
+        timm's data config: input_size, interpolation, mean, std, crop_pct, crop_mode.
+
+    Raises:
+        UserError: if a value of the recipe cannot be used.
+    """
+    config = timm.data.resolve_data_config(model=model)
+    for name in ("input_size", "mean", "std", "crop_pct"):
+        value = getattr(settings, name)
+        if value is not None:
+            config[name] = tuple(value) if isinstance(value, list) else value
+    size = config["input_size"]
+    if len(size) != 3 or size[0] not in (1, 3) or min(size) < 1:
+        raise UserError(f"data.input_size {list(size)} is not (channels, height, width) with 1 or 3 channels; mend it.")
+    for name in ("mean", "std"):
+        if len(config[name]) != size[0]:
+            raise UserError(f"data.{name} {list(config[name])} must have one value for each of {size[0]} channels.")
+    if min(config["std"]) <= 0:
+        raise UserError(f"data.std {list(config['std'])} must be positive.")
+    if not 0 < config["crop_pct"] <= 1:
+        raise UserError(f"data.crop_pct {config['crop_pct']} must be above 0 and at most 1.")
+    return config
+
+
+def eval_transform(config: dict[str, Any], normalize: bool = True):
+    """timm's evaluation transform: resize, center crop, and normalization.
+
+    Args:
+        config: from `data_config`.
+        normalize: False leaves the pixels as they are.
+
+    Returns:
+        A function from a PIL image to float32 (C, H, W), or to uint8 (C, H, W) without normalization.
+    """
+    return timm.data.create_transform(**config, is_training=False, normalize=normalize)
+
+
+def train_transform(config: dict[str, Any], settings: DataSettings):
+    """The transform of one training image: timm's random one for augmentation "timm", the evaluation's otherwise.
+
+    The augmentation "pad_crop_flip" is not in here: `pad_crop_flip` does it to a whole batch at once.
+
+    Args:
+        config: from `data_config`.
+        settings: of which `augmentation` and `timm` count.
+
+    Returns:
+        A function from a PIL image to float32 (C, H, W).
+    """
+    if settings.augmentation != "timm":
+        return eval_transform(config)
+    augmentation = asdict(settings.timm)
+    augmentation["interpolation"] = augmentation["interpolation"] or config["interpolation"]
+    try:
+        return timm.data.create_transform(**{**config, **augmentation}, is_training=True)
+    except (AssertionError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"timm refuses the settings under data.timm ({error!r}); mend them.") from error
+
+
+def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Normalizes a batch with the very operations of timm's transforms, hence to the same bits.
+
+    Args:
+        pixels: uint8 (B, H, W, C).
+        mean: of each channel, of pixels between 0 and 1.
+        std: likewise.
+
+    Returns:
+        float32 (B, C, H, W), contiguous.
+    """
+    images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (B, C, H, W)
+    return images.div_(255).sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
+
+
+def draw_pad_crop_flip(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draws, for each of n images, where `pad_crop_flip` crops and whether it flips.
+
+    Args:
+        n: number of images.
+        rng: where the random numbers come from.
+
+    Returns:
+        corners: int64 (n, 2), row and column of the crop's corner in the padded image, 0 to 8.
+        flips: bool (n,), true half of the time.
+    """
+    return rng.integers(0, 2 * PADDING, size=(n, 2), endpoint=True), rng.random(n) < 0.5
+
+
+def pad_crop_flip(images: torch.Tensor, corners: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
+    """CIFAR's usual augmentation (He et al. 2016, Section 4.2): pad 4 pixels, crop at random, flip left to right.
+
+    The padding is zero after normalization, that is the channel's mean, as in fb.resnet.torch and in the paper's order
+    of steps; padding the image itself would put black there.
+
+    Args:
+        images: float (B, C, H, W), normalized.
+        corners: int64 (B, 2), from `draw_pad_crop_flip`.
+        flips: bool (B,), likewise.
+
+    Returns:
+        float (B, C, H, W).
+    """
+    height, width = images.shape[-2:]
+    windows = F.pad(images, (PADDING,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 9, 9, H, W), a view
+    crops = windows[torch.arange(len(images)), :, corners[:, 0], corners[:, 1]]  # (B, C, H, W)
+    return torch.where(flips.view(-1, 1, 1, 1), crops.flip(-1), crops)

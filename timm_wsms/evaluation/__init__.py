@@ -1,0 +1,23 @@
+"""Evaluation: accuracy, accuracy against object size, cost, tables and plots."""
+
+from timm_wsms.evaluation.accuracy import Predictions, predict, top1, top5
+from timm_wsms.evaluation.cost import multiplications, parameters
+from timm_wsms.evaluation.object_size import accuracy_by_size, mean_over_sizes
+from timm_wsms.evaluation.plots import plot_curves, plot_sizes
+from timm_wsms.evaluation.table import Row, markdown_table, text_table
+
+__all__ = [
+    "Predictions",
+    "Row",
+    "accuracy_by_size",
+    "markdown_table",
+    "mean_over_sizes",
+    "multiplications",
+    "parameters",
+    "plot_curves",
+    "plot_sizes",
+    "predict",
+    "text_table",
+    "top1",
+    "top5",
+]

@@ -1,0 +1,147 @@
+"""Exact accuracy: every sample once, however many processes share the work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from timm_wsms.evaluation.mode import evaluating
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said about each sample of a data set, sorted by the sample's place in it.
+
+    Attributes:
+        index: Place in the data set, (n,) int64, ascending, each once.
+        label: True class, (n,) int64.
+        predicted: Class with the highest logit, (n,) int64.
+        in_top5: Whether the true class is among the five highest logits, (n,) bool.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
+    in_top5: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether the prediction is the true class, (n,) bool."""
+        return self.predicted == self.label
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def predict(
+    model: nn.Module,
+    loader: Iterable[Any],
+    accelerator: Accelerator,
+    size: int,
+    *,
+    full_precision: bool = False,
+    progress: bool = False,
+) -> Predictions:
+    """Runs `model` over a data set that the processes have divided among themselves, and puts the pieces together.
+
+    Every process has to call it, and each gets the whole result. All compute with process 0's buffers, the running
+    statistics a checkpoint holds. The model's mode is restored.
+
+    Args:
+        model: Images (b, c, h, w) to logits (b, classes); prepared by `accelerator` or not.
+        loader: This process's share, in batches of (index (b,), images (b, c, h, w), labels (b,)). Its attribute
+            `skipped`, if there is one, counts the rows of the data set it has left out.
+        accelerator: Gives the device, the precision and the other processes.
+        size: Number of samples in the whole data set.
+        full_precision: Leave out the accelerator's mixed precision. Only a model that was not prepared can do that,
+            since `accelerator.prepare` wraps mixed precision around the forward pass itself.
+        progress: Show a progress bar in process 0.
+
+    Returns:
+        One entry for each sample.
+
+    Raises:
+        RuntimeError: Samples are missing or came more than once.
+    """
+    from accelerate.utils import gather_object
+
+    # Without the DDP wrapper, whose forward exchanges buffers: a process without a batch would be waited for.
+    model = accelerator.unwrap_model(model)
+    _share_buffers(model, accelerator)
+    with evaluating(model):
+        batches = _with_bar(loader, progress and accelerator.is_main_process)
+        own = _predict_share(
+            model, batches, accelerator.device, nullcontext if full_precision else accelerator.autocast
+        )
+    shares = gather_object([(own, int(getattr(loader, "skipped", 0)))])  # arrays of different lengths
+    table = np.concatenate([rows for rows, _ in shares])  # (n, 4)
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    _check_complete(table[:, 0], size, skipped=sum(skipped for _, skipped in shares))
+    return Predictions(table[:, 0], table[:, 1], table[:, 2], table[:, 3].astype(bool))
+
+
+def top1(predictions: Predictions) -> float:
+    """Share of samples whose prediction is right, in percent."""
+    return _percent(predictions.correct)
+
+
+def top5(predictions: Predictions) -> float:
+    """Share of samples whose class is among the five likeliest, in percent."""
+    return _percent(predictions.in_top5)
+
+
+def _predict_share(
+    model: nn.Module, batches: Iterable[Any], device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
+) -> np.ndarray:
+    """Rows of (index, label, predicted, in top five) for this process's samples, (n, 4) int64."""
+    rows = [torch.empty(0, 4, dtype=torch.int64, device=device)]
+    for index, images, labels in batches:
+        labels = labels.to(device, non_blocking=True)  # (b,)
+        with autocast():
+            logits = model(images.to(device, non_blocking=True))  # (b, classes)
+        best = logits.float().topk(min(5, logits.shape[1])).indices  # (b, 5)
+        in_top5 = (best == labels[:, None]).any(dim=1)  # (b,)
+        rows.append(torch.stack([index.to(device), labels, best[:, 0], in_top5.long()], dim=1))
+    return torch.cat(rows).cpu().numpy()
+
+
+def _share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Gives every process the buffers of process 0; after a step of training each has running statistics of its own."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def _with_bar(loader: Iterable[Any], show: bool) -> Iterable[Any]:
+    if not show:
+        return loader
+    from tqdm import tqdm
+
+    # A log file gets a line now and then, not one for each redraw.
+    return tqdm(loader, desc="evaluate", unit="batch", leave=False, mininterval=0.3 if sys.stderr.isatty() else 20)
+
+
+def _check_complete(index: np.ndarray, size: int, skipped: int) -> None:
+    """Raises unless the sorted `index` has `size` less `skipped` entries, all different."""
+    again = np.unique(index[1:][index[1:] == index[:-1]])
+    if len(again):
+        raise RuntimeError(f"{len(again)} samples were evaluated more than once, the first of them number {again[0]}.")
+    if len(index) != size - skipped:
+        left_out = f" less {skipped} skipped" if skipped else ""
+        raise RuntimeError(f"{len(index)} samples were evaluated, but the data set has {size}{left_out}.")
+
+
+def _percent(hits: np.ndarray) -> float:
+    if not len(hits):
+        raise ValueError("There are no predictions to take an accuracy of.")
+    return 100.0 * float(np.mean(hits))

@@ -1,0 +1,111 @@
+"""Pictures of a run: training curves, and accuracy against object size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colors, which color-blind readers can tell apart, without the yellow that vanishes on white;
+# a marker each, so that the curves differ in black and white too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def plot_curves(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
+    """Draws loss and accuracy against the epoch.
+
+    Args:
+        rows: Lines of `metrics.jsonl`: each has an `epoch` and numbers. Names that end in `loss` go to the left panel,
+            names that end in `top1` or `top5` (percent) to the right; a line may lack any of them.
+        path: PNG file to write.
+        title: What was trained.
+
+    Returns:
+        `path`.
+    """
+    rows = list(rows)
+    figure = _figure(width=9.0)
+    loss, accuracy = figure.subplots(1, 2)
+    _draw_columns(loss, rows, ("loss",))
+    loss.set_ylabel("cross-entropy loss (nats)")
+    _draw_columns(accuracy, rows, ("top1", "top5"))
+    accuracy.set_ylabel("accuracy (%)")
+    for axes in (loss, accuracy):
+        _dress(axes, "epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return _save(figure, path, title)
+
+
+def plot_sizes(curves: Mapping[str, Mapping[int, float]], path: str | Path, title: str = "") -> Path:
+    """Draws accuracy against the object's size, one curve a model.
+
+    Args:
+        curves: Model's name → object size in pixels → accuracy in percent.
+        path: PNG file to write.
+        title: On which data.
+
+    Returns:
+        `path`.
+    """
+    figure = _figure(width=6.0)
+    axes = figure.subplots()
+    for number, (name, by_size) in enumerate(curves.items()):
+        sizes = sorted(by_size)
+        axes.plot(sizes, [by_size[size] for size in sizes], label=name, **_look(number, len(sizes)))
+    axes.set_ylabel("accuracy (%)")
+    axes.set_xticks(sorted({size for by_size in curves.values() for size in by_size}))
+    _dress(axes, "object size (pixels)")
+    return _save(figure, path, title)
+
+
+def _draw_columns(axes: Axes, rows: Sequence[Mapping[str, Any]], endings: tuple[str, ...]) -> None:
+    """One curve for each name among `rows` that has one of the `endings`."""
+    names = dict.fromkeys(name for row in rows for name in row if name.endswith(endings))
+    training = [name for name in names if name.startswith("train")]
+    others = [name for name in names if name not in training]
+    # The first look is kept for training, so that the same color means the same data in both panels.
+    looks = [*enumerate(training), *enumerate(others, start=max(1, len(training)))]
+    for number, name in looks:
+        points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **_look(number, len(points)))
+
+
+def _look(number: int, points: int) -> dict[str, Any]:
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 5,
+        "markevery": max(1, points // 15),  # markers of hundreds of epochs would hide each other
+        "linewidth": 1.8,
+    }
+
+
+def _dress(axes: Axes, x_label: str) -> None:
+    axes.set_xlabel(x_label)
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False)
+
+
+def _figure(width: float) -> Figure:
+    """A figure outside pyplot, so that a user's own plots and back end are left alone; PNG files come from Agg."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 3.8), layout="constrained")  # inches
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path, title: str) -> Path:
+    if title:
+        figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150, format="png")
+    return Path(path)

@@ -1,0 +1,61 @@
+"""The table a training run ends with: one row a model, plain text or GitHub Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's results.
+
+    Attributes:
+        model: Name.
+        parameters: Number of parameters.
+        multiplications: Multiplications of one forward pass for one image.
+        accuracy: Top-1 in percent over the whole test set.
+        by_size: Object size in pixels → top-1 in percent; empty where sizes are not known.
+    """
+
+    model: str
+    parameters: int
+    multiplications: int
+    accuracy: float
+    by_size: dict[int, float] = field(default_factory=dict)
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """The table for a terminal: columns aligned, a rule under the header, no line ends in blanks."""
+    cells = _cells(rows)
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [_aligned(row, widths) for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same table in GitHub's Markdown, for README files and model cards."""
+    cells = _cells(rows)
+    rule = ["---", *["---:"] * (len(cells[0]) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Header and rows as strings; a dash where a model has no value for a size."""
+    sizes = sorted({size for row in rows for size in row.by_size})
+    header = ["model", "parameters", "multiplications", "accuracy %", *[f"{size} px" for size in sizes]]
+    return [header] + [
+        [
+            row.model,
+            f"{row.parameters / 1e6:.3f} M",
+            f"{row.multiplications / 1e6:,.1f} M",
+            f"{row.accuracy:.2f}",
+            *[f"{row.by_size[size]:.1f}" if size in row.by_size else "–" for size in sizes],
+        ]
+        for row in rows
+    ]
+
+
+def _aligned(row: list[str], widths: list[int]) -> str:
+    numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+    return "  ".join([row[0].ljust(widths[0]), *numbers]).rstrip()

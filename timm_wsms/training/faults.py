@@ -1,0 +1,62 @@
+"""Faults a user can mend, told in one line instead of a traceback."""
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from timm_wsms.errors import UserError
+
+EXIT_CODE = 2
+# A launcher ends the other processes well within this time after the first has failed.
+HEAD_START = 5.0  # seconds
+
+
+def explain(error: BaseException) -> str | None:
+    """Returns one line that says what is wrong and names the remedy, or None if the fault may well be the program's."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; free some space, then go on with --resume auto, or choose another --output"
+    if is_out_of_memory(error):
+        return (
+            "out of memory: lower --batch_size, or keep it and raise --grad_accumulation (a power of two that divides "
+            "it) so that fewer images are in memory at a time; --precision bf16 needs less too"
+        )
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the accelerator's or the machine's memory is exhausted."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # On the CPU torch raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def run(main: Callable[[], None]) -> int:
+    """Calls `main` and returns the process's exit code: 0, or 2 after printing one line for a fault of the user's.
+
+    Under a launcher all processes meet most faults at once, and process 0 speaks for them. One that only another
+    process meets, such as an image that cannot be decoded, is told by that process: it waits until process 0 would have
+    spoken and the launcher ended them all.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; --resume auto goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
+            time.sleep(HEAD_START)
+        print(f"error: {message}" if not rank else f"error in process {rank}: {message}", file=sys.stderr, flush=True)
+        return EXIT_CODE
+    return 0

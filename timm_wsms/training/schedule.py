@@ -1,0 +1,71 @@
+"""The learning rate of every update, by timm's schedulers, and by PyTorch's for one-cycle."""
+
+import warnings
+from typing import Any
+
+from timm.scheduler import create_scheduler_v2
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from timm_wsms.training.settings import Settings
+
+
+class Schedule:
+    """Sets an optimizer's learning rate from the number of the update alone.
+
+    Nothing is remembered from one update to the next, so a resumed run needs nothing but that number.
+
+    Args:
+        optimizer: a plain one; its current learning rates are the peak ones.
+        settings: `schedule`, `epochs` and, for one-cycle, `lr` are used.
+        updates_per_epoch: optimizer steps in one epoch.
+    """
+
+    def __init__(self, optimizer: Optimizer, settings: Settings, updates_per_epoch: int):
+        self.optimizer = optimizer
+        self.updates_per_epoch = updates_per_epoch
+        schedule = settings.schedule
+        self.onecycle: OneCycleLR | None = None
+        self.timm: Any = None
+        if schedule.name == "onecycle":
+            self.onecycle = OneCycleLR(
+                optimizer,
+                max_lr=[group["lr"] for group in optimizer.param_groups],
+                total_steps=settings.epochs * updates_per_epoch,
+                pct_start=schedule.pct_start,
+                div_factor=schedule.div_factor,
+                final_div_factor=schedule.final_div_factor,
+                cycle_momentum=False,
+            )
+            with warnings.catch_warnings():  # torch warns at its first step only, which here precedes the optimizer's
+                warnings.simplefilter("ignore")
+                self.onecycle.step()
+            return
+        self.timm, _ = create_scheduler_v2(
+            optimizer,
+            sched={"constant": "constant", "step": "multistep", "cosine": "cosine"}[schedule.name],
+            num_epochs=settings.epochs,
+            # timm's milestone m takes effect at the epoch with index m - 1 from 0, which is epoch m counted from 1.
+            decay_milestones=schedule.milestones,
+            decay_rate=schedule.gamma,
+            min_lr=schedule.min_lr,
+            warmup_epochs=schedule.warmup_epochs,
+            warmup_lr=schedule.warmup_lr,
+            step_on_epochs=schedule.name != "cosine",
+            updates_per_epoch=updates_per_epoch,
+        )
+
+    def set(self, update: int) -> float:
+        """Sets the learning rate for update number `update`, counted from 0 over the whole run.
+
+        Returns:
+            The learning rate of the first parameter group.
+        """
+        if self.onecycle is not None:
+            self.onecycle.last_epoch = update - 1
+            self.onecycle.step()
+        elif self.timm.t_in_epochs:
+            self.timm.step(update // self.updates_per_epoch)
+        else:
+            self.timm.step_update(update)
+        return self.optimizer.param_groups[0]["lr"]

@@ -1,0 +1,209 @@
+"""What a training run can be told: typed settings, read from a recipe (YAML) and the command line."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import yaml
+
+from timm_wsms.data.settings import DataSettings
+from timm_wsms.errors import UserError
+
+
+@dataclass
+class OptimizerSettings:
+    """Arguments of timm's `create_optimizer_v2`; the learning rate is the top-level `lr`."""
+
+    name: str = "sgd"
+    """timm's name for it: `sgd` has Nesterov momentum, `momentum` the plain kind; `adamw`, `lamb`, ..."""
+    momentum: float = 0.9
+    """Momentum, for the optimizers that have one."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    decay_norm_and_bias: bool = True
+    """Decay every parameter, as the paper does; false leaves out biases and normalization, as is timm's habit."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Anything else the optimizer takes, e.g. betas."""
+
+
+@dataclass
+class ScheduleSettings:
+    """How the learning rate changes."""
+
+    name: Literal["constant", "step", "cosine", "onecycle"] = "constant"
+    """`constant` and `step` change it between epochs only, `cosine` and `onecycle` with every update."""
+    milestones: list[int] = field(default_factory=list)
+    """step: from each of these epochs on, counted from 1, it is multiplied by `gamma`."""
+    gamma: float = 0.1
+    """step: the factor at each milestone."""
+    min_lr: float = 0.0
+    """cosine: where it ends."""
+    warmup_epochs: int = 0
+    """constant, step, cosine: epochs of linear warm-up, which count as epochs of the run."""
+    warmup_lr: float = 0.0
+    """constant, step, cosine: where the warm-up starts."""
+    pct_start: float = 0.3
+    """onecycle: the part of all updates in which it rises to `lr`."""
+    div_factor: float = 25.0
+    """onecycle: it starts at `lr / div_factor` ..."""
+    final_div_factor: float = 1e4
+    """onecycle: ... and ends at `lr / div_factor / final_div_factor`."""
+
+
+@dataclass
+class Settings:
+    """One training run."""
+
+    model: str
+    """Any name timm knows after `import timm_wsms`: `wsms_<backbone>`, `ms_<backbone>` or a plain backbone."""
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the model, e.g. `--model_kwargs.stages 2`."""
+    baseline: str | None = None
+    """A second model, trained first with the same settings and compared with `model`."""
+    baseline_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of `baseline`."""
+    data: DataSettings = field(default_factory=DataSettings)
+    output: str = "outputs/run"
+    """The folder for the result."""
+    epochs: int = 10
+    """How often every training image is seen."""
+    batch_size: int = 128
+    """Images per optimizer step, over all processes and accumulation steps."""
+    lr: float = 0.1
+    """The peak learning rate."""
+    seed: int = 0
+    """Fixes the initial weights, the order of the images, augmentation and dropout."""
+    resume: Literal["no", "auto"] = "no"
+    """`auto` goes on from the newest checkpoint in `output`, if any; `no` refuses a folder that holds a run."""
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision for training; the final accuracy is measured in float32. (YAML wants quotes: 'no'.)"""
+    grad_accumulation: int = 1
+    """Forward and backward passes per optimizer step; more of them need less memory for the same `batch_size`."""
+    clip_grad: float | None = None
+    """Clip the norm of all gradients to this."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights, which then are the ones evaluated and published."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the loss."""
+    channels_last: bool = False
+    """Keep images and weights in channels-last order, which is faster for convolutions on most machines."""
+    compile: bool = False
+    """Compile the model with `torch.compile`."""
+    eval_every: int = 1
+    """Evaluate after every so many epochs, and after the last."""
+    checkpoint_every: int = 1
+    """Write a checkpoint after every so many epochs, and after the last."""
+
+    def __post_init__(self) -> None:
+        """Refuses values that have the right type but make no sense.
+
+        Raises:
+            UserError: names the setting.
+        """
+        for name in ("epochs", "batch_size", "grad_accumulation", "eval_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if not self.lr > 0:
+            raise UserError(f"lr is {self.lr}, but must be above 0")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"ema_decay is {self.ema_decay}, but must lie between 0 and 1")
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """Returns the command line's parser: `--recipe` and every setting."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # `--help` shows the docstrings above
+    result = jsonargparse.ArgumentParser(
+        prog="train_accelerate.py",
+        description="Train any timm model, WSMS networks among them, on images.",
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
+    )
+    result.add_argument("--recipe", action="config", help="A YAML file of settings; the command line overrides it.")
+    result.add_class_arguments(Settings, nested_key=None)
+    return result
+
+
+def parse(argv: list[str] | None = None) -> Settings:
+    """Reads settings from a recipe and the command line, which overrides the recipe wherever `--recipe` stands.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Raises:
+        UserError: unknown key, wrong type, no such recipe; names the key.
+    """
+    # jsonargparse lets what stands later win, so the recipe has to be read first.
+    recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    recipes.add_argument("--recipe", action="append", default=[])
+    settings = parser()
+    try:
+        found, rest = recipes.parse_known_args(argv)
+        namespace = settings.parse_args([*(f"--recipe={path}" for path in found.recipe), *rest])
+    except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
+        message = " ".join(str(error).split())
+        if message.startswith("Problems parsing config"):  # no YAML
+            message = f"recipe {' '.join(found.recipe)}: {message}"
+        raise UserError(message) from None
+    values = settings.instantiate(namespace).as_dict()
+    values.pop("recipe")
+    return Settings(**values)
+
+
+def dump(settings: Settings) -> str:
+    """Returns the settings as YAML, itself a valid recipe."""
+    return yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True)
+
+
+def save(settings: Settings, path: Path) -> None:
+    """Writes `dump(settings)` to `path`."""
+    path.write_text(dump(settings), encoding="utf-8")
+
+
+def portable(settings: Settings) -> Settings:
+    """Returns the settings without this machine's paths, for publishing: of a local folder only its name is left."""
+    source = Path(settings.data.source)
+    data = dataclasses.replace(settings.data, source=source.resolve().name) if source.is_dir() else settings.data
+    return dataclasses.replace(settings, data=data, output=f"outputs/{Path(settings.output).resolve().name}")
+
+
+# A resumed run may change these; anything else would make it a mixture of two runs.
+FREE_ON_RESUME = {
+    *("output", "resume", "epochs", "eval_every", "checkpoint_every", "grad_accumulation", "channels_last", "compile"),
+    *("data.source", "data.workers", "baseline", "baseline_kwargs"),
+}
+
+
+def check_same_run(settings: Settings, saved: Path) -> None:
+    """Compares settings with those that a run was started with.
+
+    Args:
+        settings: of the run to be resumed.
+        saved: settings.yaml of the run so far.
+
+    Raises:
+        UserError: they differ in something that would mix two runs; names it.
+    """
+    if not saved.is_file():
+        raise UserError(f"{saved} is missing, so that the run cannot be resumed; choose another --output")
+    before, now = _flat(yaml.safe_load(saved.read_text(encoding="utf-8"))), _flat(yaml.safe_load(dump(settings)))
+    for key in sorted((before.keys() | now.keys()) - FREE_ON_RESUME):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{saved.parent} holds a run with {key} {before.get(key)}, not {now.get(key)}; "
+                "give the same settings to resume it, or choose another --output"
+            )
+
+
+def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested settings with their full names, e.g. `data.source`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict) and not key.endswith("kwargs")
+        flat.update(_flat(value, f"{path}{key}.") if nested else {path + key: value})
+    return flat
