@@ -34,7 +34,6 @@ from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, parse
 
 TARGET = 0.97
-WARM_UP_STEPS = 3
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,20 +73,19 @@ def measure(settings: Settings, rounds: int) -> dict[str, Any]:
     loader = make_loader(split, settings.data, config, batch_size=settings.batch_size, train=True, seed=settings.seed)
     batches = list(loader)
     script, bare = ScriptLoop(network, settings, accelerator, len(loader)), BareLoop(network, settings, accelerator)
-    script(batches[:WARM_UP_STEPS], epoch=1)
-    bare(batches[:WARM_UP_STEPS])
+    script(loader, epoch=1)  # warms up
+    bare(batches)
     speeds: dict[str, list[float]] = {"script": [], "bare": []}
     for number in range(rounds):
         for side in ("script", "bare") if number % 2 == 0 else ("bare", "script"):
-            loader.set_epoch(number + 2)
             speeds[side].append(script(loader, epoch=number + 2) if side == "script" else bare(batches))
     started = time.perf_counter()
     for _ in loader:
         pass
-    medians = {side: statistics.median(values) for side, values in speeds.items()}
+    summaries = {side: _summary(values) for side, values in speeds.items()}
     return {
-        "ratio": round(medians["script"] / medians["bare"], 4),
-        **{side: _summary(values) for side, values in speeds.items()},
+        "ratio": round(summaries["script"]["median"] / summaries["bare"]["median"], 4),
+        **summaries,
         "rounds": rounds,
         "steps_per_round": len(loader),
         "device": accelerator.device.type,
@@ -157,12 +155,8 @@ def _copy_with_optimizer(network: nn.Module, settings: Settings) -> tuple[nn.Mod
 
 
 def _summary(speeds: list[float]) -> dict[str, Any]:
-    return {
-        "median": round(statistics.median(speeds), 1),
-        "min": round(min(speeds), 1),
-        "max": round(max(speeds), 1),
-        "each": [round(speed, 1) for speed in speeds],
-    }
+    each = [float(f"{speed:.4g}") for speed in speeds]
+    return {"median": statistics.median(each), "min": min(each), "max": max(each), "each": each}
 
 
 def _parser() -> argparse.ArgumentParser:

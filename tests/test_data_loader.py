@@ -240,7 +240,7 @@ def test_bad_images_are_left_out_and_counted_once(workers):
         batches = list(loader)
         assert indices(batches) == [i for i in range(23) if i not in (2, 17)]
         assert torch.equal(torch.cat([batch.labels for batch in batches]), loader._labels[indices(batches)])
-        assert loader.skipped == 2
+        assert loader.skipped == 2 and loader.left_out == {2, 17}
     complete = make_loader(memory_split(), settings, CONFIG, batch_size=4, train=False)
     assert_same_images(batches, [batch for batch in drop(complete, (2, 17))])
 

@@ -122,54 +122,13 @@ def test_digits_know_their_sizes():
     assert not np.array_equal(load_splits(DataSettings("digits"), 1)[0].labels, train.labels)
 
 
-def several_columns(folder: Path) -> str:
-    image, value = [Image.fromarray(noise(1, 4, 4, 3)[0])] * 3, datasets.Value
-    columns = {
-        "img": image,
-        "photo": [Image.new("RGB", (4, 4), "white")] * 3,
-        "fine": [0, 1, 1],
-        "coarse": [1, 0, 1],
-        "weight": [0.5, 1.5, 2.5],
-        "number": [7, 1, 900],
-    }
-    types = [datasets.Image(), datasets.Image(), CLASS_LABEL, CLASS_LABEL, value("float32"), value("int64")]
-    return write_parquet(folder, columns, dict(zip(columns, types, strict=True)))
-
-
 def test_columns_can_be_named(tmp_path):
-    source = several_columns(tmp_path / "d")
+    pictures = {"img": [Image.new("L", (4, 4))] * 2, "photo": [Image.new("L", (4, 4), "white")] * 2}
+    features = {"img": datasets.Image(), "photo": datasets.Image(), "fine": CLASS_LABEL, "coarse": CLASS_LABEL}
+    source = write_parquet(tmp_path / "d", {**pictures, "fine": [0, 1], "coarse": [1, 0]}, features)
     settings = DataSettings(source, test_split="train", image_column="photo", label_column="coarse")
     train, _ = load_splits(settings, 0)
-    assert (train.pixels == 255).all() and list(train.labels) == [1, 0, 1]
-
-
-def test_class_labels_go_before_other_integers(tmp_path):
-    columns = {"number": [5, 0, 1], "img": [Image.new("L", (4, 4))] * 3, "kind": [0, 1, 1]}
-    features = {"number": datasets.Value("int64"), "img": datasets.Image(), "kind": CLASS_LABEL}
-    train, _ = load_splits(DataSettings(write_parquet(tmp_path / "d", columns, features), test_split="train"), 0)
-    assert list(train.labels) == [0, 1, 1] and train.class_names == NAMES
-
-
-@pytest.mark.parametrize(
-    ("named", "parts"),
-    [
-        ({}, ["several columns of images", "data.image_column", "img, photo"]),
-        ({"image_column": "img"}, ["several columns of class labels", "data.label_column", "fine, coarse"]),
-        ({"image_column": "imgs"}, ["no such column", "imgs", "img (Image)", "weight (float32)"]),
-        ({"image_column": "fine"}, ["data.image_column 'fine'", "does not hold images", "photo (Image)"]),
-        (
-            {"image_column": "img", "label_column": "x"},
-            ["data.label_column 'x'", "no such column", "fine (ClassLabel)"],
-        ),
-        ({"image_column": "img", "label_column": "weight"}, ["'weight' does not hold class labels", "fine"]),
-        ({"image_column": "img", "label_column": "number"}, ["'number' has numbers up to 900", "data.label_column"]),
-    ],
-)
-def test_a_column_that_cannot_be_used_is_named(tmp_path, named, parts):
-    source = several_columns(tmp_path / "d")
-    with pytest.raises(UserError) as error:
-        load_splits(DataSettings(source, test_split="train", **named), 0)
-    assert all(part in message_of(error) for part in parts), message_of(error)
+    assert (train.pixels == 255).all() and list(train.labels) == [1, 0]
 
 
 def make_nothing(folder: Path) -> None:

@@ -151,11 +151,12 @@ def read_labels(
     for table, name in zip(tables, names, strict=True):
         if len(table) == 0:
             raise UserError(f"Split {name!r} is empty; set data.train_split and data.test_split to others.")
-        values = table.select_columns([column]).with_format("arrow")[:][column].fill_null(UNLABELLED).to_numpy()
+        stored = table.select_columns([column]).with_format("arrow")[:][column]
+        values = stored.cast("int64", safe=False).fill_null(UNLABELLED).to_numpy().copy()  # (n,), ours to write to
         if values.min() < 0:
             row = int(np.argmax(values < 0))
             raise UserError(f"Row {row} of split {name!r} has no label in {column!r}; set another split, or label it.")
-        labels.append(values.astype(np.int64))
+        labels.append(values)
     class_names = getattr(tables[0].features[column], "names", None)
     if class_names is None:
         count = max(int(values.max()) for values in labels) + 1

@@ -39,6 +39,10 @@ class Loader(ABC):
     (t+1)·W·b of the order, so that W processes with batch b see what one process sees with batch W·b.
 
     In evaluation every image comes exactly once over all processes, so that some may have one batch more than others.
+
+    Attributes:
+        left_out: indices of the images that this process has met so far and could not decode. Those that
+            `split.skipped` counts were left out before, and have no index.
     """
 
     def __init__(
@@ -63,16 +67,14 @@ class Loader(ABC):
         self.batch_size, self.train, self.seed = batch_size, train, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self.left_out: set[int] = set()
         self._pad_crop_flip = train and settings.augmentation == "pad_crop_flip"
         self._labels = torch.from_numpy(split.labels)
 
     @property
     def skipped(self) -> int:
-        """Number of images that this process's loader has left out so far since they could not be decoded.
-
-        Those that `split.skipped` counts were left out before, and are not counted again.
-        """
-        return 0
+        """Number of images in `left_out`, those of this process."""
+        return len(self.left_out)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration goes through. Evaluation does not depend on it."""
@@ -129,7 +131,6 @@ class PerImageLoader(Loader):
         super().__init__(split, settings, **arguments)
         transform = train_transform(config, settings) if self.train else eval_transform(config)
         self._keys = EpochKeys()
-        self._skipped: set[int] = set()
         self._loader = torch.utils.data.DataLoader(
             TransformedImages(split, transform, config["input_size"][0], (self.seed, AUGMENTATION)),
             batch_sampler=self._keys,
@@ -139,16 +140,12 @@ class PerImageLoader(Loader):
             generator=torch.Generator(),  # its own, or else it would draw from the training's random numbers
         )
 
-    @property
-    def skipped(self) -> int:
-        return len(self._skipped)
-
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
         self._keys.epoch, self._keys.batches = self.epoch, batches
         for index, images, errors in self._loader:
             if errors and self.settings.on_bad_image == "error":
                 raise UserError(f"{next(iter(errors.values()))} {BAD_IMAGE_REMEDY}")
-            self._skipped.update(errors)
+            self.left_out.update(errors)
             if len(index):
                 yield Batch(index, images, self._labels[index])
             elif self.train:  # the other processes make a step with this batch

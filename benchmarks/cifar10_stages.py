@@ -1,0 +1,102 @@
+"""Why a WSMS network is better or not: what each stage contributes, and what happens to objects of other sizes.
+
+    python benchmarks/cifar10_stages.py --source ../shared/data/cifar10
+
+Reads the checkpoints that benchmarks/cifar10_resnet20.py left. For each: accuracy on CIFAR-10's test set; the same with
+one stage's maps replaced by their mean over the test set (so that the stage says nothing about the image); and the same
+on images whose content is made smaller (on a canvas of mean color) or larger (center crop): sizes not trained on.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from cifar10_resnet20 import FORMS, ROOT, folder
+from machine import record
+
+import timm_wsms  # noqa: F401  registers the names
+from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
+
+FACTORS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0)
+
+
+def test_set(source: str | None, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """All test images (10000, 3, 32, 32), normalized, and their labels (10000,)."""
+    settings = DataSettings(source=source or "uoft-cs/cifar10", train_limit=1)
+    _, split = load_splits(settings, seed=0)
+    loader = make_loader(split, settings, data_config(model, settings), batch_size=1000, train=False)
+    batches = list(loader)
+    return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
+
+
+@torch.no_grad()
+def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    hits = [(model(x).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500), strict=True)]
+    return 100 * sum(hits).item() / len(labels)
+
+
+def at_size(images: torch.Tensor, factor: float) -> torch.Tensor:
+    """The content `factor` times as large: shrunk onto a canvas of the mean color, or the center enlarged."""
+    side = images.shape[-1]
+    scaled = round(side * factor)
+    resized = F.interpolate(images, size=(scaled, scaled), mode="bicubic", antialias=True)
+    if scaled <= side:
+        before = (side - scaled) // 2
+        return F.pad(resized, (before, side - scaled - before) * 2)  # zero is the mean, after normalization
+    start = (scaled - side) // 2
+    return resized[..., start : start + side, start : start + side]
+
+
+@torch.no_grad()
+def without_each_stage(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    """Accuracy with the maps of stage 1, of stage 2 … replaced by their mean."""
+    seen: list[list[torch.Tensor]] = []
+    watch = model.integration.register_forward_pre_hook(lambda _, args: seen.append([m.mean(0) for m in args[0]]))
+    accuracy(model, images, labels)
+    watch.remove()
+    means = [torch.stack(maps).mean(0) for maps in zip(*seen, strict=True)]
+    found = []
+    for stage, mean in enumerate(means):
+
+        def blank(_module, args, stage=stage, mean=mean):
+            return ([mean.expand_as(m) if i == stage else m for i, m in enumerate(args[0])],)
+
+        handle = model.integration.register_forward_pre_hook(blank)
+        found.append(accuracy(model, images, labels))
+        handle.remove()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", help="a local folder with CIFAR-10; without it, its Hub name")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs" / "cifar10_resnet20_short")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/cifar10_stages.json")
+    options = parser.parse_args()
+    rows, data = [], None
+    for form in FORMS:
+        for seed in options.seeds:
+            model = timm.create_model(f"local-dir:{folder(options.outputs, form, seed)}/model", pretrained=True).eval()
+            data = data or test_set(options.source, model)
+            row = {"form": form, "seed": seed, "top1": accuracy(model, *data)}
+            row["by_size"] = {str(factor): accuracy(model, at_size(data[0], factor), data[1]) for factor in FACTORS}
+            if hasattr(model, "integration"):
+                row["without_stage"] = without_each_stage(model, *data)
+                if model.integration.gamma is not None:
+                    row["gamma_mean"] = model.integration.gamma.mean().item()
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    options.results.write_text(json.dumps({**record(), "n_images": len(data[1]), "results": rows}, indent=2) + "\n")
+    print("\nmean over seeds, accuracy in % at content of " + ", ".join(f"{factor} ×" for factor in FACTORS))
+    for form in FORMS:
+        own = [row["by_size"] for row in rows if row["form"] == form]
+        print(f"{form:32}", *(f"{statistics.mean(r[str(factor)] for r in own):6.2f}" for factor in FACTORS))
+
+
+if __name__ == "__main__":
+    main()
