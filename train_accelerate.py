@@ -23,7 +23,7 @@ from timm_wsms import evaluation
 from timm_wsms.data import Loader, Split, data_config, load_splits, make_loader
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint, faults
-from timm_wsms.training.build import build, build_optimizer, check_input
+from timm_wsms.training.build import build, build_accelerator, build_optimizer, check_input, check_name
 from timm_wsms.training.epoch import InFloat32, micro_batch_size, train_epoch
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, check_same_run, dump, parse, portable
@@ -37,6 +37,8 @@ class Run:
 
     settings: Settings
     network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
     data_config: dict
     train_loader: Loader
     test_loader: Loader
@@ -50,7 +52,9 @@ def main(argv: list[str] | None = None) -> None:
     # 1. Settings, data and networks. Whatever can be refused is refused here, before anything is written.
     settings = parse(argv)
     checkpoint.check_output(Path(settings.output), settings.resume)
-    accelerator = Accelerator(mixed_precision=settings.precision)
+    for one in plan(settings):
+        check_name(one.model)
+    accelerator = build_accelerator(settings)
     with accelerator.main_process_first():  # the others then find the data in the cache
         splits = load_splits(settings.data, settings.seed)
     runs = [prepare(one, splits, accelerator) for one in plan(settings)]
@@ -65,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     for run in runs:
         accelerator.print(f"\n{run.settings.model}: {evaluation.parameters(run.network) / 1e6:.3f} M parameters")
         # An accelerator for each, since it holds a gradient scaler with a state of its own.
-        rows.append(train(run, rows, Accelerator(mixed_precision=settings.precision)))
+        rows.append(train(run, rows, build_accelerator(settings)))
 
     # 3. Results.
     if not accelerator.is_main_process:
@@ -89,7 +93,7 @@ def plan(settings: Settings) -> list[Settings]:
 
 
 def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accelerator) -> Run:
-    """Builds the network and the loaders, and checks that they fit together."""
+    """Builds all that a run needs, and checks that it fits together."""
     if checkpoint.newest(Path(settings.output)):
         check_same_run(settings, Path(settings.output) / "settings.yaml")
     train_split, test_split = splits
@@ -106,15 +110,16 @@ def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accele
     test_loader = make_loader(test_split, settings.data, config, train=False, **share)
     if len(train_loader) < settings.grad_accumulation:
         raise UserError(f"{len(train_split)} training images do not fill a batch; lower --batch_size")
-    return Run(settings, network, config, train_loader, test_loader)
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    network.to(accelerator.device, memory_format=memory_format)
+    optimizer = build_optimizer(network, settings)
+    schedule = Schedule(optimizer, settings, len(train_loader) // settings.grad_accumulation)
+    return Run(settings, network, optimizer, schedule, config, train_loader, test_loader)
 
 
 def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator) -> evaluation.Row:
     """Trains and evaluates one model, and writes its folder; `rows` are the results of the models before it."""
-    settings, network = run.settings, run.network
-    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-    network.to(accelerator.device, memory_format=memory_format)
-    optimizer = build_optimizer(network, settings)
+    settings, network, optimizer = run.settings, run.network, run.optimizer
     ema = ModelEmaV3(network, decay=settings.ema_decay) if settings.ema_decay is not None else None
     done, metrics = 0, []
     if newest := checkpoint.newest(run.output):
@@ -123,14 +128,13 @@ def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator) -> eva
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(extra["scaler"])
         accelerator.print(f"resumed after epoch {done}, from {newest}")
-    schedule = Schedule(optimizer, settings, len(run.train_loader) // settings.grad_accumulation)
     # Accelerate replaces the forward of what it prepares; inside a Sequential the network keeps its own.
     model = nn.Sequential(torch.compile(network) if settings.compile else network)
     model, stepper = accelerator.prepare(model, optimizer)
 
     for epoch in range(done + 1, settings.epochs + 1):
         result = train_epoch(
-            model, run.train_loader, stepper, schedule, accelerator, settings, epoch=epoch, ema=ema, network=network
+            model, run.train_loader, stepper, run.schedule, accelerator, settings, epoch=epoch, ema=ema, network=network
         )
         metrics.append({"epoch": epoch, **dataclasses.asdict(result)})
         line = f"epoch {epoch}/{settings.epochs}  loss {result.train_loss:.4f}  {result.images_per_second:.0f} images/s"

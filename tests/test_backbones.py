@@ -6,6 +6,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import build_model_with_cfg
+from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from timm_wsms.backbones.avgpool_resnet import AvgPoolResNet
@@ -14,22 +16,20 @@ from timm_wsms.backbones.cifar_resnet import BasicBlock, CifarResNet
 
 torch.set_num_threads(1)
 
-# one of each kind, with a small image; DenseNet with 2 layers a block instead of 32
-SMALL = {
-    "resnet20_cifar": ({}, 32),
-    "densenet100_k24_cifar": ({"depth": 10}, 32),
-    "resnet50_avgpool": ({}, 64),
-}
-each_kind = pytest.mark.parametrize("name", SMALL)
+SIDES = {"resnet20_cifar": 32, "densenet100_k24_cifar": 32, "resnet50_avgpool": 64}
+each_kind = pytest.mark.parametrize("name", SIDES)
 
 
-def build(name, seed=0, **kwargs):
-    torch.manual_seed(seed)
-    return timm.create_model(name, **{**SMALL[name][0], **kwargs})
+def build(name, **kwargs):
+    """One of each kind, as its name builds it but with few layers."""
+    torch.manual_seed(0)
+    if name == "resnet50_avgpool":
+        return build_model_with_cfg(AvgPoolResNet, name, False, layers=(1, 1, 1, 1), **kwargs)
+    return timm.create_model(name, **{"depth": 10} if "densenet" in name else {}, **kwargs)
 
 
 def images(name, number=2, channels=3, dtype=torch.float32):
-    side = SMALL[name][1]
+    side = SIDES[name]
     return torch.randn(number, channels, side, side, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
@@ -149,7 +149,8 @@ def test_avgpool_bottleneck_equals_the_papers_figure(layer):
 
 def test_avgpool_resnet_has_no_strides_but_the_stems():
     model = build("resnet50_avgpool")
-    strided = [name for name, module in model.named_modules() if getattr(module, "stride", 1) in (2, (2, 2))]
+    leaves = {name: module for name, module in model.named_modules() if next(module.children(), None) is None}
+    strided = [name for name, module in leaves.items() if getattr(module, "stride", 1) in (2, (2, 2))]
     pools = [f"layer{level}.0.{path}" for level in (2, 3, 4) for path in ("aa", "downsample.0")]
     assert strided == ["conv1", "maxpool", *pools]
     assert isinstance(model.maxpool, nn.MaxPool2d) and model.maxpool.kernel_size == 3
@@ -159,8 +160,9 @@ def test_avgpool_resnet_has_no_strides_but_the_stems():
 @pytest.mark.parametrize("side", [40, 72, 100])
 def test_avgpool_resnet_takes_images_of_any_size(side):
     """Both paths of a block keep the last row of an odd map, as a stride of 2 does: same sizes as ResNet-50."""
-    expected = timm.create_model("resnet50").forward_intermediates(torch.zeros(2, 3, side, side))[1]
-    found = build("resnet50_avgpool").forward_intermediates(torch.zeros(2, 3, side, side))[1]
+    x = torch.zeros(2, 3, side, side, device="meta")
+    expected = ResNet(Bottleneck, (1, 1, 1, 1), device="meta").forward_intermediates(x)[1]
+    found = AvgPoolResNet((1, 1, 1, 1), device="meta").forward_intermediates(x)[1]
     assert [one.shape for one in found] == [one.shape for one in expected]
 
 
@@ -353,9 +355,9 @@ def test_gradient_checkpointing_recomputes(name):
     """It saves what it promises: the blocks run once forward and once more in the backward pass."""
     model, x = build(name).train(), images(name)
     calls = []
-    first_conv_of_the_last_block = [m for m in model.features[-1 if "resnet" in name else -2].modules()
-                                    if isinstance(m, nn.Conv2d)][0]  # fmt: skip
-    first_conv_of_the_last_block.register_forward_hook(lambda *_: calls.append(1))
+    last_block = model.features[-1] if "resnet" in name else model.features.denseblock3
+    first_conv = next(module for module in last_block.modules() if isinstance(module, nn.Conv2d))
+    first_conv.register_forward_hook(lambda *_: calls.append(1))
     for enable, runs in ((False, 1), (True, 2)):
         calls.clear()
         model.set_grad_checkpointing(enable)

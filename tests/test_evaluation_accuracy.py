@@ -103,8 +103,6 @@ def test_precision_is_the_accelerators(accelerator_bf16):
     model = Lookup()
     predict(model, batches([0, 1, 2, 3]), accelerator_bf16, size=4)
     assert model.seen["bf16"]
-    predict(model, batches([0, 1, 2, 3]), accelerator_bf16, size=4, full_precision=True)
-    assert not model.seen["bf16"]
 
 
 def test_missing_and_repeated_samples(accelerator):

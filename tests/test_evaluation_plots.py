@@ -51,6 +51,13 @@ def test_sizes(drawn, tmp_path):
         assert image.format == "PNG"
 
 
+def test_epochs_are_whole_numbers(drawn, tmp_path):
+    plot_curves(ROWS[:1], tmp_path / "curves.png")
+    loss = drawn[0].axes[0]
+    first, last = loss.get_xlim()
+    assert [tick for tick in loss.get_xticks() if first <= tick <= last] == [1]
+
+
 def test_before_the_first_epoch(tmp_path):
     assert plot_curves([], tmp_path / "curves.png").exists()
 

@@ -93,8 +93,13 @@ class SequentialBackbone(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions for timm's layer-wise grouping of parameters."""
-        blocks = r"^features\.[a-z]+(\d+)" if coarse else r"^features\.[a-z]+(\d+)(?:\.(?:layer)?(\d+))?"
-        return {"stem": r"^features\.(?:conv0|bn0)", "blocks": [(blocks, None), (r"^features\.norm", (99999,))]}
+        blocks: list[tuple[str, Any]] = [
+            (r"^features\.[a-z]+(\d+)\.(?:layer)?(\d+)\.", None),
+            (r"^features\.transition(\d+)", (99999,)),  # behind the layers of the block of its number
+        ]
+        if coarse:
+            blocks = [(r"^features\.[a-z]+(\d+)", None)]
+        return {"stem": r"^features\.(?:conv0|bn0)", "blocks": [*blocks, (r"^features\.norm", (99999,))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
@@ -112,7 +117,8 @@ class SequentialBackbone(nn.Module):
         self.fc.train(self.training)
 
     def _run(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        if not (self.grad_checkpointing and self.training and x.requires_grad):
+        single = next(layer.children(), None) is None  # nothing to save; and a ReLU in place would change its own input
+        if single or not (self.grad_checkpointing and self.training and x.requires_grad):
             return layer(x)
         return checkpoint_seq(layer, x) if isinstance(layer, nn.Sequential) else checkpoint(layer, x)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,6 @@ def predict(
     accelerator: Accelerator,
     size: int,
     *,
-    full_precision: bool = False,
     progress: bool = False,
 ) -> Predictions:
     """Runs `model` over a data set that the processes have divided among themselves, and puts the pieces together.
@@ -63,8 +61,6 @@ def predict(
             `skipped`, if there is one, counts the rows of the data set it has left out.
         accelerator: Gives the device, the precision and the other processes.
         size: Number of samples in the whole data set.
-        full_precision: Leave out the accelerator's mixed precision. Only a model that was not prepared can do that,
-            since `accelerator.prepare` wraps mixed precision around the forward pass itself.
         progress: Show a progress bar in process 0.
 
     Returns:
@@ -79,10 +75,7 @@ def predict(
     model = accelerator.unwrap_model(model)
     _share_buffers(model, accelerator)
     with evaluating(model):
-        batches = _with_bar(loader, progress and accelerator.is_main_process)
-        own = _predict_share(
-            model, batches, accelerator.device, nullcontext if full_precision else accelerator.autocast
-        )
+        own = _predict_share(model, _with_bar(loader, progress and accelerator.is_main_process), accelerator)
     shares = gather_object([(own, int(getattr(loader, "skipped", 0)))])  # arrays of different lengths
     table = np.concatenate([rows for rows, _ in shares])  # (n, 4)
     table = table[np.argsort(table[:, 0], kind="stable")]
@@ -100,14 +93,13 @@ def top5(predictions: Predictions) -> float:
     return _percent(predictions.in_top5)
 
 
-def _predict_share(
-    model: nn.Module, batches: Iterable[Any], device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
-) -> np.ndarray:
+def _predict_share(model: nn.Module, batches: Iterable[Any], accelerator: Accelerator) -> np.ndarray:
     """Rows of (index, label, predicted, in top five) for this process's samples, (n, 4) int64."""
+    device = accelerator.device
     rows = [torch.empty(0, 4, dtype=torch.int64, device=device)]
     for index, images, labels in batches:
         labels = labels.to(device, non_blocking=True)  # (b,)
-        with autocast():
+        with accelerator.autocast():
             logits = model(images.to(device, non_blocking=True))  # (b, classes)
         best = logits.float().topk(min(5, logits.shape[1])).indices  # (b, 5)
         in_top5 = (best == labels[:, None]).any(dim=1)  # (b,)

@@ -28,6 +28,8 @@ def plot_curves(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str 
     Returns:
         `path`.
     """
+    from matplotlib.ticker import MaxNLocator
+
     rows = list(rows)
     figure = _figure(width=9.0)
     loss, accuracy = figure.subplots(1, 2)
@@ -37,7 +39,7 @@ def plot_curves(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str 
     accuracy.set_ylabel("accuracy (%)")
     for axes in (loss, accuracy):
         _dress(axes, "epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return _save(figure, path, title)
 
 

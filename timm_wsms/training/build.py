@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -15,17 +15,45 @@ from timm_wsms.errors import UserError
 from timm_wsms.training.faults import is_out_of_memory
 from timm_wsms.training.settings import Settings
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def build(name: str, kwargs: dict[str, Any], num_classes: int) -> nn.Module:
-    """Builds a model by `timm.create_model`.
+
+def build_accelerator(settings: Settings) -> "Accelerator":
+    """Builds an `accelerate.Accelerator` for the processes, devices and precision at hand.
 
     Raises:
-        UserError: no such model (names the nearest), or one that cannot be built with these arguments (says why).
+        UserError: the device does not offer the precision.
+    """
+    from accelerate import Accelerator
+
+    try:
+        accelerator = Accelerator(mixed_precision=settings.precision)
+    except ValueError as error:
+        raise UserError(f"precision {settings.precision} is not to be had here: {error}") from error
+    if settings.precision != "no" and not accelerator.native_amp:  # Accelerate would train in float32 and not say so
+        raise UserError(f"precision {settings.precision} is not to be had on {accelerator.device.type}; take another")
+    return accelerator
+
+
+def check_name(name: str) -> None:
+    """Checks that timm knows a model of this name, which needs neither data nor a network.
+
+    Raises:
+        UserError: it does not; the message names the nearest.
     """
     if ":" not in name and not timm.is_model(name):  # `hf-hub:` and `local-dir:` name places, not models
         nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else 'see timm.list_models("wsms_*")'
         raise UserError(f"there is no model {name}; {hint}")
+
+
+def build(name: str, kwargs: dict[str, Any], num_classes: int) -> nn.Module:
+    """Builds a model by `timm.create_model`.
+
+    Raises:
+        UserError: it cannot be built with these arguments; says why.
+    """
     try:
         return timm.create_model(name, num_classes=num_classes, **kwargs)
     except (TypeError, ValueError, AssertionError) as error:

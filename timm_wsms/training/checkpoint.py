@@ -62,7 +62,8 @@ def reference_tensors(model: Any, images: torch.Tensor) -> dict[str, torch.Tenso
 
     Features that are no single tensor are left out.
     """
-    model = copy.deepcopy(model).cpu().float().eval()
+    # In the memory order of a model that was just loaded; another may choose other kernels, with other roundings.
+    model = copy.deepcopy(model).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()
     with torch.no_grad():
         features = model.forward_features(images.cpu())
         tensors = {
@@ -225,8 +226,10 @@ def written_beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
-        if isinstance(error, OSError) and (message := explain(error)):
-            raise UserError(message) from error
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(folder)  # writing to an open file names none
+            if message := explain(error):
+                raise UserError(message) from error
         raise
     shutil.rmtree(old, ignore_errors=True)
 
