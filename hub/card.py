@@ -80,7 +80,7 @@ def folder_values(folder: str | Path) -> dict[str, Any]:
 def _data_set(source: str) -> tuple[str, str | None]:
     """Name and Hub name of the data. Of a local folder only its name is told, its path is nobody's business."""
     if source == "digits":
-        return "scikit-learn's digits at 8 to 32 pixels", None
+        return "scikit-learn digits at 8 to 32 pixels", None
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) and not Path(source).is_dir():
         return source, source
     return Path(source).name, None

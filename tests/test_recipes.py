@@ -14,7 +14,7 @@ from PIL import Image
 
 import timm_wsms  # noqa: F401
 import train_accelerate
-from timm_wsms.data import load_splits, make_loader
+from timm_wsms.data import data_config, load_splits, make_loader, train_transform
 from timm_wsms.training import checkpoint
 from timm_wsms.training.settings import Settings, parse
 
@@ -82,9 +82,9 @@ def test_imagenet_is_seen_as_in_fb_resnet_torch(data):
     settings = settings_of("imagenet_resnet50", "--data.source", str(data["imagenet-1k"]), "--data.workers", "0")
     assert (settings.data.train_split, settings.data.test_split) == ("train", "validation")
     model = timm.create_model(settings.model, num_classes=2)
-    config = train_accelerate.data_config(model, settings.data)
+    config = data_config(model, settings.data)
     assert (config["input_size"], config["crop_pct"], config["crop_mode"]) == ((3, 224, 224), 0.875, "center")
-    train, test = load_splits(settings.data, seed=0)
+    test = load_splits(settings.data, seed=0)[1]
     seen = next(iter(make_loader(test, settings.data, config, batch_size=1, train=False))).images[0]
     image = test.image(0)  # 300 × 260 pixels
     small = image.resize((round(256 * 300 / 260), 256), getattr(Image.Resampling, config["interpolation"].upper()))
@@ -93,9 +93,11 @@ def test_imagenet_is_seen_as_in_fb_resnet_torch(data):
     expected = (torch.from_numpy(crop).permute(2, 0, 1) - torch.tensor(config["mean"]).view(3, 1, 1)) / torch.tensor(
         config["std"]
     ).view(3, 1, 1)
-    torch.testing.assert_close(seen, expected, atol=0.05, rtol=0)
-    pictures = str(make_loader(train, settings.data, config, batch_size=1, train=True).__dict__)
-    assert pictures  # that it can be built; what it draws: test_data_transforms.py
+    torch.testing.assert_close(seen, expected, atol=1e-5, rtol=0)
+    steps = str(train_transform(config, settings.data))
+    assert "scale=(0.08, 1.0), ratio=(0.75, 1.3333)" in steps
+    assert "RandomHorizontalFlip(p=0.5)" in steps
+    assert "ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=None)" in steps
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import timm_wsms  # noqa: F401  registers the names
+import timm_wsms
 from timm_wsms.stages import Level, Stage, copy_sharing, end_like, levels, preactivation_end
 
 torch.set_num_threads(1)

@@ -79,20 +79,8 @@ def test_the_end_tells_what_came_out_and_how_to_load_it(result):
     line = printed[printed.index("import timm, timm_wsms") :].splitlines()[0]
     names: dict = {}
     exec(line, names)  # the line of Python that loads it
-    assert torch.equal(
-        names["model"].state_dict()["classifier.weight"] if False else weights(names["model"]), weights_of(output)
-    )
-
-
-def weights(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([value.flatten() for _, value in sorted(model.named_parameters())])
-
-
-def weights_of(output: Path, name: str = "model/model.safetensors") -> torch.Tensor:
-    model = timm.create_model(yaml.safe_load((output / "settings.yaml").read_text())["model"], num_classes=10)
-    names = [name for name, _ in sorted(model.named_parameters())]
-    tensors = load_file(output / name)
-    return torch.cat([tensors[name].flatten() for name in names])
+    weights = load_file(output / "model" / "model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in names["model"].state_dict().items())
 
 
 @pytest.mark.parametrize("part", [".", "baseline"])
@@ -138,7 +126,7 @@ def test_a_run_leaves_no_pickle_and_the_settings_it_ran_with(result):
 # --- training
 
 
-def bare_loop(steps: int, updates: int, epochs: int, lr: float) -> tuple[dict, dict]:
+def bare_loop(steps: int, updates: int, epochs: int, lr: float, bf16: bool) -> tuple[dict, dict]:
     """Two nested loops in plain PyTorch: momentum SGD, cosine, clipping, label smoothing, an average by hand."""
     torch.manual_seed(0)
     model = timm.create_model("resnet20_cifar", num_classes=10)
@@ -157,7 +145,9 @@ def bare_loop(steps: int, updates: int, epochs: int, lr: float) -> tuple[dict, d
             optimizer.zero_grad()
             for _ in range(steps):
                 _, images, labels = next(batches)
-                (F.cross_entropy(model(images), labels, label_smoothing=0.1) / steps).backward()
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    logits = model(images)
+                (F.cross_entropy(logits.float(), labels, label_smoothing=0.1) / steps).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
             for name, value in model.state_dict().items():
@@ -165,8 +155,8 @@ def bare_loop(steps: int, updates: int, epochs: int, lr: float) -> tuple[dict, d
     return model.state_dict(), average
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_weights_are_those_of_a_bare_loop(tmp_path, monkeypatch, compiled):
+@pytest.mark.parametrize(("precision", "compiled"), [("no", False), ("no", True), ("bf16", False)])
+def test_the_weights_are_those_of_a_bare_loop(tmp_path, monkeypatch, precision, compiled):
     # The graph is captured but not turned into C++, which would take minutes.
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="eager"))
@@ -176,9 +166,12 @@ def test_the_weights_are_those_of_a_bare_loop(tmp_path, monkeypatch, compiled):
             *("--data.augmentation", "pad_crop_flip", "--schedule.name", "cosine", "--optimizer.name", "momentum"),
             *("--optimizer.weight_decay", "0.01", "--grad_accumulation", "2", "--clip_grad", "0.5"),
             *("--label_smoothing", "0.1", "--ema_decay", "0.9", "--compile", str(compiled).lower()),
+            *("--precision", precision),
         ]
     )
-    model, average = bare_loop(steps=2, updates=2, epochs=2, lr=0.05)  # 5 micro batches of 8: the fifth is left out
+    model, average = bare_loop(
+        steps=2, updates=2, epochs=2, lr=0.05, bf16=precision == "bf16"
+    )  # 5 micro batches of 8: the fifth is left out
     newest = checkpoint.newest(tmp_path / "run")
     for expected, path in ((model, newest / "model.safetensors"), (average, tmp_path / "run/model/model.safetensors")):
         got = load_file(path)

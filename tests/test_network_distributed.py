@@ -1,0 +1,89 @@
+"""Two gloo processes under DistributedDataParallel with its default flags, against one process."""
+
+from datetime import timedelta
+
+import pytest
+import timm
+import torch
+import torch.distributed
+import torch.multiprocessing
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import timm_wsms  # noqa: F401  registers the names
+
+PROCESSES = 2
+BATCH = 4  # a process
+
+
+def network():
+    torch.manual_seed(0)
+    model = timm.create_model("wsms_test_resnet", num_classes=5).double()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.weight, module.running_var):
+                    tensor.copy_(torch.rand_like(tensor) + 0.5)
+    return model
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(PROCESSES * BATCH, 3, 64, 64, generator=generator, dtype=torch.float64)
+    return images, torch.randint(5, (PROCESSES * BATCH,), generator=generator)
+
+
+def step(model, part, training):
+    """Gradients of one step on a part of the batch."""
+    model.zero_grad()
+    images, labels = batch()
+    nn.functional.cross_entropy(model.train(training)(images[part]), labels[part]).backward()
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    return {name: parameter.grad.clone() for name, parameter in inner.named_parameters()}
+
+
+def process(rank, folder):
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group(
+        "gloo", store, timedelta(seconds=120), world_size=PROCESSES, rank=rank
+    )  # fmt: skip
+    part = slice(rank * BATCH, (rank + 1) * BATCH)
+    found = {}
+    for mode, training in (("eval", False), ("train", True)):
+        model = DistributedDataParallel(network())
+        step(model, part, training)
+        found[mode] = step(model, part, training)  # the second forward pass raises if a parameter went unused
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def distributed(tmp_path_factory):
+    """Gradients of each process: rank → mode → parameter → tensor."""
+    folder = tmp_path_factory.mktemp("ddp")
+    torch.multiprocessing.spawn(process, (str(folder),), nprocs=PROCESSES)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+
+
+def check(distributed, mode, expected):
+    for found in distributed:
+        assert found[mode].keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert gradient.abs().max() > 0, name
+            torch.testing.assert_close(
+                found[mode][name], gradient, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def test_with_fixed_statistics_gradients_are_those_of_one_process_on_the_whole_batch(distributed):
+    check(distributed, "eval", step(network(), slice(None), training=False))
+
+
+def test_with_batch_statistics_gradients_are_the_average_of_the_two_halves(distributed):
+    halves = [step(network(), slice(rank * BATCH, (rank + 1) * BATCH), training=True) for rank in range(PROCESSES)]
+    average = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
+    check(distributed, "train", average)
+    whole = step(network(), slice(None), training=True)  # which is another thing: each half has its own statistics
+    name = "backbone.conv1.0.weight"
+    assert (whole[name] - average[name]).abs().max() > 1e-6
