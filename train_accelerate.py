@@ -3,7 +3,9 @@
     accelerate launch train_accelerate.py --recipe recipes/NAME.yaml [--any.setting value]
 
 Works alike on one CPU or GPU (then `python train_accelerate.py …` does too), on several, and in mixed precision. All
-settings: `python train_accelerate.py --help`.
+settings: `python train_accelerate.py --help`. Accelerate starts one process only on CPUs; for two processes there:
+
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 train_accelerate.py --recipe recipes/NAME.yaml
 """
 
 import dataclasses
@@ -67,7 +69,10 @@ def main(argv: list[str] | None = None) -> None:
             (run.output / "settings.yaml").write_text(dump(run.settings), encoding="utf-8")
     rows: list[evaluation.Row] = []
     for run in runs:
-        accelerator.print(f"\n{run.settings.model}: {evaluation.parameters(run.network) / 1e6:.3f} M parameters")
+        where = f"{accelerator.num_processes} × {accelerator.device.type}"
+        accelerator.print(
+            f"\n{run.settings.model}: {evaluation.parameters(run.network) / 1e6:.3f} M parameters, {where}"
+        )
         # An accelerator for each, since it holds a gradient scaler with a state of its own.
         rows.append(train(run, rows, build_accelerator(settings)))
 

@@ -352,11 +352,16 @@ def test_compiled_as_one_graph(form, training):
 
 def test_compiled_to_machine_code():
     torch.manual_seed(0)
-    plain = randomize(timm.create_model("wsms_resnet20_cifar", num_classes=5, stages=2)).eval()
-    plain.backbone.features = plain.backbone.features[:5]
-    compiled = torch.compile(plain, fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(images(16)), plain(images(16)), rtol=1e-4, atol=1e-4)
+    plain = randomize(timm.create_model("wsms_densenet100_k24_cifar", depth=7, stages=2)).train()
+    model = copy.deepcopy(plain)
+    compiled = torch.compile(model, fullgraph=True)
+    x = images(16)
+    output, expected = compiled(x), plain(x)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    for (name, parameter), right in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert (parameter.grad - right.grad).norm() <= 1e-3 * right.grad.norm(), name
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_mambaout", "resnet20_cifar"])
@@ -457,12 +462,12 @@ def with_head(case, **kwargs):
     return name, model
 
 
-def timms_head(name, model, num_classes=1000, pool=None):
-    """Timm's own head on the same weights."""
+def timms_head(name, model, *reset):
+    """Timm's own head on the same weights, after `reset_classifier` with these arguments if there are any."""
     backbone = timm.create_model(name, num_classes=model.backbone.num_classes).eval()
     backbone.load_state_dict(model.backbone.state_dict())
-    if num_classes != backbone.num_classes or pool is not None:
-        backbone.reset_classifier(num_classes, *([] if pool is None else [pool]))
+    if reset:
+        backbone.reset_classifier(*reset)
     return backbone.forward_head
 
 

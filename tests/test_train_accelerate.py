@@ -180,6 +180,25 @@ def test_the_weights_are_those_of_a_bare_loop(tmp_path, monkeypatch, precision, 
             torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_the_final_accuracy_is_measured_in_float32(tmp_path, monkeypatch):
+    predict, measured = train_accelerate.evaluation.predict, []
+    monkeypatch.setattr(
+        train_accelerate.evaluation,
+        "predict",
+        lambda model, *rest, **kw: measured.append(model) or predict(model, *rest, **kw),
+    )
+    arguments = ["--model", "resnet20_cifar", *FEW, "--epochs", "2", "--precision", "bf16"]
+    train_accelerate.main([*arguments, "--output", str(tmp_path / "run")])
+    images = torch.randn(2, 3, 32, 32)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True).eval()
+    with torch.no_grad():
+        exact = plain(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            during, final = (model.eval()(images) for model in measured)
+    assert torch.equal(final, exact)
+    assert not torch.equal(during, exact)  # in the precision of the training, which is faster
+
+
 def test_weight_decay_can_leave_out_norms_and_biases():
     model = timm.create_model("resnet20_cifar", num_classes=10)
     one = train_accelerate.build_optimizer(model, Settings("a"))
@@ -390,22 +409,16 @@ def test_as_a_program_bad_input_is_one_line_and_exit_code_2(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, *command(*arguments)[1:]], cwd=cwd, capture_output=True, text=True, env=environment
-    )
+def launch(*arguments: str, cwd: Path, launcher: str) -> subprocess.CompletedProcess:
+    """Starts the script by a launcher: `accelerate` (which starts one process only on CPUs) or `torchrun` (two)."""
+    start = {
+        "accelerate": "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no "
+        "--dynamo_backend no",
+        "torchrun": "torch.distributed.run --nproc_per_node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0",
+    }[launcher]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    run = [sys.executable, "-m", *start.split(), *command(*arguments)[1:]]
+    return subprocess.run(run, cwd=cwd, capture_output=True, text=True, env=environment)
 
 
 def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
@@ -415,8 +428,11 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
         *("--data.augmentation", "pad_crop_flip", "--optimizer.name", "adamw", "--lr", "0.001", "--ema_decay", "0.8"),
     ]
     train_accelerate.main([*arguments, "--output", str(tmp_path / "one")])
-    done = launch(*arguments, "--grad_accumulation", "2", "--output", str(tmp_path / "two"), cwd=tmp_path)
+    done = launch(
+        *arguments, "--grad_accumulation", "2", "--output", str(tmp_path / "two"), cwd=tmp_path, launcher="torchrun"
+    )
     assert done.returncode == 0, done.stderr
+    assert "2 × cpu" in done.stdout
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
@@ -426,8 +442,9 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     assert done.stdout.count("Checkpoint folder") == 1
 
 
-def test_under_a_launcher_ours_is_the_first_line(tmp_path):
-    done = launch("--model", "resnet21", "--output", "x", cwd=tmp_path)
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_under_a_launcher_ours_is_the_first_line(tmp_path, launcher):
+    done = launch("--model", "resnet21", "--output", "x", cwd=tmp_path, launcher=launcher)
     assert done.returncode != 0
     assert done.stderr.splitlines()[0].startswith("error: there is no model resnet21")
     assert done.stderr.count("error: there is no model") == 1

@@ -96,9 +96,9 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(tmp_path, name, memory_
 def test_checkpoints_are_safetensors_and_json_and_the_newest_two_are_kept(tmp_path):
     model = small()
     optimizer = create_optimizer_v2(model, "momentum", lr=0.1)
-    for epoch in (1, 2, 9, 10, 10000):
+    for epoch in (1, 2, 9999, 10000):
         checkpoint.save_run_state(tmp_path / "checkpoints", epoch, model, optimizer)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-0010", "epoch-10000"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-10000", "epoch-9999"]
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     assert newest.name == "epoch-10000"  # by number, not by name

@@ -252,12 +252,13 @@ def _remove_head(backbone: TimmModel) -> None:
     probe = copy.deepcopy(backbone).to("meta")
     size = backbone.pretrained_cfg["input_size"][1:]
     used = _reached(probe.forward_features(torch.zeros(2, backbone.in_chans, *size, device="meta")))
+    removed: tuple[str, ...] = ()
     for path, module in probe.named_modules():
         parameters = set(module.parameters())
-        if parameters and not parameters & used:
+        if parameters and not parameters & used and not path.startswith(removed):
             parent, _, name = path.rpartition(".")
-            if any(True for _ in backbone.get_submodule(path).parameters()):  # not yet removed with its parent
-                setattr(backbone.get_submodule(parent), name, nn.Identity())
+            setattr(backbone.get_submodule(parent), name, nn.Identity())
+            removed += (f"{path}.",)  # what it held is gone with it
 
 
 def _reached(output: torch.Tensor) -> set[torch.Tensor]:

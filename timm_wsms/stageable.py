@@ -40,22 +40,33 @@ def reason_against(name: str) -> str | None:
             return ONE_RESOLUTION
         if backbone.default_cfg.get("fixed_input_size"):
             return FIXED_SIZE
-        side = max(backbone.default_cfg["input_size"][-1], 256) // 128 * 128  # divides by what any backbone asks for
-        images = torch.zeros(2, 3, side, side)
-        if not isinstance(backbone.forward_features(images), torch.Tensor):
-            return NOT_ONE_MAP
         network = WsmsNet(lambda: backbone)
-        try:
-            features = network.forward_features(images)
-        except (RuntimeError, UserError) as error:
-            return f"its maps do not fit together ({str(error).splitlines()[0]})"
-        try:
-            network.forward_head(features, pre_logits=True)
-        except TypeError:
-            return NO_HEAD
-        features.sum().backward()
+        side = backbone.default_cfg["input_size"][-1]
+        reason = _run(network, side)
+        if reason is not None and side % 256:  # some need sides that halve more often than their own
+            reason = _run(network, -(-side // 256) * 256)
+        if reason is not None:
+            return reason
     if any(parameter.grad is None for parameter in network.stages.parameters()):
         return UNUSED
+    return None
+
+
+def _run(network: WsmsNet, side: int) -> str | None:
+    """Run a network forward and backward on square images; why it cannot be, or None."""
+    images = torch.zeros(2, 3, side, side)
+    try:
+        if not isinstance(network.backbone.forward_features(images), torch.Tensor):
+            return NOT_ONE_MAP
+        features = network.forward_features(images)
+    except (RuntimeError, AssertionError, UserError) as error:
+        what = next(iter(str(error).splitlines()), "") or type(error).__name__
+        return f"its stages cannot take the smaller images ({what})"
+    try:
+        network.forward_head(features, pre_logits=True)
+    except TypeError:
+        return NO_HEAD
+    features.sum().backward()
     return None
 
 

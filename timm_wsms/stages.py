@@ -14,7 +14,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from timm.layers import BatchNormAct2d, GroupNormAct, RmsNorm, RmsNorm2d
+from timm.layers import (
+    BatchNormAct2d,
+    EvoNorm2dS0,
+    EvoNorm2dS1,
+    EvoNorm2dS2,
+    FilterResponseNormAct2d,
+    FilterResponseNormTlu2d,
+    GroupNormAct,
+    RmsNorm,
+    RmsNorm2d,
+    RmsNorm2dFp32,
+    RmsNormFp32,
+    SimpleNorm,
+    SimpleNorm2d,
+    SimpleNorm2dFp32,
+    SimpleNormFp32,
+)
 from timm.models.densenet import DenseNet
 from timm.models.dpn import DPN
 from timm.models.nfnet import NormFreeNet
@@ -38,7 +54,11 @@ PREACTIVATION_END: dict[type[nn.Module], str] = {
     ResNetV2: "norm",
     XceptionAligned: "act",
 }
-LAYER_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, RmsNorm, RmsNorm2d)
+LAYER_NORMS = (  # and their subclasses: timm's LayerNorm2d, GroupNormAct …
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm),
+    *(RmsNorm, RmsNorm2d, RmsNormFp32, RmsNorm2dFp32, SimpleNorm, SimpleNorm2d, SimpleNormFp32, SimpleNorm2dFp32),
+    *(EvoNorm2dS0, EvoNorm2dS1, EvoNorm2dS2, FilterResponseNormAct2d, FilterResponseNormTlu2d),
+)
 
 
 @dataclass(frozen=True)
