@@ -28,7 +28,7 @@ from timm_wsms.training import checkpoint, faults
 from timm_wsms.training.build import build, build_accelerator, build_optimizer, check_input, check_name
 from timm_wsms.training.epoch import InFloat32, micro_batch_size, train_epoch
 from timm_wsms.training.schedule import Schedule
-from timm_wsms.training.settings import Settings, check_same_run, dump, parse, portable
+from timm_wsms.training.settings import Settings, check_same_run, dump, parse, plan, portable
 
 CARD = Path(__file__).parent / "MODEL_CARD.md"
 
@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.append(train(run, rows, build_accelerator(settings)))
 
     # 3. Results.
+    accelerator.end_training()
     if not accelerator.is_main_process:
         return
     print("\n" + evaluation.text_table(rows))
@@ -86,15 +87,6 @@ def main(argv: list[str] | None = None) -> None:
     folder = runs[-1].output / "model"
     print(f"Checkpoint folder: {folder}")
     print(f'Load it: import timm, timm_wsms; model = timm.create_model("local-dir:{folder}", pretrained=True)')
-
-
-def plan(settings: Settings) -> list[Settings]:
-    """The runs that a recipe asks for: first the baseline, if there is one, with the same settings."""
-    if settings.baseline is None:
-        return [settings]
-    names = {"model": settings.baseline, "model_kwargs": settings.baseline_kwargs, "baseline": None}
-    output = str(Path(settings.output) / "baseline")
-    return [dataclasses.replace(settings, **names, baseline_kwargs={}, output=output), settings]
 
 
 def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accelerator) -> Run:
@@ -162,7 +154,7 @@ def finish(
 ) -> evaluation.Row:
     """Evaluates the model in float32, as its folder will hold it, and writes the folder."""
     figures, by_size = evaluate(InFloat32(final), run.test_loader, accelerator)
-    metrics[-1] |= figures
+    metrics[-1] |= {**figures, "by_size": by_size} if by_size else figures
     row = evaluation.Row(
         run.settings.model,
         evaluation.parameters(final),

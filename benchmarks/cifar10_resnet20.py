@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads a run")
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs" / "cifar10_resnet20_short")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/cifar10_resnet20_short.json")
+    parser.add_argument("--note", default="", help="what else went on on the machine")
     options = parser.parse_args()
     options.source = options.source and str(Path(options.source).resolve())
     jobs = [(form, seed) for seed in options.seeds for form in FORMS]
@@ -84,7 +85,7 @@ def main() -> None:
         for job in [pool.submit(train, form, seed, options.outputs.resolve(), options) for form, seed in jobs]:
             job.result()
     rows = [collect(form, options.outputs, options.seeds) for form in FORMS]
-    setting = {"jobs_at_a_time": options.jobs, "threads_a_job": options.threads}
+    setting = {"jobs_at_a_time": options.jobs, "threads_a_job": options.threads, "note": options.note}
     options.results.write_text(json.dumps({**record(), **setting, "results": rows}, indent=2) + "\n")
     for row in rows:
         print(f"{row['form']:32} {row['test_top1_mean']:.2f} ± {row['test_top1_std'] or 0:.2f} % (n = {row['n']})")

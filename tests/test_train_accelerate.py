@@ -107,6 +107,11 @@ def test_the_model_folder_is_whole_and_computes_what_was_measured(result, part):
     torch.testing.assert_close(tensors["input"], images[:2])
     torch.testing.assert_close(tensors["logits"], logits[:2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tensors["features"], model.forward_features(images[:2]), rtol=1e-4, atol=1e-5)
+    for size, accuracy in metrics(folder)[-1]["by_size"].items():
+        shown = torch.from_numpy(test.object_sizes == int(size))
+        assert accuracy == pytest.approx(
+            (logits.argmax(1) == torch.from_numpy(test.labels))[shown].float().mean().item() * 100
+        )
     right = (logits.argmax(1) == torch.from_numpy(test.labels)).float().mean().item() * 100
     assert metrics(folder)[-1]["test_top1"] == pytest.approx(right)  # of float32, though training was in bf16
     assert f"value: {right:.2f}" in (folder / "README.md").read_text()

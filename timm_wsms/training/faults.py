@@ -45,16 +45,17 @@ def run(main: Callable[[], None]) -> int:
     process meets, such as an image that cannot be decoded, is told by that process: it waits until process 0 would have
     spoken and the launcher ended them all.
     """
+    rank = int(os.environ.get("RANK", "0"))
     try:
         main()
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume auto goes on from the newest checkpoint", file=sys.stderr)
+        if rank == 0:
+            print("\ninterrupted; --resume auto goes on from the newest checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         message = explain(error)
         if message is None:
             raise
-        rank = int(os.environ.get("RANK", "0"))
         if rank:
             time.sleep(HEAD_START)
         print(f"error: {message}" if not rank else f"error in process {rank}: {message}", file=sys.stderr, flush=True)

@@ -12,6 +12,8 @@ import yaml
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
 
+COUNTS = ("epochs", "batch_size", "grad_accumulation", "eval_every", "checkpoint_every")
+
 
 @dataclass
 class OptimizerSettings:
@@ -105,13 +107,23 @@ class Settings:
         Raises:
             UserError: names the setting.
         """
-        for name in ("epochs", "batch_size", "grad_accumulation", "eval_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        if not self.lr > 0:
-            raise UserError(f"lr is {self.lr}, but must be above 0")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"ema_decay is {self.ema_decay}, but must lie between 0 and 1")
+        schedule = self.schedule
+        for name, value, sound, rule in (
+            *((name, getattr(self, name), getattr(self, name) >= 1, "at least 1") for name in COUNTS),
+            ("lr", self.lr, self.lr > 0, "above 0"),
+            ("clip_grad", self.clip_grad, self.clip_grad is None or self.clip_grad > 0, "above 0"),
+            ("ema_decay", self.ema_decay, self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1"),
+            ("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
+            ("schedule.warmup_epochs", schedule.warmup_epochs, schedule.warmup_epochs >= 0, "at least 0"),
+            (
+                "schedule.milestones",
+                schedule.milestones,
+                schedule.milestones == sorted(schedule.milestones),
+                "ascending",
+            ),
+        ):
+            if not sound:
+                raise UserError(f"{name} is {value}, but must be {rule}")
 
 
 def parser() -> jsonargparse.ArgumentParser:
@@ -155,14 +167,24 @@ def parse(argv: list[str] | None = None) -> Settings:
     return Settings(**values)
 
 
+def plan(settings: Settings) -> list[Settings]:
+    """The runs that a recipe asks for: first the baseline, if there is one, with the same settings; then the model."""
+    if settings.baseline is None:
+        return [settings]
+    baseline = dataclasses.replace(
+        settings,
+        model=settings.baseline,
+        model_kwargs=settings.baseline_kwargs,
+        baseline=None,
+        baseline_kwargs={},
+        output=str(Path(settings.output) / "baseline"),
+    )
+    return [baseline, settings]
+
+
 def dump(settings: Settings) -> str:
     """Returns the settings as YAML, itself a valid recipe."""
     return yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True)
-
-
-def save(settings: Settings, path: Path) -> None:
-    """Writes `dump(settings)` to `path`."""
-    path.write_text(dump(settings), encoding="utf-8")
 
 
 def portable(settings: Settings) -> Settings:
