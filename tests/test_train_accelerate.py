@@ -443,6 +443,7 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5, msg=name)
     for mine, theirs in zip(without_times(tmp_path / "one"), without_times(tmp_path / "two"), strict=True):
+        assert mine.pop("by_size", {}) == pytest.approx(theirs.pop("by_size", {}))
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert done.stdout.count("Checkpoint folder") == 1
 
