@@ -24,11 +24,11 @@ from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
 FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)
 
 
-def test_set(source: str | None, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """All test images (10000, 3, 32, 32), normalized, and their labels (10000,)."""
-    settings = DataSettings(source=source or "uoft-cs/cifar10", train_limit=1)
+def test_set(source: str | None, model: torch.nn.Module, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first n test images (n, 3, 32, 32), normalized, and their labels (n,)."""
+    settings = DataSettings(source=source or "uoft-cs/cifar10", train_limit=1, test_limit=limit)
     _, split = load_splits(settings, seed=0)
-    loader = make_loader(split, settings, data_config(model, settings), batch_size=1000, train=False)
+    loader = make_loader(split, settings, data_config(model, settings), batch_size=500, train=False)
     batches = list(loader)
     return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
 
@@ -75,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", help="a local folder with CIFAR-10; without it, its Hub name")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--limit", type=int, default=10_000, help="evaluate on the first so many test images")
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs" / "cifar10_resnet20_short")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/cifar10_stages.json")
     options = parser.parse_args()
@@ -82,7 +83,7 @@ def main() -> None:
     for form in FORMS:
         for seed in options.seeds:
             model = timm.create_model(f"local-dir:{folder(options.outputs, form, seed)}/model", pretrained=True).eval()
-            data = data or test_set(options.source, model)
+            data = data or test_set(options.source, model, options.limit)
             row = {"form": form, "seed": seed, "top1": accuracy(model, *data)}
             row["by_size"] = {str(factor): accuracy(model, at_size(data[0], factor), data[1]) for factor in FACTORS}
             if hasattr(model, "integration"):
