@@ -58,7 +58,7 @@ def build(name: str, kwargs: dict[str, Any], num_classes: int) -> nn.Module:
         return timm.create_model(name, num_classes=num_classes, **kwargs)
     except (TypeError, ValueError, AssertionError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-        raise UserError(f"{name} cannot be built with model_kwargs ({given}): {error}") from error
+        raise UserError(f"{name}({given}) cannot be built: {error}") from error
 
 
 def check_input(network: nn.Module, name: str, input_size: Sequence[int], num_classes: int) -> None:
@@ -80,7 +80,7 @@ def check_input(network: nn.Module, name: str, input_size: Sequence[int], num_cl
         with torch.no_grad():
             logits = network(torch.zeros(1, *input_size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        if is_out_of_memory(error):
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         raise UserError(
             f"{name} cannot take images of {size} (channels × height × width): {error}; set data.input_size, or "
