@@ -115,7 +115,7 @@ def test_arguments_act_as_on_the_backbone(arguments, tmp_path):
     assert torch.equal(found, run(backbone, False, x))
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "densenet121"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
 def test_without_shared_weights_every_stage_starts_as_a_copy(name, tmp_path):
     overlay = checkpoint_of(backbone := trained(name), tmp_path)
     model = start(f"ms_{name}", overlay)
