@@ -166,7 +166,8 @@ def finish(
         write_metrics(run.output / "metrics.jsonl", metrics)
         write_model_folder(run, final, metrics, [*rows, row])
     for loader in (run.train_loader, run.test_loader):
-        if skipped := loader.split.skipped + sum(gather_object([loader.skipped])):
+        met = set().union(*gather_object([loader.left_out]))  # epoch by epoch an image comes to another process
+        if skipped := loader.split.skipped + len(met):
             accelerator.print(f"{skipped} images of split {loader.split.name} left out, which cannot be decoded")
     accelerator.print(f"{row.model}: {row.accuracy:.2f} % of {len(run.test_loader.split)} test images")
     accelerator.wait_for_everyone()
