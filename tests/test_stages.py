@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import timm_wsms
-from timm_wsms.stages import Level, Stage, copy_sharing, end_like, levels, preactivation_end
+from timm_wsms.sharing import copy_sharing, share_dictionaries
+from timm_wsms.stages import Level, Stage, end_like, find_taps, levels, preactivation_end
 
 torch.set_num_threads(1)
 NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
@@ -133,6 +134,7 @@ def test_all_but_the_unshared_norms_is_shared(name, unshared_norms):
 def test_modules_are_copies_that_hold_the_same_tensors():
     backbone = build("test_resnet")
     copied = copy_sharing(backbone, "batch")
+    share_dictionaries(copied, backbone)
     assert not {id(module) for module in backbone.modules()} & {id(module) for module in copied.modules()}
     assert copied.layer1[0].conv1._parameters is backbone.layer1[0].conv1._parameters
     backbone.layer1[0].conv1.weight = replaced = nn.Parameter(torch.ones_like(backbone.layer1[0].conv1.weight))

@@ -17,7 +17,7 @@ class Integration(nn.Module):
         in_channels: Channels of each stage's map, stage 1 first.
         out_channels: Channels of the integrated map, c in the paper.
         kernel_size: 1 or 3; 0 for the paper's *no conv*.
-        residual: Return f1 + γ ⊙ the integrated map instead of the integrated map; γ is one weight a channel.
+        residual: Weight the integrated map by γ, one weight a channel, since it is to be added to f1.
         gamma: What γ starts from.
     """
 
@@ -42,4 +42,4 @@ class Integration(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """S maps (B, C_s, h, w) → (B, out_channels, h, w)."""
         x = self.norm(self.conv(torch.cat(tuple(maps), 1)))
-        return x if self.gamma is None else maps[0] + self.gamma[:, None, None] * x
+        return x if self.gamma is None else self.gamma[:, None, None] * x

@@ -1,21 +1,27 @@
 """The weight-shared multi-stage network (Takahashi et al., ACML 2017, Section 3): image → pyramid → stages → head."""
 
-import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead
+from timm.layers import ClassifierHead, Format, nchw_to
+from timm.models import register_notrace_function
+from timm.models._features import feature_take_indices
 from timm.models._input import _get_global_pool
+from timm.models.pit import PoolingVisionTransformer
 from torch import nn
 
 from timm_wsms.errors import UserError
 from timm_wsms.integration import Integration, IntegrationKind
+from timm_wsms.layouts import add_map, from_map, to_map
+from timm_wsms.pruning import remove_head
 from timm_wsms.recompute import update_statistics_once
-from timm_wsms.stages import Level, Stage, TimmModel, UnsharedNorms, copy_sharing, levels, shared_keys
+from timm_wsms.sharing import TimmModel, UnsharedNorms, shared_keys, tie
+from timm_wsms.stages import Level, Size, Stage, is_flat, levels, make_stage, parts
 
+NO_PATCHES = (PoolingVisionTransformer,)  # forward_features gives class tokens alone
 KERNEL_SIZE = {"conv1x1": 1, "conv3x3": 3, "none": 0}
 
 
@@ -30,7 +36,8 @@ class WsmsNet(nn.Module):
     ```
 
     Args:
-        build_backbone: Returns the backbone, a timm model. Called once, or once a stage without shared weights.
+        build_backbone: Returns the backbone, a timm model. Called once without arguments, and once more a stage where
+            nothing is shared or where parameters depend on the image size: then with `img_size` and the like.
         stages: Number of stages, S; None: 3, or the number of levels of a backbone that has fewer. 1: the backbone.
         integration: "conv1x1", "conv3x3" or "none" (paper, Fig. 3).
         integration_channels: Channels of the integrated map, c. None: f1's, or what the paper gives its own backbones.
@@ -39,6 +46,8 @@ class WsmsNet(nn.Module):
         share_weights: False for the paper's MS-Net: the same shape, nothing shared.
         unshared_norms: Norms of which every stage has its own: "batch" (the paper), "all" or "none".
         gamma: What γ starts from: 0 leaves the backbone's logits as they are.
+        img_size: Of the images, in pixels, for a backbone whose parameters depend on it; None: its default.
+        feature_pyramid: Integrate the maps of the other levels too, for `forward_intermediates`.
 
     Raises:
         UserError: If the backbone or the arguments do not allow it; the message names the remedy.
@@ -46,7 +55,7 @@ class WsmsNet(nn.Module):
 
     def __init__(
         self,
-        build_backbone: Callable[[], TimmModel],
+        build_backbone: Callable[..., TimmModel],
         stages: int | None = None,
         integration: IntegrationKind = "conv1x1",
         integration_channels: int | None = None,
@@ -54,28 +63,42 @@ class WsmsNet(nn.Module):
         share_weights: bool = True,
         unshared_norms: UnsharedNorms = "batch",
         gamma: float = 1.0,
+        img_size: int | Size | None = None,
+        feature_pyramid: bool = False,
     ):
         super().__init__()
         _check_choice("integration", integration, IntegrationKind)
         _check_choice("unshared_norms", unshared_norms, UnsharedNorms)
         self.backbone: TimmModel = (backbone := build_backbone())
         self.nhwc = _format(backbone) == "NHWC"  # the axes of the backbone's maps
+        if hasattr(backbone, "output_fmt"):
+            self.output_fmt = backbone.output_fmt
         cuts = _choose_levels(backbone, stages)
         paper = getattr(backbone, "wsms_defaults", {})
         residual = paper.get("residual", True) if residual is None else residual
 
         self.stages = nn.ModuleDict()  # keys "2", "3" …: the paper's numbers
         for number, level in enumerate(cuts[1:], start=2):
-            part = copy_sharing(backbone, unshared_norms) if share_weights else build_backbone()
-            self.stages[str(number)] = Stage(part, level)
+            self.stages[str(number)] = make_stage(
+                build_backbone, backbone, level, 2 ** (number - 1), img_size, share_weights, unshared_norms
+            )
+        self.reduction = cuts[0].reduction
+        self.map_apart = isinstance(backbone, NO_PATCHES)
+        self.feature_info = [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]
+        self.num_features: int = backbone.num_features
+        # not where a convolution stands between the last map and the features (EfficientNet)
+        self.integrates_last = bool(self.stages) and self.feature_info[-1]["num_chs"] == self.num_features
+        self.residual = residual
         self.integration: Integration | None = None
         self.head: ClassifierHead | None = None
-        self.num_features: int = backbone.num_features
         if self.stages:
             widths = [self.num_features, *(level.channels for level in cuts[1:])]
             self._integrate(widths, integration, integration_channels, residual, gamma, paper)
-        self.feature_info = [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]
+        if self.integrates_last:
+            self.feature_info[-1]["num_chs"] = self.num_features
+        self.feature_pyramid = self._make_feature_pyramid(gamma) if feature_pyramid else nn.ModuleDict()
         self.register_state_dict_post_hook(_drop_shared)
+        self.register_load_state_dict_post_hook(_tie_again)
 
     def _integrate(
         self, widths: list[int], kind: str, channels: int | None, residual: bool, gamma: float, paper: dict[str, Any]
@@ -104,8 +127,23 @@ class WsmsNet(nn.Module):
             self.head = ClassifierHead(channels, self.backbone.num_classes, pool, drop_rate, input_fmt=fmt)
             self.head.to(reference.device, reference.dtype)
             self.num_features = channels
-            _remove_head(self.backbone)
+            remove_head(self.backbone)
         self.integration.to(reference.device, reference.dtype)
+
+    def _make_feature_pyramid(self, gamma: float) -> nn.ModuleDict:
+        """An integration layer for every map that other stages have a counterpart of, but for the last one's."""
+        layers = nn.ModuleDict()
+        for position, entry in enumerate(self.feature_info[: -1 if self.integrates_last else None]):
+            stages = [stage for stage in self._stages() if position in stage.taps]
+            widths = [entry["num_chs"], *(stage.channels[stage.taps[position]] for stage in stages)]
+            if stages:
+                layers[str(position)] = Integration(widths, widths[0], 1, residual=True, gamma=gamma)
+        reference = next(self.backbone.parameters())
+        return layers.to(reference.device, reference.dtype)
+
+    def _stages(self) -> list[Stage]:
+        """Stages 2, 3 …"""
+        return [*self.stages.values()]  # type: ignore[list-item]
 
     # ---- what timm asks of a model
 
@@ -174,29 +212,32 @@ class WsmsNet(nn.Module):
 
     def pyramid(self, image: torch.Tensor) -> list[torch.Tensor]:
         """(B, C, H, W) → S images of (B, C, H / 2^(s-1), W / 2^(s-1)), by 2×2 average pooling."""
+        _check_size(image, len(self.stages) + 1)
         images = [image]
         for _ in self.stages:
             images.append(F.avg_pool2d(images[-1], 2))
         return images
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_chans, H, W) → the integrated map (B, num_features, h, w), laid out as the backbone's."""
-        side = 2 ** len(self.stages)
-        if x.shape[-2] < side or x.shape[-1] < side:
-            raise UserError(
-                f"an image of {x.shape[-2]}×{x.shape[-1]} pixels is too small for {len(self.stages) + 1} stages: "
-                f"give at least {side}×{side}, or fewer stages"
-            )
+        """(B, in_chans, H, W) → the integrated map (B, num_features, h, w), laid out as the backbone's features.
+
+        Where these are tokens, the map is added to those of the patches, and its mean to the class token's.
+        """
         images = self.pyramid(x)
-        f1 = self.backbone.forward_features(images[0])  # first, since then it draws its random numbers first
+        if self.map_apart:
+            features, (f1,) = self.backbone.forward_intermediates(images[0], indices=1)
+        else:
+            features = self.backbone.forward_features(images[0])  # first, since then it draws its random numbers first
+            f1 = features
         if self.integration is None:
-            return f1
-        f1 = f1.permute(0, 3, 1, 2) if self.nhwc else f1  # (B, C1, h, w)
-        maps = [f1]
-        for stage, image in zip(self.stages.values(), images[1:], strict=True):
-            maps.append(_resize(stage(image), f1))  # (B, C_s, h, w)
-        x = self.integration(maps)
-        return x.permute(0, 2, 3, 1) if self.nhwc else x
+            return features
+        f1 = to_map(f1, x, self.reduction, self.nhwc and not self.map_apart)  # (B, C1, h, w)
+        others = [stage(image, f1) for stage, image in zip(self._stages(), images[1:], strict=True)]
+        return self._merge(features, self.integration([f1, *others]))
+
+    def _merge(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The integrated map is added to stage 1's features, or takes their place."""
+        return add_map(features, x, self.nhwc) if self.residual else from_map(features, x, self.nhwc)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """(B, num_features, h, w) → (B, num_classes), or (B, head_hidden_size) with `pre_logits`."""
@@ -207,13 +248,104 @@ class WsmsNet(nn.Module):
         """(B, in_chans, H, W) → (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The maps of the backbone's levels, as timm's models give them.
+
+        The last one holds the integrated map, if `forward_features` has as many channels. With `feature_pyramid` the
+        others hold those of their own resolution; without it they are the backbone's.
+
+        Args:
+            x: (B, in_chans, H, W).
+            indices: The last n levels if an int, all if None.
+            norm: Apply the backbone's last norm to its maps.
+            stop_early: Leave out what lies behind the deepest of the levels.
+            output_fmt: "NCHW", "NHWC" or "NLC".
+            intermediates_only: Return the list of maps alone.
+
+        Returns:
+            The result of `forward_features` and the maps. With `stop_early` but without the last level, what the
+            backbone's blocks gave so far takes the place of the former.
+        """
+        last = len(self.feature_info) - 1
+        take, _ = feature_take_indices(last + 1, indices)  # type: ignore[arg-type]
+        complete = self.integration is not None and (last in take or not (stop_early or intermediates_only))
+        used = sorted({*take, last} if complete and self.map_apart else {*take})
+        images = self.pyramid(x)
+        features, found = self.backbone.forward_intermediates(images[0], indices=used, norm=norm, stop_early=stop_early)
+        maps = dict(zip(used, found, strict=True))
+        wanted = {position: x for position, x in maps.items() if str(position) in self.feature_pyramid}
+        if complete:
+            f1 = maps[last] if self.map_apart else to_map(features, x, self.reduction, self.nhwc)
+            wanted[last] = f1
+        others = self._other_stages(images, wanted)
+        for position in wanted:
+            if str(position) in self.feature_pyramid:
+                own = maps[position]
+                maps[position] = own + self.feature_pyramid[str(position)]([own, *others[position]])
+        if complete:
+            integrated = self.integration([f1, *others[last]])  # type: ignore[misc]
+            features = self._merge(features, integrated)
+            if self.integrates_last and last in maps:
+                maps[last] = maps[last] + integrated if self.residual else integrated
+        result = [nchw_to(maps[position], Format(output_fmt)) for position in sorted({*take})]
+        return result if intermediates_only else (features, result)
+
+    def _other_stages(
+        self, images: list[torch.Tensor], wanted: dict[int, torch.Tensor]
+    ) -> dict[int, list[torch.Tensor]]:
+        """For some of stage 1's maps, the other stages' maps of the same resolution."""
+        others: dict[int, list[torch.Tensor]] = {position: [] for position in wanted}
+        for stage, image in zip(self._stages(), images[1:], strict=True):
+            own = {position: like for position, like in wanted.items() if position in stage.taps}
+            for position, x in zip(own, stage.maps(image, own) if own else [], strict=True):
+                others[position].append(x)
+        return others
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what `forward_intermediates` does not need for some of the levels; gives their positions."""
+        last = len(self.feature_info) - 1
+        take, _ = feature_take_indices(last + 1, indices)  # type: ignore[arg-type]
+        integrates = self.integrates_last and last in take
+        self.backbone.prune_intermediate_layers(take, prune_norm and not integrates, prune_head)
+        if prune_head:
+            self.head = None
+        if not integrates:
+            self.integration = None
+        for position in [*self.feature_pyramid]:
+            if int(position) not in take:
+                del self.feature_pyramid[position]
+        needed = {*map(int, self.feature_pyramid), *([last] if integrates else [])}
+        for number, stage in zip([*self.stages], self._stages(), strict=True):
+            if needed & {*stage.taps}:
+                stage.prune(needed)
+            else:
+                del self.stages[number]
+        return take
+
     # ---- state dict: every tensor once
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for key, owner in shared_keys(self.stages, self.backbone):
             if f"{prefix}backbone.{owner}" in state_dict:
                 state_dict[f"{prefix}stages.{key}"] = state_dict[f"{prefix}backbone.{owner}"]
+        self._ties = list(shared_keys(self.stages, self.backbone))  # for `assign=True`, which puts in new tensors
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "WsmsNet":
+        ties = list(shared_keys(self.stages, self.backbone))  # before fn puts in new tensors
+        super()._apply(fn, recurse)
+        tie(self.stages, self.backbone, ties)
+        return self
 
 
 def _drop_shared(model: WsmsNet, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
@@ -226,50 +358,32 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
         raise UserError(f"{name} must be one of {', '.join(get_args(choices))}; not {value!r}")
 
 
+def _tie_again(model: WsmsNet, _incompatible_keys: Any) -> None:
+    tie(model.stages, model.backbone, model.__dict__.pop("_ties", []))
+
+
+@register_notrace_function
+def _check_size(image: torch.Tensor, stages: int) -> None:
+    height, width = image.shape[-2:]
+    side = 2 ** (stages - 1)
+    if height < side or width < side:
+        raise UserError(
+            f"an image of {height}×{width} pixels is too small for {stages} stages: give at least {side}×{side}, or "
+            "fewer stages"
+        )
+
+
 def _choose_levels(backbone: TimmModel, stages: int | None) -> list[Level]:
-    found = levels(backbone)
+    flat = is_flat(backbone)
+    most = len(backbone.feature_info) if flat else len(levels(backbone))
     if stages is None:
-        stages = min(3, len(found))
-    if not 1 <= stages <= len(found):
-        raise UserError(f"stages must be 1 to {len(found)}, the levels of this backbone; not {stages}")
-    return found[:stages]
+        stages = min(3, most)
+    if not 1 <= stages <= most:
+        what = "blocks" if flat else "levels"
+        raise UserError(f"stages must be 1 to {most}, the {what} of this backbone; not {stages}")
+    return parts(backbone, stages) if flat else levels(backbone)[:stages]
 
 
 def _format(backbone: TimmModel) -> str:
     fmt = getattr(backbone, "output_fmt", "NCHW")
     return str(getattr(fmt, "value", fmt)).upper()
-
-
-def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _remove_head(backbone: TimmModel) -> None:
-    """Remove all that `forward_features` does not use, so that every parameter left gets a gradient."""
-    backbone.reset_classifier(0, "")
-    probe = copy.deepcopy(backbone).to("meta")
-    size = backbone.pretrained_cfg["input_size"][1:]
-    used = _reached(probe.forward_features(torch.zeros(2, backbone.in_chans, *size, device="meta")))
-    removed: tuple[str, ...] = ()
-    for path, module in probe.named_modules():
-        parameters = set(module.parameters())
-        if parameters and not parameters & used and not path.startswith(removed):
-            parent, _, name = path.rpartition(".")
-            setattr(backbone.get_submodule(parent), name, nn.Identity())
-            removed += (f"{path}.",)  # what it held is gone with it
-
-
-def _reached(output: torch.Tensor) -> set[torch.Tensor]:
-    """The parameters that the output was computed from."""
-    found, todo, seen = set(), [output.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(node.variable)
-        todo.extend(following for following, _ in node.next_functions)
-    return found

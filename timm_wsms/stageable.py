@@ -17,13 +17,12 @@ from timm.models import _registry as registry
 
 from timm_wsms.errors import UserError
 from timm_wsms.network import WsmsNet
-from timm_wsms.stages import levels
+from timm_wsms.stages import is_flat, levels
 
 TABLE = Path(__file__).parent / "stageable.json"
 
-FIXED_SIZE = "its parameters depend on the size of the image, which is not supported yet"
-ONE_RESOLUTION = "its maps keep one resolution, or are not halved from level to level"
-NOT_ONE_MAP = "its last feature map is not one tensor"
+UNEVEN = "its maps are neither halved from level to level nor kept at one resolution"
+NOT_ONE_MAP = "its features are not one tensor"
 NO_HEAD = "it has no classification head"
 UNUSED = "its blocks mix all resolutions, so that a stage cut from it has parameters without use"
 
@@ -36,15 +35,19 @@ def reason_against(name: str) -> str | None:
     """
     with torch.device("meta"):
         backbone: Any = timm.create_model(name)
-        if len(levels(backbone)) < 2:
-            return ONE_RESOLUTION
-        if backbone.default_cfg.get("fixed_input_size"):
-            return FIXED_SIZE
-        network = WsmsNet(lambda: backbone)
-        side = backbone.default_cfg["input_size"][-1]
+        cfg = backbone.default_cfg
+        if len(levels(backbone)) < 2 and not is_flat(backbone):
+            return UNEVEN
+        side = cfg["input_size"][-1]
+        try:
+            if not isinstance(backbone.forward_features(torch.zeros(2, 3, side, side)), torch.Tensor):
+                return NOT_ONE_MAP
+            network = WsmsNet(lambda **arguments: timm.create_model(name, **arguments))
+        except (RuntimeError, AssertionError, UserError, ValueError) as error:
+            return f"it cannot be built for the smaller images ({_line(error)})"
         reason = _run(network, side)
-        if reason is not None and side % 256:  # some need sides that halve more often than their own
-            reason = _run(network, -(-side // 256) * 256)
+        if reason is not None and side % 256 and not cfg.get("fixed_input_size"):
+            reason = _run(network, -(-side // 256) * 256)  # some need sides that halve more often than their own
         if reason is not None:
             return reason
     if any(parameter.grad is None for parameter in network.stages.parameters()):
@@ -54,20 +57,20 @@ def reason_against(name: str) -> str | None:
 
 def _run(network: WsmsNet, side: int) -> str | None:
     """Run a network forward and backward on square images; why it cannot be, or None."""
-    images = torch.zeros(2, 3, side, side)
     try:
-        if not isinstance(network.backbone.forward_features(images), torch.Tensor):
-            return NOT_ONE_MAP
-        features = network.forward_features(images)
+        features = network.forward_features(torch.zeros(2, 3, side, side))
     except (RuntimeError, AssertionError, UserError) as error:
-        what = next(iter(str(error).splitlines()), "") or type(error).__name__
-        return f"its stages cannot take the smaller images ({what})"
+        return f"its stages cannot take the smaller images ({_line(error)})"
     try:
         network.forward_head(features, pre_logits=True)
     except TypeError:
         return NO_HEAD
     features.sum().backward()
     return None
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def main() -> None:

@@ -1,48 +1,41 @@
-"""Cuts a timm backbone into the stages of a WSMS-Net and says what they share (paper, Section 3.1 and Fig. 2).
+"""Cuts a timm backbone into the stages of a WSMS-Net (paper, Section 3.1 and Fig. 2).
 
 Stage 1 is the backbone itself. Stage s sees the image at 1 / 2^(s-1) of its size and runs the backbone's blocks up to
-reduction R / 2^(s-1), so all stages end in maps of the same height and width.
-
-A stage is a copy of the backbone's *structure*: each of its modules holds the very dictionary of parameters that the
-backbone's module holds. So a shared tensor exists once, whatever is done to it later (`.to`, `load_state_dict`, `EMA`),
-and every stage has norms of its own without any switching at run time.
+reduction R / 2^(s-1), so all stages end in maps of the same height and width. A backbone that keeps one resolution
+(ViT, mixers) has no such cut: there stage s runs the first S - s + 1 of S equal parts of the depth, and its map is
+resized.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from timm.layers import (
-    BatchNormAct2d,
-    EvoNorm2dS0,
-    EvoNorm2dS1,
-    EvoNorm2dS2,
-    FilterResponseNormAct2d,
-    FilterResponseNormTlu2d,
-    GroupNormAct,
-    RmsNorm,
-    RmsNorm2d,
-    RmsNorm2dFp32,
-    RmsNormFp32,
-    SimpleNorm,
-    SimpleNorm2d,
-    SimpleNorm2dFp32,
-    SimpleNormFp32,
-)
+from timm.layers import BatchNormAct2d, GroupNormAct, to_2tuple
 from timm.models.densenet import DenseNet
 from timm.models.dpn import DPN
+from timm.models.efficientformer import EfficientFormer
+from timm.models.efficientformer_v2 import EfficientFormerV2
+from timm.models.gcvit import GlobalContextVit
+from timm.models.hiera import Hiera
+from timm.models.levit import Levit
+from timm.models.maxxvit import MaxxVit
+from timm.models.nest import Nest
 from timm.models.nfnet import NormFreeNet
 from timm.models.regnet import RegNet
 from timm.models.resnetv2 import ResNetV2
+from timm.models.swiftformer import SwiftFormer
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
+from timm.models.twins import Twins
 from timm.models.xception_aligned import XceptionAligned
 from torch import nn
 
 from timm_wsms.backbones.cifar_densenet import CifarDenseNet
+from timm_wsms.layouts import fit, pad_to_multiple
+from timm_wsms.sharing import TimmModel, UnsharedNorms, build_sharing, copy_sharing, share_dictionaries
 
-UnsharedNorms = Literal["batch", "all", "none"]
-TimmModel = Any  # an nn.Module with timm's interface, of which the type nn.Module says nothing
+Size = tuple[int, int]  # height and width in pixels
 
 # Where a pre-activation backbone ends in norm and activation. A stage that ends earlier needs an end like it.
 PREACTIVATION_END: dict[type[nn.Module], str] = {
@@ -54,16 +47,26 @@ PREACTIVATION_END: dict[type[nn.Module], str] = {
     ResNetV2: "norm",
     XceptionAligned: "act",
 }
-LAYER_NORMS = (  # and their subclasses: timm's LayerNorm2d, GroupNormAct …
-    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm),
-    *(RmsNorm, RmsNorm2d, RmsNormFp32, RmsNorm2dFp32, SimpleNorm, SimpleNorm2d, SimpleNormFp32, SimpleNorm2dFp32),
-    *(EvoNorm2dS0, EvoNorm2dS1, EvoNorm2dS2, FilterResponseNormAct2d, FilterResponseNormTlu2d),
-)
+# timm gives these a fixed image size, but up to where a stage is cut nothing depends on it.
+TAKE_ANY_SIZE = (EfficientFormer, SwiftFormer, Twins)
+# The image of a stage is padded to a multiple of so many pixels: what its blocks, or their tables, divide evenly.
+IMAGE_MULTIPLE: dict[type[nn.Module], int] = {EfficientFormerV2: 32, Hiera: 32, Levit: 16, Nest: 32}
+# How windows keep stage 1's size where timm derives them from the image: (backbone, image size, divisor) → arguments
+WINDOWS: dict[type[nn.Module], Callable[[TimmModel, Size, int], dict[str, Any]]] = {
+    MaxxVit: lambda backbone, size, divisor: {"transformer_partition_ratio": backbone.partition_ratio // divisor},
+    SwinTransformerV2Cr: lambda backbone, size, divisor: {"window_size": backbone.window_size},
+    GlobalContextVit: lambda backbone, size, divisor: {
+        "window_size": tuple(
+            tuple(max(1, min(own, side // entry["reduction"])) for own, side in zip(_window(stage), size, strict=True))
+            for stage, entry in zip(backbone.stages, backbone.feature_info, strict=True)
+        )
+    },
+}
 
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of a backbone: the last of its feature maps that has it.
+    """Where a stage ends: for stage 1 at the last of the backbone's maps, for the others before.
 
     Attributes:
         index: Position in the backbone's `feature_info`.
@@ -93,39 +96,25 @@ def levels(backbone: TimmModel) -> list[Level]:
     return found
 
 
-def is_unshared(module: nn.Module, unshared_norms: UnsharedNorms) -> bool:
-    """Whether every stage has parameters and statistics of its own for this module (paper, Section 3.1)."""
-    if unshared_norms == "none":
-        return False
-    keeps_statistics = "running_var" in module._buffers  # batch normalization, whatever its class
-    return keeps_statistics or (unshared_norms == "all" and isinstance(module, LAYER_NORMS))
+def is_flat(backbone: TimmModel) -> bool:
+    """Whether the backbone keeps one resolution throughout."""
+    return len({backbone.feature_info[i]["reduction"] for i in range(len(backbone.feature_info))}) == 1
 
 
-def copy_sharing(backbone: TimmModel, unshared_norms: UnsharedNorms) -> TimmModel:
-    """A copy of the backbone that shares every parameter and buffer but those of the unshared norms."""
-    memo: dict[int, Any] = {}
-    for module in backbone.modules():
-        if not is_unshared(module, unshared_norms):
-            memo |= {id(module._parameters): module._parameters, id(module._buffers): module._buffers}
-    return copy.deepcopy(backbone, memo)  # deepcopy leaves as they are the objects that its memo already holds
-
-
-def shared_keys(stages: nn.Module, backbone: TimmModel) -> Iterator[tuple[str, str]]:
-    """(key in `stages`, key in `backbone`) of every tensor that the two have in common."""
-    owners = {id(tensor): key for key, tensor in _named_tensors(backbone)}
-    for key, tensor in _named_tensors(stages):
-        if id(tensor) in owners:
-            yield key, owners[id(tensor)]
-
-
-def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
+def parts(backbone: TimmModel, stages: int) -> list[Level]:
+    """The ends of the stages of a backbone that keeps one resolution: all of its depth, (S - 1) / S of it …"""
+    depth = len(backbone.feature_info)
+    ends = [-(-depth * (stages - number) // stages) - 1 for number in range(stages)]
+    info = [backbone.feature_info[index] for index in ends]
+    return [
+        Level(index, entry.get("num_chs_norm", entry["num_chs"]), entry["reduction"])
+        for index, entry in zip(ends, info, strict=True)
+    ]
 
 
 def preactivation_end(backbone: TimmModel) -> nn.Module | None:
     """The norm–activation, or the activation alone, that closes a pre-activation backbone; None for any other."""
-    path = next((path for kind, path in PREACTIVATION_END.items() if isinstance(backbone, kind)), None)
+    path = _of_kind(PREACTIVATION_END, backbone)
     if path is None:
         return None
     end = backbone.get_submodule(path)
@@ -155,17 +144,110 @@ class Stage(nn.Module):
     Args:
         backbone: The copy of the backbone that this stage may cut; its deeper blocks and its head are removed.
         level: Where it is cut.
+        multiple: Of so many pixels are the sides of the images that the backbone takes.
+        norm: Whether the backbone's last norm stands at the end of every part of its depth.
+        taps: Position of a map in stage 1 → that of the map of the same resolution in this stage.
     """
 
-    def __init__(self, backbone: TimmModel, level: Level):
+    def __init__(self, backbone: TimmModel, level: Level, multiple: int, norm: bool, taps: dict[int, int]):
         super().__init__()
+        self.index, self.multiple, self.norm, self.taps = level.index, multiple, norm, taps
         end = preactivation_end(backbone)
-        backbone.prune_intermediate_layers([level.index])
+        self.channels = {tap: backbone.feature_info[tap]["num_chs"] for tap in taps.values()}
+        self.channels[level.index] = level.channels
+        backbone.prune_intermediate_layers([level.index], prune_norm=not norm)
         self.backbone = backbone
-        self.index = level.index
         self.end = end_like(end, level.channels) if end is not None else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_chans, H, W) → (B, channels, H / reduction, W / reduction)."""
-        maps = self.backbone.forward_intermediates(x, indices=[self.index], stop_early=True, intermediates_only=True)
-        return self.end(maps[0])
+    def forward(self, image: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """The image (B, in_chans, H, W) and stage 1's last map (B, C_1, h, w) → (B, channels, h, w)."""
+        return self.maps(image, {max(self.taps): like})[0]
+
+    def maps(self, image: torch.Tensor, like: dict[int, torch.Tensor]) -> list[torch.Tensor]:
+        """Its maps at the resolution of some of stage 1's, all of which it must have.
+
+        Args:
+            image: (B, in_chans, H, W)
+            like: Stage 1's maps (B, C_1, h, w), by their positions, in ascending order.
+        """
+        padded = pad_to_multiple(image, self.multiple)
+        indices = sorted({self.taps[position] for position in like})
+        found = self.backbone.forward_intermediates(
+            padded, indices=indices, norm=self.norm, stop_early=True, intermediates_only=True
+        )
+        if indices[-1] == self.index:
+            found[-1] = self.end(found[-1])
+        return [
+            fit(found[indices.index(self.taps[position])], other, padded, image) for position, other in like.items()
+        ]
+
+    def prune(self, positions: Collection[int]) -> None:
+        """Keep only what the maps at these positions in stage 1 need."""
+        self.taps = {position: tap for position, tap in self.taps.items() if position in positions}
+        if max(self.taps.values()) < self.index:
+            self.backbone.prune_intermediate_layers([max(self.taps.values())], prune_norm=not self.norm)
+            self.end = nn.Identity()
+
+
+def find_taps(backbone: TimmModel, level: Level, divisor: int) -> dict[int, int]:
+    """For each of stage 1's maps that a stage has a counterpart of, the position of both in `feature_info`.
+
+    The counterpart has the same resolution, since the stage's image is smaller; in a backbone of one resolution it
+    stands as far before the stage's end as stage 1's map stands before its own.
+    """
+    reductions = [backbone.feature_info[i]["reduction"] for i in range(len(backbone.feature_info))]
+    last = len(reductions) - 1
+    if is_flat(backbone):
+        return {position: position - last + level.index for position in range(last - level.index, last + 1)}
+    deepest = {reduction: i for i, reduction in enumerate(reductions)}
+    return {i: deepest[r // divisor] for i, r in enumerate(reductions) if r % divisor == 0 and r // divisor in deepest}
+
+
+def make_stage(
+    build_backbone: Callable[..., TimmModel],
+    backbone: TimmModel,
+    level: Level,
+    divisor: int,
+    img_size: int | Size | None,
+    share_weights: bool,
+    unshared_norms: UnsharedNorms,
+) -> Stage:
+    """Builds a stage for images of 1 / divisor of the size.
+
+    Args:
+        build_backbone: Returns the backbone; takes `img_size` if its parameters depend on the image size.
+        backbone: Stage 1.
+        level: Where the stage is cut.
+        divisor: 2, 4 …
+        img_size: Of stage 1's images, for a backbone of a fixed image size; None: its default.
+        share_weights: As in `WsmsNet`.
+        unshared_norms: As in `WsmsNet`.
+    """
+    flat = is_flat(backbone)
+    multiple = level.reduction if flat else _of_kind(IMAGE_MULTIPLE, backbone) or 1
+    arguments: dict[str, Any] = {}
+    cfg = getattr(backbone, "default_cfg", {})
+    if cfg.get("fixed_input_size") and not isinstance(backbone, TAKE_ANY_SIZE):
+        sides = to_2tuple(img_size or cfg["input_size"][1:])
+        height, width = (-(-(side // divisor) // multiple) * multiple for side in sides)
+        arguments = {"img_size": (height, width)}
+        if windows := _of_kind(WINDOWS, backbone):
+            arguments |= windows(backbone, (height, width), divisor)
+    if not share_weights:
+        part = build_backbone(**arguments)
+    elif arguments:
+        part = build_sharing(lambda: build_backbone(pretrained=False, **arguments), backbone, unshared_norms)
+    else:
+        part = copy_sharing(backbone, unshared_norms)
+    stage = Stage(part, level, multiple, flat, find_taps(backbone, level, divisor))
+    if share_weights:
+        share_dictionaries(stage.backbone, backbone)
+    return stage
+
+
+def _of_kind(table: dict[type[nn.Module], Any], backbone: TimmModel) -> Any:
+    return next((value for kind, value in table.items() if isinstance(backbone, kind)), None)
+
+
+def _window(stage: Any) -> Size:
+    return stage.blocks[0].window_size

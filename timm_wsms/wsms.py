@@ -16,6 +16,7 @@ from torch import nn
 
 from timm_wsms import backbones
 from timm_wsms.errors import UserError
+from timm_wsms.features import WsmsFeatures
 from timm_wsms.network import WsmsNet
 from timm_wsms.warm_start import starts_from_backbone
 
@@ -145,8 +146,9 @@ def create(
         UserError: If an argument does not fit; the message names the remedy.
     """
     check_arguments(kwargs, pretrained_model_args or {})
-    if kwargs.pop("features_only", False):
-        raise UserError(f"features_only is not there for {name} yet; use features_only of {backbone}")
+    features_only = bool(kwargs.get("features_only"))
+    if features_only and kwargs.pop("feature_cls", "getter") != "getter":
+        raise UserError(f"features_only of {name} goes through forward_intermediates; leave out feature_cls")
     if pretrained_cfg is None and name.startswith("ms_"):  # these have no tags of their own
         pretrained_cfg = dataclasses.replace(_default_cfg(backbone).default, architecture=name, **NO_WEIGHTS)
     cfg = resolve_pretrained_cfg(
@@ -156,16 +158,22 @@ def create(
     warm = pretrained and starts_from_backbone(cfg)
     network_args = {key: kwargs.pop(key) for key in NETWORK_ARGS if key in kwargs}
 
-    def build_backbone(**backbone_args: Any) -> Any:
+    def build_backbone(pretrained: bool = warm, **backbone_args: Any) -> Any:
         source: dict[str, Any] = {}
-        if warm:
+        if pretrained:
             own: Any = registry.get_pretrained_cfg(backbone)
             own_names: dict[str, Any] = {"first_conv": own.first_conv, "classifier": own.classifier}
             source = {"pretrained_cfg": dataclasses.replace(cfg, architecture=backbone, **own_names).to_dict()}
-        return timm.create_model(backbone, pretrained=warm, cache_dir=cache_dir, **source, **backbone_args)
+        return timm.create_model(backbone, pretrained=pretrained, cache_dir=cache_dir, **source, **backbone_args)
 
     def build_network(**backbone_args: Any) -> WsmsNet:
-        return WsmsNet(lambda: build_backbone(**backbone_args), gamma=0.0 if warm else 1.0, **network_args)
+        return WsmsNet(
+            lambda **stage_args: build_backbone(**{**backbone_args, **stage_args}),
+            img_size=backbone_args.get("img_size"),
+            gamma=0.0 if pretrained and (warm or features_only) else 1.0,
+            feature_pyramid=features_only,
+            **network_args,
+        )
 
     model: Any = build_model_with_cfg(
         build_network,
@@ -174,8 +182,11 @@ def create(
         pretrained_cfg=cfg.to_dict(),
         pretrained_model_args=pretrained_model_args,
         cache_dir=cache_dir,
+        feature_cfg={"feature_cls": WsmsFeatures, "out_indices": None},
         **kwargs,
     )
+    if features_only:
+        return model
     if model.get_classifier() is not None:
         model.pretrained_cfg["classifier"] = model.get_classifier(name_only=True)
     return model

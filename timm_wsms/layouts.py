@@ -1,0 +1,92 @@
+"""The layouts in which timm's backbones give their features, and the map (B, C, h, w) in each of them.
+
+Feature maps are NCHW or NHWC; transformers give tokens (B, P + h·w, C), P of them class or register tokens. The
+functions are opaque to torch.fx, since they look at shapes.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.models import register_notrace_function
+
+
+@register_notrace_function
+def to_map(features: torch.Tensor, image: torch.Tensor, reduction: int, nhwc: bool) -> torch.Tensor:
+    """Features in the backbone's layout → (B, C, h, w), without class tokens.
+
+    Args:
+        features: What `forward_features` returns.
+        image: (B, in_chans, H, W), which the features were computed from.
+        reduction: H / h.
+        nhwc: Whether maps are laid out as (B, h, w, C).
+    """
+    if features.ndim == 4:
+        return features.permute(0, 3, 1, 2) if nhwc else features
+    height, width = _grid(features.shape[1], image, reduction)
+    patches = features[:, features.shape[1] - height * width :]  # class tokens come first
+    return patches.transpose(1, 2).reshape(features.shape[0], features.shape[2], height, width)
+
+
+@register_notrace_function
+def add_map(features: torch.Tensor, x: torch.Tensor, nhwc: bool) -> torch.Tensor:
+    """Add a map to features in the backbone's layout; class tokens get its spatial mean.
+
+    Args:
+        features: What `forward_features` returns.
+        x: (B, C, h, w).
+        nhwc: Whether maps are laid out as (B, h, w, C).
+    """
+    return features + from_map(features, x, nhwc)
+
+
+@register_notrace_function
+def from_map(like: torch.Tensor, x: torch.Tensor, nhwc: bool) -> torch.Tensor:
+    """(B, C, h, w) → the layout of other features; class tokens are the spatial mean.
+
+    Args:
+        like: What `forward_features` returns.
+        x: (B, C, h, w).
+        nhwc: Whether maps are laid out as (B, h, w, C).
+    """
+    if like.ndim == 4:
+        return x.permute(0, 2, 3, 1) if nhwc else x
+    patches = x.flatten(2).transpose(1, 2)  # (B, h·w, C)
+    class_tokens = like.shape[1] - patches.shape[1]
+    mean = patches.mean(1, keepdim=True)
+    if class_tokens < 0:  # no patches among the features (PiT)
+        return mean.expand(like.shape)
+    return torch.cat((mean.expand(-1, class_tokens, -1), patches), 1) if class_tokens else patches
+
+
+@register_notrace_function
+def fit(x: torch.Tensor, like: torch.Tensor, padded: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Resize a stage's map to stage 1's, only if they differ; what belongs to padding is cut off.
+
+    Args:
+        x: (B, C_s, …), the map of the padded image.
+        like: (B, C_1, h, w).
+        padded: (B, in_chans, …), the stage's image, padded at the right and the bottom.
+        image: The same before it was padded.
+
+    Returns:
+        (B, C_s, h, w)
+    """
+    height, width = like.shape[-2:]
+    # the map's size with what belongs to the padding
+    whole = [-(-side * padded.shape[axis] // image.shape[axis]) for side, axis in ((height, -2), (width, -1))]
+    if list(x.shape[-2:]) != whole:
+        x = F.interpolate(x, size=whole, mode="bilinear", align_corners=False)
+    return x[..., :height, :width] if whole != [height, width] else x
+
+
+@register_notrace_function
+def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
+    """(B, C, H, W) → the same with zeros at the right and the bottom, as timm's dynamic padding, up to a multiple."""
+    right, bottom = -image.shape[-1] % multiple, -image.shape[-2] % multiple
+    return F.pad(image, (0, right, 0, bottom)) if right or bottom else image
+
+
+def _grid(tokens: int, image: torch.Tensor, reduction: int) -> tuple[int, int]:
+    """Height and width of the grid of patches: the size that does not divide was padded, or else cut."""
+    height, width = image.shape[-2:]
+    padded = -(-height // reduction), -(-width // reduction)
+    return padded if padded[0] * padded[1] <= tokens else (height // reduction, width // reduction)

@@ -1,0 +1,182 @@
+"""What the stages of a WSMS-Net share, and how (paper, Section 3.1 and Fig. 2).
+
+A stage is a copy of the backbone's *structure*: each of its modules holds the very dictionary of parameters that the
+backbone's module holds. So a shared tensor exists once, whatever is done to it later (`.to`, `load_state_dict`, `EMA`),
+and every stage has norms of its own without any switching at run time.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import (
+    EvoNorm2dS0,
+    EvoNorm2dS1,
+    EvoNorm2dS2,
+    FilterResponseNormAct2d,
+    FilterResponseNormTlu2d,
+    RmsNorm,
+    RmsNorm2d,
+    RmsNorm2dFp32,
+    RmsNormFp32,
+    SimpleNorm,
+    SimpleNorm2d,
+    SimpleNorm2dFp32,
+    SimpleNormFp32,
+)
+from torch import nn
+
+UnsharedNorms = Literal["batch", "all", "none"]
+TimmModel = Any  # an nn.Module with timm's interface, of which the type nn.Module says nothing
+
+LAYER_NORMS = (  # and their subclasses: timm's LayerNorm2d, GroupNormAct …
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm),
+    *(RmsNorm, RmsNorm2d, RmsNormFp32, RmsNorm2dFp32, SimpleNorm, SimpleNorm2d, SimpleNormFp32, SimpleNorm2dFp32),
+    *(EvoNorm2dS0, EvoNorm2dS1, EvoNorm2dS2, FilterResponseNormAct2d, FilterResponseNormTlu2d),
+)
+
+
+def is_unshared(module: nn.Module, unshared_norms: UnsharedNorms) -> bool:
+    """Whether every stage has parameters and statistics of its own for this module (paper, Section 3.1)."""
+    if unshared_norms == "none":
+        return False
+    return keeps_statistics(module) or (unshared_norms == "all" and isinstance(module, LAYER_NORMS))
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether it is a batch normalization, whatever its class."""
+    return "running_var" in module._buffers
+
+
+def copy_sharing(backbone: TimmModel, unshared_norms: UnsharedNorms) -> TimmModel:
+    """A copy of the backbone that shares every parameter and buffer but those of the unshared norms."""
+    memo: dict[int, Any] = {}
+    for module in backbone.modules():
+        if not is_unshared(module, unshared_norms):
+            memo |= {id(tensor): tensor for tensor in _own_tensors(module)}
+    return copy.deepcopy(backbone, memo)  # deepcopy leaves as they are the objects that its memo already holds
+
+
+def build_sharing(build: Callable[[], TimmModel], backbone: TimmModel, unshared_norms: UnsharedNorms) -> TimmModel:
+    """The backbone for another image size, which shares every parameter but the unshared norms' and position tables.
+
+    Args:
+        build: Builds the backbone for the other image size.
+        backbone: The one that it shares with. From it also come the norms that are not shared, and the parameters
+            whose shape depends on the image size, resampled.
+        unshared_norms: As in `WsmsNet`.
+    """
+    with torch.device("meta"):  # nothing is allocated that is about to be replaced
+        other = build()
+    owners = dict(backbone.named_modules())
+    device = next(backbone.parameters()).device
+    for path, module in other.named_modules():
+        owner = owners[path]
+        unshared = is_unshared(owner, unshared_norms)
+        for name, placeholder in module._parameters.items():
+            if placeholder is None:
+                continue
+            tensor = owner._parameters[name]
+            if tensor.shape != placeholder.shape:
+                tensor = nn.Parameter(resample(tensor, placeholder.shape), requires_grad=tensor.requires_grad)
+            module._parameters[name] = copy.deepcopy(tensor) if unshared else tensor
+        for name, placeholder in module._buffers.items():
+            if placeholder is None:
+                continue
+            if hasattr(module, "init_non_persistent_buffers"):  # filled below
+                module._buffers[name] = torch.empty_like(placeholder, device=device)
+            else:
+                module._buffers[name] = copy.deepcopy(owner._buffers[name]) if unshared else owner._buffers[name]
+    for module in other.modules():
+        if hasattr(module, "init_non_persistent_buffers"):  # timm's way to make index tables and the like on a device
+            module.init_non_persistent_buffers()
+    return other
+
+
+def share_dictionaries(part: nn.Module, backbone: TimmModel) -> None:
+    """Where a module has the very tensors of the backbone's, let it have its dictionaries: then it keeps them.
+
+    After pruning, which may take entries out of them.
+    """
+    owners = dict(backbone.named_modules())
+    for path, module in part.named_modules():
+        owner = owners.get(path)
+        for kind in ("_parameters", "_buffers"):
+            if owner is not None and _same(own := module.__dict__[kind], owner.__dict__[kind]) and own:
+                module.__dict__[kind] = owner.__dict__[kind]
+
+
+def _same(own: dict[str, Any], other: dict[str, Any]) -> bool:
+    return own.keys() == other.keys() and all(own[name] is other[name] for name in own)
+
+
+def resample(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A parameter whose shape depends on the image size, for another image size.
+
+    Each axis that differs is resized by linear interpolation: as the two sides of a square grid of positions if its
+    lengths are squares, but for a few entries of class tokens, and as one row of positions otherwise. Entries of class
+    tokens stand first in position embeddings (1, N, C), last in tables of relative positions (N, heads), as in timm.
+
+    Args:
+        table: Of any shape.
+        shape: Of the result; as many axes.
+    """
+    x = table.detach().float()
+    for axis, (length, wanted) in enumerate(zip(table.shape, shape, strict=True)):
+        if length == wanted:
+            continue
+        x = x.movedim(axis, -1)
+        rest = x.shape[:-1]
+        extra = next((k for k in range(6) if _is_square(length - k) and _is_square(wanted - k)), None)
+        if extra is None:
+            x = F.interpolate(x.reshape(1, -1, length), size=wanted, mode="linear", align_corners=False)
+        else:
+            kept = x[..., :extra] if axis else x[..., length - extra :]
+            grid = x[..., extra:] if axis else x[..., : length - extra]
+            side, size = math.isqrt(length - extra), math.isqrt(wanted - extra)
+            grid = F.interpolate(
+                grid.reshape(1, -1, side, side), size=(size, size), mode="bilinear", align_corners=False, antialias=True
+            )
+            parts = [kept, grid.reshape(*rest, -1)]
+            x = torch.cat(parts if axis else parts[::-1], -1)
+        x = x.reshape(*rest, wanted).movedim(-1, axis)
+    return x.to(table.dtype).contiguous()
+
+
+def _is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number
+
+
+def shared_keys(stages: nn.Module, backbone: TimmModel) -> Iterator[tuple[str, str]]:
+    """(key in `stages`, key in `backbone`) of every tensor that the two have in common."""
+    owners = {id(tensor): key for key, tensor in _named_tensors(backbone)}
+    for key, tensor in _named_tensors(stages):
+        if id(tensor) in owners:
+            yield key, owners[id(tensor)]
+
+
+def tie(stages: nn.Module, backbone: TimmModel, keys: list[tuple[str, str]]) -> None:
+    """Make tensors one again that `shared_keys` named, after an operation that put new ones into some modules.
+
+    Only modules that share some of their parameters, and not others, need it: all others share the dictionary.
+    """
+    for key, owner_key in keys:
+        path, _, name = key.rpartition(".")
+        owner_path, _, owner_name = owner_key.rpartition(".")
+        module, owner = stages.get_submodule(path), backbone.get_submodule(owner_path)
+        for own, theirs in ((module._parameters, owner._parameters), (module._buffers, owner._buffers)):
+            if name in own and own[name] is not theirs[owner_name]:  # type: ignore[operator, index]
+                own[name] = theirs[owner_name]  # type: ignore[index]
+
+
+def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from (tensor for tensor in module._parameters.values() if tensor is not None)
+    yield from (tensor for tensor in module._buffers.values() if tensor is not None)
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
