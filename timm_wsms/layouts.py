@@ -1,54 +1,61 @@
 """The layouts in which timm's backbones give their features, and the map (B, C, h, w) in each of them.
 
-Feature maps are NCHW or NHWC; transformers give tokens (B, P + h·w, C), P of them class or register tokens. The
-functions are opaque to torch.fx, since they look at shapes.
+Feature maps are NCHW or NHWC; transformers give tokens (B, P + h·w, C), P of them class or register tokens;
+EfficientViM gives (B, C, h·w). Of several features (CoaT, EfficientViM) the last is the one that counts. The functions
+are opaque to torch.fx, since they look at shapes.
 """
+
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_function
 
+Layout = Literal["NCHW", "NHWC", "NCL"]  # of 3 axes "NCL" is channels first, the others tokens
+
 
 @register_notrace_function
-def to_map(features: torch.Tensor, image: torch.Tensor, reduction: int, nhwc: bool) -> torch.Tensor:
+def to_map(features: Any, image: torch.Tensor, reduction: int, layout: Layout) -> torch.Tensor:
     """Features in the backbone's layout → (B, C, h, w), without class tokens.
 
     Args:
         features: What `forward_features` returns.
         image: (B, in_chans, H, W), which the features were computed from.
         reduction: H / h.
-        nhwc: Whether maps are laid out as (B, h, w, C).
+        layout: Of the features.
     """
-    if features.ndim == 4:
-        return features.permute(0, 3, 1, 2) if nhwc else features
-    height, width = _grid(features.shape[1], image, reduction)
-    patches = features[:, features.shape[1] - height * width :]  # class tokens come first
-    return patches.transpose(1, 2).reshape(features.shape[0], features.shape[2], height, width)
+    x = features[-1] if isinstance(features, (list, tuple)) else features
+    if x.ndim == 4:
+        return x.permute(0, 3, 1, 2) if layout == "NHWC" else x
+    if layout == "NCL":
+        x = x.transpose(1, 2)
+    height, width = _grid(x.shape[1], image, reduction)
+    patches = x[:, x.shape[1] - height * width :]  # class tokens come first
+    return patches.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
 
 
 @register_notrace_function
-def add_map(features: torch.Tensor, x: torch.Tensor, nhwc: bool) -> torch.Tensor:
-    """Add a map to features in the backbone's layout; class tokens get its spatial mean.
+def merge(features: Any, x: torch.Tensor, layout: Layout, residual: bool) -> Any:
+    """Add a map to features in the backbone's layout, or put it in their place; class tokens get its spatial mean.
 
     Args:
         features: What `forward_features` returns.
         x: (B, C, h, w).
-        nhwc: Whether maps are laid out as (B, h, w, C).
+        layout: Of the features.
+        residual: Add, do not replace.
     """
-    return features + from_map(features, x, nhwc)
+    if isinstance(features, (list, tuple)):
+        return [*features[:-1], merge(features[-1], x, layout, residual)]
+    x = _from_map(features, x, layout)
+    return features + x if residual else x
 
 
-@register_notrace_function
-def from_map(like: torch.Tensor, x: torch.Tensor, nhwc: bool) -> torch.Tensor:
-    """(B, C, h, w) → the layout of other features; class tokens are the spatial mean.
-
-    Args:
-        like: What `forward_features` returns.
-        x: (B, C, h, w).
-        nhwc: Whether maps are laid out as (B, h, w, C).
-    """
+def _from_map(like: torch.Tensor, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(B, C, h, w) → the layout of other features; class tokens are the spatial mean."""
     if like.ndim == 4:
-        return x.permute(0, 2, 3, 1) if nhwc else x
+        return x.permute(0, 2, 3, 1) if layout == "NHWC" else x
+    if layout == "NCL":
+        return x.flatten(2)
     patches = x.flatten(2).transpose(1, 2)  # (B, h·w, C)
     class_tokens = like.shape[1] - patches.shape[1]
     mean = patches.mean(1, keepdim=True)

@@ -10,18 +10,21 @@ from timm.layers import ClassifierHead, Format, nchw_to
 from timm.models import register_notrace_function
 from timm.models._features import feature_take_indices
 from timm.models._input import _get_global_pool
+from timm.models.coat import CoaT
+from timm.models.efficientvim import EfficientViM
 from timm.models.pit import PoolingVisionTransformer
 from torch import nn
 
 from timm_wsms.errors import UserError
 from timm_wsms.integration import Integration, IntegrationKind
-from timm_wsms.layouts import add_map, from_map, to_map
+from timm_wsms.layouts import Layout, merge, to_map
 from timm_wsms.pruning import remove_head
 from timm_wsms.recompute import update_statistics_once
 from timm_wsms.sharing import TimmModel, UnsharedNorms, shared_keys, tie
 from timm_wsms.stages import Level, Size, Stage, is_flat, levels, make_stage, parts
 
 NO_PATCHES = (PoolingVisionTransformer,)  # forward_features gives class tokens alone
+GIVES_SEVERAL = (CoaT, EfficientViM)  # features, of which `num_features` is the sum, or the width of all
 KERNEL_SIZE = {"conv1x1": 1, "conv3x3": 3, "none": 0}
 
 
@@ -70,7 +73,7 @@ class WsmsNet(nn.Module):
         _check_choice("integration", integration, IntegrationKind)
         _check_choice("unshared_norms", unshared_norms, UnsharedNorms)
         self.backbone: TimmModel = (backbone := build_backbone())
-        self.nhwc = _format(backbone) == "NHWC"  # the axes of the backbone's maps
+        self.layout = _layout(backbone)
         if hasattr(backbone, "output_fmt"):
             self.output_fmt = backbone.output_fmt
         cuts = _choose_levels(backbone, stages)
@@ -87,14 +90,15 @@ class WsmsNet(nn.Module):
         self.feature_info = [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]
         self.num_features: int = backbone.num_features
         # not where a convolution stands between the last map and the features (EfficientNet)
-        self.integrates_last = bool(self.stages) and self.feature_info[-1]["num_chs"] == self.num_features
+        width = self.feature_info[-1]["num_chs"] if isinstance(backbone, GIVES_SEVERAL) else self.num_features
+        self.integrates_last = bool(self.stages) and self.feature_info[-1]["num_chs"] == width
         self.residual = residual
         self.integration: Integration | None = None
         self.head: ClassifierHead | None = None
         if self.stages:
-            widths = [self.num_features, *(level.channels for level in cuts[1:])]
+            widths = [width, *(level.channels for level in cuts[1:])]
             self._integrate(widths, integration, integration_channels, residual, gamma, paper)
-        if self.integrates_last:
+        if self.integrates_last and self.head is not None:
             self.feature_info[-1]["num_chs"] = self.num_features
         self.feature_pyramid = self._make_feature_pyramid(gamma) if feature_pyramid else nn.ModuleDict()
         self.register_state_dict_post_hook(_drop_shared)
@@ -123,7 +127,7 @@ class WsmsNet(nn.Module):
         if channels != widths[0]:
             pool = _get_global_pool(self.backbone) or "avg"
             drop_rate = getattr(self.backbone, "drop_rate", 0.0)
-            fmt = "NHWC" if self.nhwc else "NCHW"
+            fmt = self.layout
             self.head = ClassifierHead(channels, self.backbone.num_classes, pool, drop_rate, input_fmt=fmt)
             self.head.to(reference.device, reference.dtype)
             self.num_features = channels
@@ -231,13 +235,9 @@ class WsmsNet(nn.Module):
             f1 = features
         if self.integration is None:
             return features
-        f1 = to_map(f1, x, self.reduction, self.nhwc and not self.map_apart)  # (B, C1, h, w)
+        f1 = to_map(f1, x, self.reduction, "NCHW" if self.map_apart else self.layout)  # (B, C1, h, w)
         others = [stage(image, f1) for stage, image in zip(self._stages(), images[1:], strict=True)]
-        return self._merge(features, self.integration([f1, *others]))
-
-    def _merge(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The integrated map is added to stage 1's features, or takes their place."""
-        return add_map(features, x, self.nhwc) if self.residual else from_map(features, x, self.nhwc)
+        return merge(features, self.integration([f1, *others]), self.layout, self.residual)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """(B, num_features, h, w) → (B, num_classes), or (B, head_hidden_size) with `pre_logits`."""
@@ -283,7 +283,7 @@ class WsmsNet(nn.Module):
         maps = dict(zip(used, found, strict=True))
         wanted = {position: x for position, x in maps.items() if str(position) in self.feature_pyramid}
         if complete:
-            f1 = maps[last] if self.map_apart else to_map(features, x, self.reduction, self.nhwc)
+            f1 = maps[last] if self.map_apart else to_map(features, x, self.reduction, self.layout)
             wanted[last] = f1
         others = self._other_stages(images, wanted)
         for position in wanted:
@@ -292,7 +292,7 @@ class WsmsNet(nn.Module):
                 maps[position] = own + self.feature_pyramid[str(position)]([own, *others[position]])
         if complete:
             integrated = self.integration([f1, *others[last]])  # type: ignore[misc]
-            features = self._merge(features, integrated)
+            features = merge(features, integrated, self.layout, self.residual)
             if self.integrates_last and last in maps:
                 maps[last] = maps[last] + integrated if self.residual else integrated
         result = [nchw_to(maps[position], Format(output_fmt)) for position in sorted({*take})]
@@ -384,6 +384,8 @@ def _choose_levels(backbone: TimmModel, stages: int | None) -> list[Level]:
     return parts(backbone, stages) if flat else levels(backbone)[:stages]
 
 
-def _format(backbone: TimmModel) -> str:
+def _layout(backbone: TimmModel) -> Layout:
+    if isinstance(backbone, EfficientViM):
+        return "NCL"
     fmt = getattr(backbone, "output_fmt", "NCHW")
-    return str(getattr(fmt, "value", fmt)).upper()
+    return "NHWC" if str(getattr(fmt, "value", fmt)).upper() == "NHWC" else "NCHW"

@@ -1,4 +1,4 @@
-"""Removes what is left over of a backbone whose head another head replaces."""
+"""Removes what is left over of a backbone that is cut, or whose head another head replaces."""
 
 import copy
 
@@ -19,7 +19,7 @@ def remove_head(backbone: TimmModel) -> None:
     probe = copy.deepcopy(backbone).to("meta")
     size = backbone.pretrained_cfg["input_size"][1:]
     features = probe.forward_features(torch.zeros(2, backbone.in_chans, *size, device="meta"))
-    if features.ndim != 4:
+    if not (isinstance(features, torch.Tensor) and features.ndim == 4):
         raise UserError(
             f"this backbone gives tokens, so the integrated map must have f1's {backbone.num_features} channels; leave "
             "out integration_channels, and give an integration with a convolution"
@@ -32,6 +32,37 @@ def remove_head(backbone: TimmModel) -> None:
             parent, _, name = path.rpartition(".")
             setattr(backbone.get_submodule(parent), name, nn.Identity())
             removed += (f"{path}.",)  # what it held is gone with it
+
+
+def remove_unused(stage: nn.Module, backbone: TimmModel, share_weights: bool) -> None:
+    """Remove what a stage has of its own and does not use, where blocks mix all resolutions (HRNet, EfficientViM).
+
+    Only norms and loose parameters can go without changing shapes. What else there is without use belongs to the
+    backbone where weights are shared, and is frozen where they are not.
+
+    Args:
+        stage: Takes (B, in_chans, 64, 64).
+        backbone: Stage 1.
+        share_weights: As in `WsmsNet`.
+    """
+    probe = copy.deepcopy(stage).to("meta")
+    image = torch.zeros(2, backbone.in_chans, 64, 64, device="meta")
+    used = _reached(probe(image, image))
+    kept = {id(parameter) for parameter in backbone.parameters()}
+    for path, module in probe.named_modules():
+        own = stage.get_submodule(path)
+        for name, parameter in module.named_parameters(recurse=False):
+            real = own.get_parameter(name)
+            if parameter in used or id(real) in kept:
+                continue
+            if isinstance(own, nn.BatchNorm2d):
+                parent, _, attribute = path.rpartition(".")
+                setattr(stage.get_submodule(parent), attribute, nn.Identity())
+                break
+            if share_weights:
+                own._parameters[name] = None
+            else:
+                real.requires_grad_(False)
 
 
 def _reached(output: torch.Tensor) -> set[torch.Tensor]:

@@ -22,7 +22,6 @@ from timm_wsms.stages import is_flat, levels
 TABLE = Path(__file__).parent / "stageable.json"
 
 UNEVEN = "its maps are neither halved from level to level nor kept at one resolution"
-NOT_ONE_MAP = "its features are not one tensor"
 NO_HEAD = "it has no classification head"
 UNUSED = "its blocks mix all resolutions, so that a stage cut from it has parameters without use"
 
@@ -33,39 +32,47 @@ def reason_against(name: str) -> str | None:
     Args:
         name: Of an architecture in timm's registry.
     """
-    with torch.device("meta"):
+    try:
+        reason = _reason(name, torch.device("meta"))
+    except NotImplementedError:
+        return NO_HEAD
+    if reason is not None and "meta tensors" in reason:  # some read a value on their way
+        reason = _reason(name, torch.device("cpu"))
+    return reason
+
+
+def _reason(name: str, device: torch.device) -> str | None:
+    with device:
         backbone: Any = timm.create_model(name)
-        cfg = backbone.default_cfg
         if len(levels(backbone)) < 2 and not is_flat(backbone):
             return UNEVEN
-        side = cfg["input_size"][-1]
         try:
-            if not isinstance(backbone.forward_features(torch.zeros(2, 3, side, side)), torch.Tensor):
-                return NOT_ONE_MAP
             network = WsmsNet(lambda **arguments: timm.create_model(name, **arguments))
         except (RuntimeError, AssertionError, UserError, ValueError) as error:
             return f"it cannot be built for the smaller images ({_line(error)})"
+        cfg = backbone.default_cfg
+        side = cfg["input_size"][-1]
         reason = _run(network, side)
         if reason is not None and side % 256 and not cfg.get("fixed_input_size"):
-            reason = _run(network, -(-side // 256) * 256)  # some need sides that halve more often than their own
-        if reason is not None:
-            return reason
-    if any(parameter.grad is None for parameter in network.stages.parameters()):
-        return UNUSED
-    return None
+            # some need sides that halve more often than their own
+            reason = None if _run(network, -(-side // 256) * 256) is None else reason
+        if reason is None and any(parameter.grad is None for parameter in network.stages.parameters()):
+            return UNUSED
+        return reason
 
 
 def _run(network: WsmsNet, side: int) -> str | None:
     """Run a network forward and backward on square images; why it cannot be, or None."""
     try:
-        features = network.forward_features(torch.zeros(2, 3, side, side))
+        features: Any = network.forward_features(torch.zeros(2, 3, side, side))
     except (RuntimeError, AssertionError, UserError) as error:
         return f"its stages cannot take the smaller images ({_line(error)})"
     try:
         network.forward_head(features, pre_logits=True)
     except TypeError:
         return NO_HEAD
-    features.sum().backward()
+    last = features[-1] if isinstance(features, (list, tuple)) else features
+    last.sum().backward()
     return None
 
 

@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, GroupNormAct, to_2tuple
+from timm.models.coat import CoaT
 from timm.models.densenet import DenseNet
 from timm.models.dpn import DPN
 from timm.models.efficientformer import EfficientFormer
 from timm.models.efficientformer_v2 import EfficientFormerV2
+from timm.models.efficientvim import EfficientViM
 from timm.models.gcvit import GlobalContextVit
 from timm.models.hiera import Hiera
+from timm.models.hrnet import HighResolutionNet
 from timm.models.levit import Levit
 from timm.models.maxxvit import MaxxVit
 from timm.models.nest import Nest
@@ -33,6 +36,7 @@ from torch import nn
 
 from timm_wsms.backbones.cifar_densenet import CifarDenseNet
 from timm_wsms.layouts import fit, pad_to_multiple
+from timm_wsms.pruning import remove_unused
 from timm_wsms.sharing import TimmModel, UnsharedNorms, build_sharing, copy_sharing, share_dictionaries
 
 Size = tuple[int, int]  # height and width in pixels
@@ -49,8 +53,17 @@ PREACTIVATION_END: dict[type[nn.Module], str] = {
 }
 # timm gives these a fixed image size, but up to where a stage is cut nothing depends on it.
 TAKE_ANY_SIZE = (EfficientFormer, SwiftFormer, Twins)
+# A stage cut from these has parts without use.
+MIXES_RESOLUTIONS = (EfficientViM, HighResolutionNet)
 # The image of a stage is padded to a multiple of so many pixels: what its blocks, or their tables, divide evenly.
-IMAGE_MULTIPLE: dict[type[nn.Module], int] = {EfficientFormerV2: 32, Hiera: 32, Levit: 16, Nest: 32}
+IMAGE_MULTIPLE: dict[type[nn.Module], int] = {
+    CoaT: 32,
+    EfficientFormerV2: 32,
+    Hiera: 32,
+    HighResolutionNet: 32,
+    Levit: 16,
+    Nest: 32,
+}
 # How windows keep stage 1's size where timm derives them from the image: (backbone, image size, divisor) → arguments
 WINDOWS: dict[type[nn.Module], Callable[[TimmModel, Size, int], dict[str, Any]]] = {
     MaxxVit: lambda backbone, size, divisor: {"transformer_partition_ratio": backbone.partition_ratio // divisor},
@@ -240,6 +253,8 @@ def make_stage(
     else:
         part = copy_sharing(backbone, unshared_norms)
     stage = Stage(part, level, multiple, flat, find_taps(backbone, level, divisor))
+    if isinstance(backbone, MIXES_RESOLUTIONS):
+        remove_unused(stage, backbone, share_weights)
     if share_weights:
         share_dictionaries(stage.backbone, backbone)
     return stage
