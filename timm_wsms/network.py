@@ -1,14 +1,13 @@
 """The weight-shared multi-stage network (Takahashi et al., ACML 2017, Section 3): image → pyramid → stages → head."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, Format, nchw_to
+from timm.layers import ClassifierHead
 from timm.models import register_notrace_function
-from timm.models._features import feature_take_indices
 from timm.models._input import _get_global_pool
 from timm.models.coat import CoaT
 from timm.models.efficientvim import EfficientViM
@@ -16,19 +15,20 @@ from timm.models.pit import PoolingVisionTransformer
 from torch import nn
 
 from timm_wsms.errors import UserError
+from timm_wsms.feature_maps import FeatureMaps
 from timm_wsms.integration import Integration, IntegrationKind
 from timm_wsms.layouts import Layout, merge, to_map
 from timm_wsms.pruning import remove_head
 from timm_wsms.recompute import update_statistics_once
 from timm_wsms.sharing import TimmModel, UnsharedNorms, shared_keys, tie
-from timm_wsms.stages import Level, Size, Stage, is_flat, levels, make_stage, parts
+from timm_wsms.stages import Level, Size, is_flat, levels, make_stage, parts
 
 NO_PATCHES = (PoolingVisionTransformer,)  # forward_features gives class tokens alone
 GIVES_SEVERAL = (CoaT, EfficientViM)  # features, of which `num_features` is the sum, or the width of all
 KERNEL_SIZE = {"conv1x1": 1, "conv3x3": 3, "none": 0}
 
 
-class WsmsNet(nn.Module):
+class WsmsNet(FeatureMaps):
     """A timm backbone run on the image, its half-size copy, its quarter-size copy …; the maps are integrated.
 
     ```
@@ -100,7 +100,7 @@ class WsmsNet(nn.Module):
             self._integrate(widths, integration, integration_channels, residual, gamma, paper)
         if self.integrates_last and self.head is not None:
             self.feature_info[-1]["num_chs"] = self.num_features
-        self.feature_pyramid = self._make_feature_pyramid(gamma) if feature_pyramid else nn.ModuleDict()
+        self.feature_pyramid = self.make_feature_pyramid(gamma) if feature_pyramid else nn.ModuleDict()
         self.register_state_dict_post_hook(_drop_shared)
         self.register_load_state_dict_post_hook(_tie_again)
 
@@ -133,21 +133,6 @@ class WsmsNet(nn.Module):
             self.num_features = channels
             remove_head(self.backbone)
         self.integration.to(reference.device, reference.dtype)
-
-    def _make_feature_pyramid(self, gamma: float) -> nn.ModuleDict:
-        """An integration layer for every map that other stages have a counterpart of, but for the last one's."""
-        layers = nn.ModuleDict()
-        for position, entry in enumerate(self.feature_info[: -1 if self.integrates_last else None]):
-            stages = [stage for stage in self._stages() if position in stage.taps]
-            widths = [entry["num_chs"], *(stage.channels[stage.taps[position]] for stage in stages)]
-            if stages:
-                layers[str(position)] = Integration(widths, widths[0], 1, residual=True, gamma=gamma)
-        reference = next(self.backbone.parameters())
-        return layers.to(reference.device, reference.dtype)
-
-    def _stages(self) -> list[Stage]:
-        """Stages 2, 3 …"""
-        return [*self.stages.values()]  # type: ignore[list-item]
 
     # ---- what timm asks of a model
 
@@ -197,9 +182,12 @@ class WsmsNet(nn.Module):
         update_statistics_once(self, enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that timm's optimizers leave out of weight decay."""
-        skip = getattr(self.backbone, "no_weight_decay", set)
-        return {f"backbone.{name}" for name in skip()}
+        """Names of the parameters that timm's optimizers leave out of weight decay, each stage's own among them."""
+        names = {f"backbone.{name}" for name in getattr(self.backbone, "no_weight_decay", set)()}
+        own = {name for name, _ in self.stages.named_parameters()}
+        return names | {
+            f"stages.{number}.{name}" for number in self.stages for name in names if f"{number}.{name}" in own
+        }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions for timm's layer-wise grouping: a stage's norms go with the backbone's."""
@@ -236,7 +224,7 @@ class WsmsNet(nn.Module):
         if self.integration is None:
             return features
         f1 = to_map(f1, x, self.reduction, "NCHW" if self.map_apart else self.layout)  # (B, C1, h, w)
-        others = [stage(image, f1) for stage, image in zip(self._stages(), images[1:], strict=True)]
+        others = [stage(image, f1) for stage, image in zip(self.shallow_stages(), images[1:], strict=True)]
         return merge(features, self.integration([f1, *others]), self.layout, self.residual)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -247,90 +235,6 @@ class WsmsNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) → (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-        self,
-        x: torch.Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """The maps of the backbone's levels, as timm's models give them.
-
-        The last one holds the integrated map, if `forward_features` has as many channels. With `feature_pyramid` the
-        others hold those of their own resolution; without it they are the backbone's.
-
-        Args:
-            x: (B, in_chans, H, W).
-            indices: The last n levels if an int, all if None.
-            norm: Apply the backbone's last norm to its maps.
-            stop_early: Leave out what lies behind the deepest of the levels.
-            output_fmt: "NCHW", "NHWC" or "NLC".
-            intermediates_only: Return the list of maps alone.
-
-        Returns:
-            The result of `forward_features` and the maps. With `stop_early` but without the last level, what the
-            backbone's blocks gave so far takes the place of the former.
-        """
-        last = len(self.feature_info) - 1
-        take, _ = feature_take_indices(last + 1, indices)  # type: ignore[arg-type]
-        complete = self.integration is not None and (last in take or not (stop_early or intermediates_only))
-        used = sorted({*take, last} if complete and self.map_apart else {*take})
-        images = self.pyramid(x)
-        features, found = self.backbone.forward_intermediates(images[0], indices=used, norm=norm, stop_early=stop_early)
-        maps = dict(zip(used, found, strict=True))
-        wanted = {position: x for position, x in maps.items() if str(position) in self.feature_pyramid}
-        if complete:
-            f1 = maps[last] if self.map_apart else to_map(features, x, self.reduction, self.layout)
-            wanted[last] = f1
-        others = self._other_stages(images, wanted)
-        for position in wanted:
-            if str(position) in self.feature_pyramid:
-                own = maps[position]
-                maps[position] = own + self.feature_pyramid[str(position)]([own, *others[position]])
-        if complete:
-            integrated = self.integration([f1, *others[last]])  # type: ignore[misc]
-            features = merge(features, integrated, self.layout, self.residual)
-            if self.integrates_last and last in maps:
-                maps[last] = maps[last] + integrated if self.residual else integrated
-        result = [nchw_to(maps[position], Format(output_fmt)) for position in sorted({*take})]
-        return result if intermediates_only else (features, result)
-
-    def _other_stages(
-        self, images: list[torch.Tensor], wanted: dict[int, torch.Tensor]
-    ) -> dict[int, list[torch.Tensor]]:
-        """For some of stage 1's maps, the other stages' maps of the same resolution."""
-        others: dict[int, list[torch.Tensor]] = {position: [] for position in wanted}
-        for stage, image in zip(self._stages(), images[1:], strict=True):
-            own = {position: like for position, like in wanted.items() if position in stage.taps}
-            for position, x in zip(own, stage.maps(image, own) if own else [], strict=True):
-                others[position].append(x)
-        return others
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove what `forward_intermediates` does not need for some of the levels; gives their positions."""
-        last = len(self.feature_info) - 1
-        take, _ = feature_take_indices(last + 1, indices)  # type: ignore[arg-type]
-        integrates = self.integrates_last and last in take
-        self.backbone.prune_intermediate_layers(take, prune_norm and not integrates, prune_head)
-        if prune_head:
-            self.head = None
-        if not integrates:
-            self.integration = None
-        for position in [*self.feature_pyramid]:
-            if int(position) not in take:
-                del self.feature_pyramid[position]
-        needed = {*map(int, self.feature_pyramid), *([last] if integrates else [])}
-        for number, stage in zip([*self.stages], self._stages(), strict=True):
-            if needed & {*stage.taps}:
-                stage.prune(needed)
-            else:
-                del self.stages[number]
-        return take
 
     # ---- state dict: every tensor once
 

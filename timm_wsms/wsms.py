@@ -16,7 +16,7 @@ from torch import nn
 
 from timm_wsms import backbones
 from timm_wsms.errors import UserError
-from timm_wsms.features import WsmsFeatures
+from timm_wsms.feature_maps import WsmsFeatures
 from timm_wsms.network import WsmsNet
 from timm_wsms.warm_start import starts_from_backbone
 
