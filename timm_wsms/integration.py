@@ -34,8 +34,9 @@ class Integration(nn.Module):
         self.norm: nn.Module = nn.Identity()
         if kernel_size:
             padding = kernel_size // 2
-            self.conv = nn.Conv2d(sum(in_channels), out_channels, kernel_size, padding=padding, bias=False)
-            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+            conv = nn.Conv2d(sum(in_channels), out_channels, kernel_size, padding=padding, bias=False, device="meta")
+            self.conv = conv.to_empty(device=torch.get_default_device())  # without values that are about to be replaced
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             self.norm = BatchNormAct2d(out_channels)
         self.gamma = nn.Parameter(torch.full((out_channels,), gamma)) if residual else None
 
