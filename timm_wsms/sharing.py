@@ -7,7 +7,7 @@ and every stage has norms of its own without any switching at run time.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -60,7 +60,9 @@ def copy_sharing(backbone: TimmModel, unshared_norms: UnsharedNorms) -> TimmMode
     return copy.deepcopy(backbone, memo)  # deepcopy leaves as they are the objects that its memo already holds
 
 
-def build_sharing(build: Callable[[], TimmModel], backbone: TimmModel, unshared_norms: UnsharedNorms) -> TimmModel:
+def build_sharing(
+    build: Callable[[], TimmModel], backbone: TimmModel, unshared_norms: UnsharedNorms, aspect: float = 1.0
+) -> TimmModel:
     """The backbone for another image size, which shares every parameter but the unshared norms' and position tables.
 
     Args:
@@ -68,6 +70,7 @@ def build_sharing(build: Callable[[], TimmModel], backbone: TimmModel, unshared_
         backbone: The one that it shares with. From it also come the norms that are not shared, and the parameters
             whose shape depends on the image size, resampled.
         unshared_norms: As in `WsmsNet`.
+        aspect: Height of the image divided by its width.
     """
     with torch.device("meta"):  # nothing is allocated that is about to be replaced
         other = build()
@@ -81,7 +84,7 @@ def build_sharing(build: Callable[[], TimmModel], backbone: TimmModel, unshared_
                 continue
             tensor = owner._parameters[name]
             if tensor.shape != placeholder.shape:
-                tensor = nn.Parameter(resample(tensor, placeholder.shape), requires_grad=tensor.requires_grad)
+                tensor = nn.Parameter(resample(tensor, placeholder.shape, aspect), requires_grad=tensor.requires_grad)
             module._parameters[name] = copy.deepcopy(tensor) if unshared else tensor
         for name, placeholder in module._buffers.items():
             if placeholder is None:
@@ -113,41 +116,58 @@ def _same(own: dict[str, Any], other: dict[str, Any]) -> bool:
     return own.keys() == other.keys() and all(own[name] is other[name] for name in own)
 
 
-def resample(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def resample(table: torch.Tensor, shape: torch.Size, aspect: float = 1.0) -> torch.Tensor:
     """A parameter whose shape depends on the image size, for another image size.
 
-    Each axis that differs is resized by linear interpolation: as the two sides of a square grid of positions if its
-    lengths are squares, but for a few entries of class tokens, and as one row of positions otherwise. Entries of class
-    tokens stand first in position embeddings (1, N, C), last in tables of relative positions (N, heads), as in timm.
+    Each axis that differs is resized by linear interpolation. Where it lists the positions of a grid, row by row, it is
+    resized as that grid; in position embeddings (1, N, C) entries of class tokens stand before the grid, in tables of
+    relative positions (N, heads) behind it, as in timm. Where it does not it is one row of positions.
 
     Args:
         table: Of any shape.
         shape: Of the result; as many axes.
+        aspect: Height of the image divided by its width.
     """
     x = table.detach().float()
-    for axis, (length, wanted) in enumerate(zip(table.shape, shape, strict=True)):
-        if length == wanted:
-            continue
+    changed = [axis for axis, (length, wanted) in enumerate(zip(table.shape, shape, strict=True)) if length != wanted]
+    is_map = table.ndim > 2 and len(changed) > 1  # two axes make up the grid
+    for axis in changed:
+        length, wanted = table.shape[axis], shape[axis]
         x = x.movedim(axis, -1)
         rest = x.shape[:-1]
-        extra = next((k for k in range(6) if _is_square(length - k) and _is_square(wanted - k)), None)
-        if extra is None:
+        embeds = table.ndim == 3 and axis == 1
+        extras = range(6) if embeds else (0, 3) if table.ndim == 2 and axis == 0 else (0,)
+        found = None if is_map else _find_grids(length, wanted, extras, aspect)
+        if found is None:
             x = F.interpolate(x.reshape(1, -1, length), size=wanted, mode="linear", align_corners=False)
         else:
-            kept = x[..., :extra] if axis else x[..., length - extra :]
-            grid = x[..., extra:] if axis else x[..., : length - extra]
-            side, size = math.isqrt(length - extra), math.isqrt(wanted - extra)
-            grid = F.interpolate(
-                grid.reshape(1, -1, side, side), size=(size, size), mode="bilinear", align_corners=False, antialias=True
+            extra, old, new = found
+            kept, positions = (
+                x.split((extra, length - extra), -1) if embeds else x.split((length - extra, extra), -1)[::-1]
             )
+            grid = positions.reshape(1, -1, *old)
+            grid = F.interpolate(grid, size=new, mode="bilinear", align_corners=False, antialias=True)
             parts = [kept, grid.reshape(*rest, -1)]
-            x = torch.cat(parts if axis else parts[::-1], -1)
+            x = torch.cat(parts if embeds else parts[::-1], -1)
         x = x.reshape(*rest, wanted).movedim(-1, axis)
     return x.to(table.dtype).contiguous()
 
 
-def _is_square(number: int) -> bool:
-    return number > 0 and math.isqrt(number) ** 2 == number
+def _find_grids(
+    length: int, wanted: int, extras: Iterable[int], aspect: float
+) -> tuple[int, tuple[int, int], tuple[int, int]] | None:
+    """How many entries belong to class tokens, and the grids that the others list."""
+    for extra in extras:
+        if (old := _grid(length - extra, aspect)) and (new := _grid(wanted - extra, aspect)):
+            return extra, old, new
+    return None
+
+
+def _grid(positions: int, aspect: float) -> tuple[int, int] | None:
+    """Height and width of a grid of so many positions; None if there is none of this aspect."""
+    height = round(math.sqrt(max(positions, 0) * aspect))
+    width = round(height / aspect)
+    return (height, width) if height * width == positions > 0 else None
 
 
 def shared_keys(stages: nn.Module, backbone: TimmModel) -> Iterator[tuple[str, str]]:

@@ -249,7 +249,9 @@ def make_stage(
     if not share_weights:
         part = build_backbone(**arguments)
     elif arguments:
-        part = build_sharing(lambda: build_backbone(pretrained=False, **arguments), backbone, unshared_norms)
+        part = build_sharing(
+            lambda: build_backbone(pretrained=False, **arguments), backbone, unshared_norms, aspect=height / width
+        )
     else:
         part = copy_sharing(backbone, unshared_norms)
     stage = Stage(part, level, multiple, flat, find_taps(backbone, level, divisor))

@@ -1,12 +1,22 @@
 """Tells the two kinds of checkpoint apart: a backbone's own, which a WSMS-Net can start from, and a WSMS-Net's."""
 
+import logging
+import textwrap
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg
 
 from timm_wsms.errors import UserError
+from timm_wsms.network import WsmsNet
+
+_logger = logging.getLogger(__name__)
 
 
 def starts_from_backbone(cfg: PretrainedCfg) -> bool:
@@ -44,3 +54,57 @@ def _keys(file: Path) -> list[str]:
             return list(tensors.keys())
     except SafetensorError as error:
         raise UserError(f"{file} is not a whole safetensors file ({error}); download or copy it again") from error
+
+
+def start_fresh(network: WsmsNet, name: str) -> None:
+    """Without a residual the backbone's classifier says nothing about the integrated map: say so, and make it new."""
+    if network.integration is None or network.residual:
+        return
+    fresh = "the integration layer"
+    if network.num_classes:
+        if network.head is None:
+            network.reset_classifier(network.num_classes)
+        fresh += " and the classifier"
+    _logger.warning(f"{name} has no residual, so {fresh} start fresh beside the backbone's weights: train before use")
+
+
+@contextmanager
+def one_line_errors(cfg: PretrainedCfg, name: str, backbone: str) -> Iterator[None]:
+    """Says in one line why weights cannot be loaded, and what to do.
+
+    Args:
+        cfg: The resolved config of the `wsms_` model.
+        name: Of the model.
+        backbone: Of its backbone.
+
+    Raises:
+        UserError: In place of whatever is raised while timm fetches or loads weights; other errors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not _while_loading(error):
+            raise
+        where = cfg.file or (f"{cfg.hf_hub_id} of the Hugging Face Hub" if cfg.hf_hub_id else cfg.url or "the weights")
+        if isinstance(error, GatedRepoError):
+            message = f"{where} asks for consent: accept its terms on its page, then `hf auth login`"
+        elif isinstance(error, (LocalEntryNotFoundError, URLError)):
+            message = (
+                f"{where} is not in the cache and cannot be reached; connect once (without HF_HUB_OFFLINE), or give "
+                "pretrained_cfg_overlay=dict(file=...)"
+            )
+        elif str(error).startswith("No pretrained weights exist"):
+            message = (
+                f"there are no weights for {name}; give pretrained_cfg_overlay=dict(file=...), or pretrained=False"
+            )
+        else:
+            what = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" …")
+            message = (
+                f"{where} does not load ({what}); give a checkpoint of {backbone}, or a safetensors file of {name}"
+            )
+        raise UserError(message) from error
+
+
+def _while_loading(error: Exception) -> bool:
+    """Whether an error comes from timm's loading of weights."""
+    return any(frame.name == "load_pretrained" for frame in traceback.extract_tb(error.__traceback__))

@@ -18,7 +18,7 @@ from timm_wsms import backbones
 from timm_wsms.errors import UserError
 from timm_wsms.feature_maps import WsmsFeatures
 from timm_wsms.network import WsmsNet
-from timm_wsms.warm_start import starts_from_backbone
+from timm_wsms.warm_start import one_line_errors, start_fresh, starts_from_backbone
 
 NETWORK_ARGS = {
     "stages": int,
@@ -160,31 +160,37 @@ def create(
 
     def build_backbone(pretrained: bool = warm, **backbone_args: Any) -> Any:
         source: dict[str, Any] = {}
-        if pretrained:
+        if pretrained_cfg is None or isinstance(pretrained_cfg, str):  # some backbones ask for the tag
+            source = {"pretrained_cfg": pretrained_cfg, "pretrained_cfg_overlay": pretrained_cfg_overlay}
+        elif pretrained:
             own: Any = registry.get_pretrained_cfg(backbone)
             own_names: dict[str, Any] = {"first_conv": own.first_conv, "classifier": own.classifier}
             source = {"pretrained_cfg": dataclasses.replace(cfg, architecture=backbone, **own_names).to_dict()}
         return timm.create_model(backbone, pretrained=pretrained, cache_dir=cache_dir, **source, **backbone_args)
 
     def build_network(**backbone_args: Any) -> WsmsNet:
-        return WsmsNet(
+        network = WsmsNet(
             lambda **stage_args: build_backbone(**{**backbone_args, **stage_args}),
             img_size=backbone_args.get("img_size"),
             gamma=0.0 if pretrained and (warm or features_only) else 1.0,
             feature_pyramid=features_only,
             **network_args,
         )
+        if warm:
+            start_fresh(network, name)
+        return network
 
-    model: Any = build_model_with_cfg(
-        build_network,
-        name,
-        pretrained=pretrained and not warm,
-        pretrained_cfg=cfg.to_dict(),
-        pretrained_model_args=pretrained_model_args,
-        cache_dir=cache_dir,
-        feature_cfg={"feature_cls": WsmsFeatures, "out_indices": None},
-        **kwargs,
-    )
+    with one_line_errors(cfg, name, backbone):
+        model: Any = build_model_with_cfg(
+            build_network,
+            name,
+            pretrained=pretrained and not warm,
+            pretrained_cfg=cfg.to_dict(),
+            pretrained_model_args=pretrained_model_args,
+            cache_dir=cache_dir,
+            feature_cfg={"feature_cls": WsmsFeatures, "out_indices": None},
+            **kwargs,
+        )
     if features_only:
         return model
     if model.get_classifier() is not None:
