@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_function
 
+from timm_wsms.errors import UserError
+
 Layout = Literal["NCHW", "NHWC", "NCL"]  # of 3 axes "NCL" is channels first, the others tokens
 
 
@@ -93,7 +95,14 @@ def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
 
 
 def _grid(tokens: int, image: torch.Tensor, reduction: int) -> tuple[int, int]:
-    """Height and width of the grid of patches: the size that does not divide was padded, or else cut."""
+    """Height and width of the grid of patches, the largest that so many tokens can hold.
+
+    An image that the patches do not divide was padded or cut; some backbones merge m×m patches after their last block.
+    """
     height, width = image.shape[-2:]
-    padded = -(-height // reduction), -(-width // reduction)
-    return padded if padded[0] * padded[1] <= tokens else (height // reduction, width // reduction)
+    for merged in range(1, 5):
+        side = reduction * merged
+        for grid in ((-(-height // side), -(-width // side)), (height // side, width // side)):
+            if 0 < grid[0] * grid[1] <= tokens:
+                return grid
+    raise UserError(f"{tokens} tokens are no grid of patches of an image of {height}×{width} pixels")

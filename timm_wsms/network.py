@@ -20,7 +20,7 @@ from timm_wsms.integration import Integration, IntegrationKind
 from timm_wsms.layouts import Layout, merge, to_map
 from timm_wsms.pruning import remove_head
 from timm_wsms.recompute import update_statistics_once
-from timm_wsms.sharing import TimmModel, UnsharedNorms, shared_keys, tie
+from timm_wsms.sharing import TimmModel, UnsharedNorms, duplicate_keys, tie
 from timm_wsms.stages import Level, Size, is_flat, levels, make_stage, parts
 
 NO_PATCHES = (PoolingVisionTransformer,)  # forward_features gives class tokens alone
@@ -101,7 +101,7 @@ class WsmsNet(FeatureMaps):
         if self.integrates_last and self.head is not None:
             self.feature_info[-1]["num_chs"] = self.num_features
         self.feature_pyramid = self.make_feature_pyramid(gamma) if feature_pyramid else nn.ModuleDict()
-        self.register_state_dict_post_hook(_drop_shared)
+        self.register_state_dict_post_hook(_drop_duplicates)
         self.register_load_state_dict_post_hook(_tie_again)
 
     def _integrate(
@@ -239,22 +239,26 @@ class WsmsNet(FeatureMaps):
     # ---- state dict: every tensor once
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for key, owner in shared_keys(self.stages, self.backbone):
-            if f"{prefix}backbone.{owner}" in state_dict:
-                state_dict[f"{prefix}stages.{key}"] = state_dict[f"{prefix}backbone.{owner}"]
-        self._ties = list(shared_keys(self.stages, self.backbone))  # for `assign=True`, which puts in new tensors
+        self._ties = duplicate_keys(self)  # for `assign=True`, which puts in new tensors
+        for key, owner in self._ties:
+            if prefix + owner in state_dict:
+                state_dict[prefix + key] = state_dict[prefix + owner]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "WsmsNet":
-        ties = list(shared_keys(self.stages, self.backbone))  # before fn puts in new tensors
+        ties = duplicate_keys(self)  # before fn puts in new tensors
         super()._apply(fn, recurse)
-        tie(self.stages, self.backbone, ties)
+        tie(self, ties)
         return self
 
 
-def _drop_shared(model: WsmsNet, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    for key, _ in shared_keys(model.stages, model.backbone):
-        state_dict.pop(f"{prefix}stages.{key}", None)  # None: buffers that are not persistent
+def _drop_duplicates(model: WsmsNet, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    for key, _ in duplicate_keys(model):
+        state_dict.pop(prefix + key, None)  # None: buffers that are not persistent
+
+
+def _tie_again(model: WsmsNet, _incompatible_keys: Any) -> None:
+    tie(model, model.__dict__.pop("_ties", []))
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:

@@ -164,39 +164,37 @@ def _find_grids(
 
 
 def _grid(positions: int, aspect: float) -> tuple[int, int] | None:
-    """Height and width of a grid of so many positions; None if there is none of this aspect."""
-    height = round(math.sqrt(max(positions, 0) * aspect))
-    width = round(height / aspect)
-    return (height, width) if height * width == positions > 0 else None
+    """Height and width of a grid of so many positions, or relative positions; None if there is none of this aspect."""
+    height = math.sqrt(max(positions, 0) * aspect)
+    rows = round(height)
+    relative = round((height + 1) / 2)  # from -(h - 1) to h - 1
+    for grid in (rows, round(rows / aspect)), (2 * relative - 1, 2 * round(relative / aspect) - 1):
+        if grid[0] * grid[1] == positions > 0:
+            return grid
+    return None
 
 
-def shared_keys(stages: nn.Module, backbone: TimmModel) -> Iterator[tuple[str, str]]:
-    """(key in `stages`, key in `backbone`) of every tensor that the two have in common."""
-    owners = {id(tensor): key for key, tensor in _named_tensors(backbone)}
-    for key, tensor in _named_tensors(stages):
-        if id(tensor) in owners:
-            yield key, owners[id(tensor)]
+def duplicate_keys(model: nn.Module) -> list[tuple[str, str]]:
+    """(key, key of the first) of every tensor that stands in a model a second time."""
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return [(key, owner) for key, tensor in named if (owner := first.setdefault(id(tensor), key)) != key]
 
 
-def tie(stages: nn.Module, backbone: TimmModel, keys: list[tuple[str, str]]) -> None:
-    """Make tensors one again that `shared_keys` named, after an operation that put new ones into some modules.
+def tie(model: nn.Module, keys: list[tuple[str, str]]) -> None:
+    """Make tensors one again that `duplicate_keys` named, after an operation that put new ones into some modules.
 
     Only modules that share some of their parameters, and not others, need it: all others share the dictionary.
     """
     for key, owner_key in keys:
         path, _, name = key.rpartition(".")
         owner_path, _, owner_name = owner_key.rpartition(".")
-        module, owner = stages.get_submodule(path), backbone.get_submodule(owner_path)
+        module, owner = model.get_submodule(path), model.get_submodule(owner_path)
         for own, theirs in ((module._parameters, owner._parameters), (module._buffers, owner._buffers)):
-            if name in own and own[name] is not theirs[owner_name]:  # type: ignore[operator, index]
+            if name in own:
                 own[name] = theirs[owner_name]  # type: ignore[index]
 
 
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     yield from (tensor for tensor in module._parameters.values() if tensor is not None)
     yield from (tensor for tensor in module._buffers.values() if tensor is not None)
-
-
-def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)

@@ -15,7 +15,6 @@ import timm
 import torch
 from timm.models import _registry as registry
 
-from timm_wsms.errors import UserError
 from timm_wsms.network import WsmsNet
 from timm_wsms.stages import is_flat, levels
 
@@ -32,10 +31,7 @@ def reason_against(name: str) -> str | None:
     Args:
         name: Of an architecture in timm's registry.
     """
-    try:
-        reason = _reason(name, torch.device("meta"))
-    except NotImplementedError:
-        return NO_HEAD
+    reason = _reason(name, torch.device("meta"))
     if reason is not None and "meta tensors" in reason:  # some read a value on their way
         reason = _reason(name, torch.device("cpu"))
     return reason
@@ -48,12 +44,12 @@ def _reason(name: str, device: torch.device) -> str | None:
             return UNEVEN
         try:
             network = WsmsNet(lambda **arguments: timm.create_model(name, **arguments))
-        except (RuntimeError, AssertionError, UserError, ValueError) as error:
+        except (RuntimeError, AssertionError, ValueError) as error:
             return f"it cannot be built for the smaller images ({_line(error)})"
         cfg = backbone.default_cfg
-        side = cfg["input_size"][-1]
+        side = min(cfg["input_size"][-1], 192 if device.type == "cpu" else 2048)  # the arithmetic is real on a CPU
         reason = _run(network, side)
-        if reason is not None and side % 256 and not cfg.get("fixed_input_size"):
+        if reason not in (None, NO_HEAD) and side % 256 and not cfg.get("fixed_input_size"):
             # some need sides that halve more often than their own
             reason = None if _run(network, -(-side // 256) * 256) is None else reason
         if reason is None and any(parameter.grad is None for parameter in network.stages.parameters()):
@@ -65,11 +61,11 @@ def _run(network: WsmsNet, side: int) -> str | None:
     """Run a network forward and backward on square images; why it cannot be, or None."""
     try:
         features: Any = network.forward_features(torch.zeros(2, 3, side, side))
-    except (RuntimeError, AssertionError, UserError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         return f"its stages cannot take the smaller images ({_line(error)})"
     try:
         network.forward_head(features, pre_logits=True)
-    except TypeError:
+    except (NotImplementedError, TypeError):
         return NO_HEAD
     last = features[-1] if isinstance(features, (list, tuple)) else features
     last.sum().backward()
