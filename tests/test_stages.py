@@ -1,4 +1,4 @@
-"""Stages: where a backbone is cut, what its stages share, how they end, and that they hold nothing else."""
+"""Stages: where a backbone is cut, how the stages end, and that they hold nothing else."""
 
 from types import SimpleNamespace
 
@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import timm_wsms
-from timm_wsms.sharing import copy_sharing, share_dictionaries
-from timm_wsms.stages import Level, Stage, end_like, find_taps, levels, preactivation_end
+from timm_wsms.sharing import copy_sharing
+from timm_wsms.stages import Level, Stage, end_like, find_taps, is_flat, levels, parts, preactivation_end
 
 torch.set_num_threads(1)
-NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 
 def build(name, seed=0, **kwargs):
@@ -51,6 +50,11 @@ def half(x):
 def tensors(module):
     """Every parameter and buffer by name, shared ones under each of their names."""
     return dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
+
+
+def cut(backbone, level, divisor=2):
+    """A stage that takes images of any size."""
+    return Stage(copy_sharing(backbone, "batch"), level, 1, False, find_taps(backbone, level, divisor))
 
 
 # ---- levels
@@ -93,85 +97,41 @@ def test_levels_go_on_as_long_as_maps_are_halved(reductions, expected):
     assert found == [Level(i, 10 + i, reductions[i]) for i in expected]
 
 
-# ---- what is shared
-
-UNSHARED = {  # kind of norm that a backbone has: unshared_norms for which each stage has its own
-    "test_resnet": ["batch", "all"],  # BatchNorm2d
-    "test_efficientnet": ["batch", "all"],  # BatchNormAct2d
-    "test_convnext": ["all"],  # LayerNorm, LayerNorm2d
-    "test_efficientnet_gn": ["all"],  # GroupNormAct
-    "test_efficientnet_ln": ["all"],  # LayerNormAct2d
-    "convnext_zepto_rms": ["all"],  # SimpleNorm2d
-    "test_efficientnet_evos": ["all"],  # EvoNorm2dS0
-}
-
-
-@pytest.mark.parametrize("unshared_norms", ["batch", "all", "none"])
-@pytest.mark.parametrize("name", UNSHARED)
-def test_all_but_the_unshared_norms_is_shared(name, unshared_norms):
-    backbone = build(name)
-    copied = copy_sharing(backbone, unshared_norms)
-    original, other = tensors(backbone), tensors(copied)
-    assert original.keys() == other.keys()
-    own = set()
-    for key, tensor in other.items():
-        torch.testing.assert_close(tensor, original[key], rtol=0, atol=0)  # a norm starts as a copy
-        if tensor is original[key]:
-            continue
-        assert tensor.data_ptr() != original[key].data_ptr() or not tensor.numel()
-        own.add(key)
-    norms = {
-        f"{path}.{key}"
-        for path, module in backbone.named_modules()
-        if isinstance(module, NORMS) or "norm" in type(module).__name__.lower()
-        for key in [*module._parameters, *module._buffers]
-        if f"{path}.{key}" in original
-    }
-    assert norms
-    assert own == (norms if unshared_norms in UNSHARED[name] else set())
+@pytest.mark.parametrize(
+    "depth, stages, expected",
+    [
+        (12, 3, [11, 7, 3]),  # all of 12 blocks, two thirds, one third
+        (8, 3, [7, 5, 2]),  # 8, 5⅓ → 6, 2⅔ → 3 blocks
+        (12, 2, [11, 5]),
+        (6, 6, [5, 4, 3, 2, 1, 0]),
+        (5, 1, [4]),
+    ],
+)
+def test_equal_parts_of_a_backbone_of_one_resolution(depth, stages, expected):
+    info = [{"num_chs": 10 + i, "reduction": 16} for i in range(depth)]
+    backbone = SimpleNamespace(feature_info=info)
+    assert is_flat(backbone)
+    assert parts(backbone, stages) == [Level(i, 10 + i, 16) for i in expected]
+    info[1]["num_chs_norm"] = 99  # what the last norm makes of it
+    assert parts(backbone, depth)[-2] == Level(1, 99, 16)
 
 
-def test_modules_are_copies_that_hold_the_same_tensors():
-    backbone = build("test_resnet")
-    copied = copy_sharing(backbone, "batch")
-    share_dictionaries(copied, backbone)
-    assert not {id(module) for module in backbone.modules()} & {id(module) for module in copied.modules()}
-    assert copied.layer1[0].conv1._parameters is backbone.layer1[0].conv1._parameters
-    backbone.layer1[0].conv1.weight = replaced = nn.Parameter(torch.ones_like(backbone.layer1[0].conv1.weight))
-    assert copied.layer1[0].conv1.weight is replaced  # what replaces a shared tensor is shared too
-
-
-def test_network_shares_what_its_stages_have_in_common():
-    model = build("wsms_test_resnet")
-    own = tensors(model.backbone)
-    for stage in model.stages.values():
-        for path, module in stage.backbone.named_modules():
-            for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-                shared = tensor is own.get(f"{path}.{key}")
-                assert tensor is None or shared != isinstance(module, nn.BatchNorm2d), (path, key)
-    second, third = tensors(model.stages["2"].backbone), tensors(model.stages["3"].backbone)
-    assert third.keys() < second.keys()
-    for key in third:  # and no two stages have one norm
-        assert (third[key] is second[key]) == (own[key] is second[key])
-
-
-@pytest.mark.parametrize("prefix, arguments", [("ms_", {}), ("wsms_", {"share_weights": False})])
-def test_without_shared_weights_nothing_is_shared(prefix, arguments):
-    model = build(f"{prefix}test_resnet", **arguments)
-    every = tensors(model)
-    assert len({id(tensor) for tensor in every.values()}) == len(every)
-    assert len({tensor.untyped_storage().data_ptr() for tensor in every.values()}) == len(every)
-    assert model.state_dict().keys() == every.keys()
-    compared = 0
-    for number in ("2", "3"):
-        for key, weight in model.stages[number].backbone.named_parameters():
-            if weight.ndim == 4:  # norms start alike
-                compared += 1
-                assert (weight != model.backbone.get_parameter(key)).float().mean() > 0.99
-    assert compared > 10
-    with torch.no_grad():
-        a, b = model.stages["2"](images()), model.backbone.forward_intermediates(images(), [3])[1][0]
-    assert (a - b).abs().max() > 1e-3
+@pytest.mark.parametrize(
+    "reductions, end, divisor, expected",
+    [
+        ([2, 4, 8, 16, 32], 3, 2, {1: 0, 2: 1, 3: 2, 4: 3}),
+        ([2, 4, 8, 16, 32], 2, 4, {2: 0, 3: 1, 4: 2}),
+        ([1, 2, 4], 1, 2, {1: 0, 2: 1}),
+        ([4, 8, 8, 16], 2, 2, {1: 0, 2: 0, 3: 2}),  # the last of the maps of a resolution
+        ([16] * 6, 3, 2, {2: 0, 3: 1, 4: 2, 5: 3}),  # as far before the stage's end as before the backbone's
+        ([16] * 6, 1, 4, {4: 0, 5: 1}),
+    ],
+)
+def test_counterparts_of_stage_1s_maps(reductions, end, divisor, expected):
+    info = [{"num_chs": 10 + i, "reduction": reduction} for i, reduction in enumerate(reductions)]
+    backbone = SimpleNamespace(feature_info=info)
+    assert is_flat(backbone) == (len(set(reductions)) == 1)
+    assert find_taps(backbone, Level(end, 10 + end, reductions[end]), divisor) == expected
 
 
 # ---- where a stage ends
@@ -230,14 +190,14 @@ def test_stage_of_a_preactivation_backbone_ends_in_a_norm_and_activation_of_its_
         else:
             assert not tensors(stage.end)
         with torch.no_grad():
-            torch.testing.assert_close(stage(x), activation(expected), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(stage(x, expected), activation(expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "xception41", "regnetx_002"])
 def test_stage_of_any_other_backbone_ends_as_its_block_does(name):
     backbone = on_meta(name)
     assert preactivation_end(backbone) is None
-    stage = Stage(copy_sharing(backbone, "batch"), levels(backbone)[1])
+    stage = cut(backbone, levels(backbone)[1])
     assert isinstance(stage.end, nn.Identity)
 
 
@@ -246,10 +206,10 @@ def test_stage_map_is_the_backbones_own_at_that_level(name):
     backbone = randomize(build(name)).eval()
     x = images()
     with torch.no_grad():
-        for level in levels(backbone)[1:]:
-            stage = Stage(copy_sharing(backbone, "batch"), level).eval()
-            expected = backbone.forward_intermediates(x, intermediates_only=True)[level.index]
-            found = stage(x)
+        expected_maps = backbone.forward_intermediates(x, intermediates_only=True)
+        for number, level in enumerate(levels(backbone)[1:], start=1):
+            expected = expected_maps[level.index]
+            found = cut(backbone, level, 2**number).eval()(x, expected)
             assert found.shape == (2, level.channels, 64 // level.reduction, 64 // level.reduction)
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -258,10 +218,10 @@ def test_channels_last_stage_gives_maps_with_channels_first():
     backbone = randomize(build("test_mambaout")).eval()
     level = levels(backbone)[1]
     with torch.no_grad():
-        found = Stage(copy_sharing(backbone, "batch"), level).eval()(images())
         x = backbone.stem(images())
         for part in backbone.stages[:3]:
             x = part(x)  # (B, H, W, C)
+        found = cut(backbone, level).eval()(images(), x.permute(0, 3, 1, 2))
     torch.testing.assert_close(found, x.permute(0, 3, 1, 2))
 
 
@@ -301,6 +261,8 @@ FAMILIES = [
     "ghostnet_050",
     "cs3darknet_s",
     "resnet20_cifar",
+    "test_vit",  # tokens
+    "test_vit2",
 ]
 
 
@@ -320,6 +282,7 @@ def test_every_stage_uses_all_that_it_holds(name):
     model = randomize(build(f"wsms_{name}")).eval()
     for number, stage in model.stages.items():
         model.zero_grad()
-        stage(images(32)).square().sum().backward()
+        side = 64 // 2 ** (int(number) - 1)
+        stage(images(side), torch.zeros(1, 1, 64 // model.reduction, 64 // model.reduction)).square().sum().backward()
         for key, parameter in stage.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, (number, key)

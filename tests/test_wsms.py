@@ -23,7 +23,7 @@ TABLE = json.loads((Path(timm_wsms.__file__).parent / "stageable.json").read_tex
 STAGEABLE = [name for name in (*TABLE["stageable"], *NAMES) if timm.is_model(name)]
 SAMPLE = ["resnet50", "convnext_tiny", "efficientnet_b0", "densenet121", "mobilenetv3_small_050", "test_nfnet",
           "test_mambaout", "resnetv2_50", "vgg11_bn", "dla34", "regnety_002", "resnet20_cifar", "resnet50_avgpool",
-          "densenet100_k24_cifar"]  # fmt: skip
+          "densenet100_k24_cifar", "test_vit", "swin_tiny_patch4_window7_224"]  # fmt: skip
 
 
 def on_meta(name, **kwargs):
@@ -44,7 +44,7 @@ def refused(name="wsms_test_resnet", **kwargs):
 
 
 def test_every_backbone_that_can_be_staged_has_both_names():
-    assert len(STAGEABLE) > 700
+    assert len(STAGEABLE) > 1300
     for prefix in ("wsms_", "ms_"):
         listed = timm.list_models(f"{prefix}*")
         assert {f"{prefix}{name}" for name in STAGEABLE} <= set(listed)
@@ -67,7 +67,7 @@ def test_no_name_has_two_prefixes():
 
 def test_a_backbone_that_cannot_be_staged_is_answered_with_the_reason():
     reasons = TABLE["not_stageable"]
-    for name in ("vit_tiny_patch16_224", "mixer_b16_224", "swin_tiny_patch4_window7_224"):
+    for name in ("crossvit_9_240", "mobilenetv5_300m_enc", "gemma4_vit_167m_enc"):
         for prefix in ("wsms_", "ms_"):
             message = refused(prefix + name)
             assert message.startswith(f"{name} cannot be staged: {reasons[name]}")
@@ -134,8 +134,9 @@ def test_default_cfg_is_true(name, prefix):
     for key in ("mean", "std", "input_size", "crop_pct", "interpolation", "pool_size"):
         assert cfg[key] == getattr(own, key)
     features = model.forward_features(torch.zeros(1, *cfg["input_size"], device="meta"))
-    height_and_width = features.shape[1:3] if model.nhwc else features.shape[2:]
-    assert height_and_width == cfg["pool_size"]
+    if features.ndim == 4:
+        height_and_width = features.shape[1:3] if model.layout == "NHWC" else features.shape[2:]
+        assert height_and_width == cfg["pool_size"]
     assert cfg["architecture"] == prefix + name
     data = timm.data.resolve_data_config(model=model)
     assert (data["mean"], data["std"], data["input_size"]) == (own.mean, own.std, own.input_size)
@@ -237,6 +238,7 @@ def test_too_many_stages_says_how_many_there_are():
     assert refused(stages=6) == "stages must be 1 to 5, the levels of this backbone; not 6"
     assert refused("wsms_resnet20_cifar", stages=4) == "stages must be 1 to 3, the levels of this backbone; not 4"
     assert "not 0" in refused(stages=0)
+    assert refused("wsms_test_vit", stages=7) == "stages must be 1 to 6, the blocks of this backbone; not 7"
 
 
 @pytest.mark.parametrize(
@@ -270,8 +272,10 @@ def test_image_too_small_for_the_stages():
     assert model(torch.zeros(1, 3, 4, 8)).shape == (1, 10)
 
 
-def test_features_only_says_what_to_use():
-    assert "features_only of test_resnet" in refused(features_only=True)
+@pytest.mark.parametrize("feature_cls", ["list", "hook", "fx"])
+def test_feature_maps_come_from_one_class_only(feature_cls):
+    message = refused(features_only=True, feature_cls=feature_cls)
+    assert message == "features_only of wsms_test_resnet goes through forward_intermediates; leave out feature_cls"
 
 
 def test_backbones_own_arguments_arrive():

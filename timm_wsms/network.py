@@ -266,10 +266,6 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
         raise UserError(f"{name} must be one of {', '.join(get_args(choices))}; not {value!r}")
 
 
-def _tie_again(model: WsmsNet, _incompatible_keys: Any) -> None:
-    tie(model.stages, model.backbone, model.__dict__.pop("_ties", []))
-
-
 @register_notrace_function
 def _check_size(image: torch.Tensor, stages: int) -> None:
     height, width = image.shape[-2:]

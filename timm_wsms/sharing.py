@@ -192,7 +192,7 @@ def tie(model: nn.Module, keys: list[tuple[str, str]]) -> None:
         module, owner = model.get_submodule(path), model.get_submodule(owner_path)
         for own, theirs in ((module._parameters, owner._parameters), (module._buffers, owner._buffers)):
             if name in own:
-                own[name] = theirs[owner_name]  # type: ignore[index]
+                own[name] = theirs[owner_name]  # type: ignore[assignment, index]
 
 
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
