@@ -67,3 +67,13 @@ def test_compiled_and_half_precision():
     in_place = small_network()
     in_place.compile()
     assert multiplications(in_place, (3, 16, 12)) == expected
+
+
+def test_attention_counts_whatever_form_it_takes():
+    """By hand: two products of 25 × 25 pairs of tokens over 64 channels in each of the blocks."""
+    model = timm.create_model("test_vit", img_size=80)
+    tokens, width = 26, 64
+    linear = sum(module.weight.numel() for module in model.blocks.modules() if isinstance(module, nn.Linear)) * tokens
+    attention = len(model.blocks) * 2 * tokens * tokens * width
+    embedding, head = model.patch_embed.proj.weight.numel() * (tokens - 1), model.head.weight.numel()
+    assert multiplications(model, (3, 80, 80)) == linear + attention + embedding + head

@@ -43,7 +43,7 @@ def _reason(name: str, device: torch.device) -> str | None:
         if len(levels(backbone)) < 2 and not is_flat(backbone):
             return UNEVEN
         try:
-            network = WsmsNet(lambda **arguments: timm.create_model(name, **arguments))
+            network = WsmsNet(lambda **arguments: timm.create_model(name, **arguments) if arguments else backbone)
         except (RuntimeError, AssertionError, ValueError) as error:
             return f"it cannot be built for the smaller images ({_line(error)})"
         cfg = backbone.default_cfg
