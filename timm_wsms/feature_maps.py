@@ -92,7 +92,11 @@ class FeatureMaps(nn.Module):
         complete = self.integration is not None and (last in take or not (stop_early or intermediates_only))
         used = sorted({*take, last} if complete and self.map_apart else {*take})
         images = self.pyramid(x)
-        features, found = self.backbone.forward_intermediates(images[0], indices=used, norm=norm, stop_early=stop_early)
+        alone = intermediates_only and not complete
+        given = self.backbone.forward_intermediates(
+            images[0], indices=used, norm=norm, stop_early=stop_early and not complete, intermediates_only=alone
+        )
+        features, found = (None, given) if alone else given
         maps = dict(zip(used, found, strict=True))
         wanted = {position: x for position, x in maps.items() if str(position) in self.feature_pyramid}
         if complete:
@@ -128,7 +132,7 @@ class FeatureMaps(nn.Module):
         """Remove what `forward_intermediates` does not need for some of the levels; gives their positions."""
         last = len(self.feature_info) - 1
         take, _ = feature_take_indices(last + 1, indices)  # type: ignore[arg-type]
-        integrates = self.integrates_last and last in take
+        integrates = last in take and (self.integrates_last or not prune_head)
         self.backbone.prune_intermediate_layers(take, prune_norm and not integrates, prune_head)
         if prune_head:
             self.head = None

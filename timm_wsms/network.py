@@ -184,10 +184,8 @@ class WsmsNet(FeatureMaps):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that timm's optimizers leave out of weight decay, each stage's own among them."""
         names = {f"backbone.{name}" for name in getattr(self.backbone, "no_weight_decay", set)()}
-        own = {name for name, _ in self.stages.named_parameters()}
-        return names | {
-            f"stages.{number}.{name}" for number in self.stages for name in names if f"{number}.{name}" in own
-        }
+        own = {f"stages.{number}.{name}" for number in self.stages for name in names}
+        return names | (own & {name for name, _ in self.named_parameters()})  # a shared one has the backbone's name
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions for timm's layer-wise grouping: a stage's norms go with the backbone's."""
@@ -198,13 +196,15 @@ class WsmsNet(FeatureMaps):
             pattern = re.sub(r"(^|[|(])\^", r"\1", pattern)  # the anchor moves to the front
             return rf"^(?:stages\.\d+\.)?backbone\.(?:{pattern})"
 
-        return {group: inside(pattern) for group, pattern in self.backbone.group_matcher(coarse=coarse).items()}
+        own = getattr(self.backbone, "group_matcher", None)
+        groups = own(coarse=coarse) if own else {"stem": r"^\w+_embed|^cls_token", "blocks": r"^\w+\.(\d+)"}
+        return {group: inside(pattern) for group, pattern in groups.items()}
 
     # ---- forward
 
     def pyramid(self, image: torch.Tensor) -> list[torch.Tensor]:
         """(B, C, H, W) → S images of (B, C, H / 2^(s-1), W / 2^(s-1)), by 2×2 average pooling."""
-        _check_size(image, len(self.stages) + 1)
+        check_size(image, len(self.stages) + 1)
         images = [image]
         for _ in self.stages:
             images.append(F.avg_pool2d(images[-1], 2))
@@ -266,8 +266,9 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
         raise UserError(f"{name} must be one of {', '.join(get_args(choices))}; not {value!r}")
 
 
-@register_notrace_function
-def _check_size(image: torch.Tensor, stages: int) -> None:
+@register_notrace_function  # torch.fx finds no names that begin with an underscore
+def check_size(image: torch.Tensor, stages: int) -> None:
+    """Raise a UserError if the smallest image of the pyramid had no pixel."""
     height, width = image.shape[-2:]
     side = 2 ** (stages - 1)
     if height < side or width < side:
