@@ -5,50 +5,12 @@ import json
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
+from warm_start_checkpoints import checkpoint_of, images, run, start, trained
 
-import timm_wsms  # noqa: F401  registers the names
-from timm_wsms import UserError
-
-torch.set_num_threads(1)
 NAMES = ["test_resnet", "test_efficientnet", "resnet18", "test_convnext", "mobilenetv3_small_050"]
-
-
-def trained(name, **kwargs):
-    """A backbone with the norms of one that was trained."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, **kwargs)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
-                for tensor in (module.weight, module.bias, *module.buffers()):
-                    if tensor.is_floating_point():
-                        tensor.copy_(torch.rand_like(tensor) + 0.5)
-                for tensor in module.buffers():
-                    if not tensor.is_floating_point():
-                        tensor.fill_(17)  # batches seen
-    return model
-
-
-def checkpoint_of(model, folder):
-    save_file(model.state_dict(), folder / "weights.safetensors")
-    return {"file": str(folder / "weights.safetensors")}
-
-
-def start(name, overlay, **kwargs):
-    torch.manual_seed(1)
-    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
-
-
-def images(channels=3):
-    return torch.randn(4, channels, 64, 64, generator=torch.Generator().manual_seed(1))
-
-
-def run(model, training, x=None):
-    torch.manual_seed(5)  # for stochastic depth
-    with torch.no_grad():
-        return model.train(training)(images() if x is None else x)
+SWIN = {"img_size": 128, "embed_dim": 24, "depths": (1, 1, 2, 1), "window_size": 4}
 
 
 def check_norms_are_copies(model):
@@ -89,19 +51,28 @@ def test_in_train_mode_with_stochastic_depth(tmp_path):
     assert not torch.equal(model(images()), found)  # it does depend on the random numbers
 
 
-def test_first_step_moves_gamma_and_then_the_stages(tmp_path):
-    model = start("wsms_test_resnet", checkpoint_of(trained("test_resnet"), tmp_path), num_classes=3).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    stage_norm = model.stages["2"].backbone.layer1[0].bn1
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "swin_tiny_patch4_window7_224"])
+def test_the_first_step_moves_gamma_and_then_everything_learns(name, optimizer, tmp_path):
+    kwargs = {"num_classes": 3} | (SWIN if "swin" in name else {"img_size": 64} if "vit" in name else {})
+    overlay = {**checkpoint_of(trained(name, **kwargs), tmp_path), "num_classes": 3}
+    model = start(f"wsms_{name}", overlay, **kwargs).train()
+    x, labels = images(side=kwargs.get("img_size", 64)), torch.tensor([0, 1, 2, 0])
+    optimizer = optimizer(model.parameters(), lr=0.01)
     for step in range(2):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images()), torch.tensor([0, 1, 2, 0])).backward()
-        assert model.integration.gamma.grad.abs().max() > 0
-        assert (stage_norm.weight.grad.abs().max() > 0) == (step == 1)
+        nn.functional.cross_entropy(model(x), labels).backward()
+        moved = {key for key, parameter in model.named_parameters() if parameter.grad.abs().max() > 0}
+        ours = {key for key, _ in model.named_parameters() if key.startswith(("stages.", "integration."))}
+        if step == 0:
+            assert moved & ours == {"integration.gamma"}
         optimizer.step()
+    assert moved == {key for key, _ in model.named_parameters()}
 
 
-@pytest.mark.parametrize("arguments", [{"num_classes": 7}, {"in_chans": 1}, {"num_classes": 0}, {"stages": 2}])
+@pytest.mark.parametrize(
+    "arguments", [{"num_classes": 7}, {"in_chans": 1}, {"in_chans": 4}, {"num_classes": 0}, {"stages": 2}]
+)
 def test_arguments_act_as_on_the_backbone(arguments, tmp_path):
     overlay = checkpoint_of(trained("test_resnet"), tmp_path)
     model = start("wsms_test_resnet", overlay, **arguments)
@@ -192,29 +163,3 @@ def test_checkpoint_folder_as_timm_writes_it(arguments, tmp_path):
     assert torch.equal(run(model, False), run(source, False))
     loaded, saved = (timm.data.resolve_data_config(model=one) for one in (model, source))
     assert {k: tuple(v) if isinstance(v, list) else v for k, v in loaded.items()} == saved  # JSON knows lists only
-
-
-# ---- what cannot be read
-
-
-def fault(overlay):
-    with pytest.raises(UserError) as caught:
-        start("wsms_test_resnet", overlay)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_missing_file(tmp_path):
-    assert fault({"file": str(tmp_path / "no.safetensors")}) == (
-        f"there is no checkpoint file {tmp_path / 'no.safetensors'}; check the path"
-    )
-
-
-def test_broken_file(tmp_path):
-    overlay = checkpoint_of(trained("test_resnet"), tmp_path)
-    whole = (tmp_path / "weights.safetensors").read_bytes()
-    for content in (b"", b"not safetensors at all", whole[:-100], whole[:50]):
-        (tmp_path / "weights.safetensors").write_bytes(content)
-        message = fault(overlay)
-        assert "weights.safetensors is not a whole safetensors file" in message
-        assert "download or copy it again" in message

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg
+from torch import nn
 
 from timm_wsms.errors import UserError
 from timm_wsms.network import WsmsNet
+from timm_wsms.sharing import resample
 
 _logger = logging.getLogger(__name__)
 
@@ -60,12 +63,33 @@ def start_fresh(network: WsmsNet, name: str) -> None:
     """Without a residual the backbone's classifier says nothing about the integrated map: say so, and make it new."""
     if network.integration is None or network.residual:
         return
-    fresh = "the integration layer"
+    fresh = ["the integration layer"] if any(True for _ in network.integration.parameters()) else []
     if network.num_classes:
         if network.head is None:
             network.reset_classifier(network.num_classes)
-        fresh += " and the classifier"
-    _logger.warning(f"{name} has no residual, so {fresh} start fresh beside the backbone's weights: train before use")
+        fresh.append("the classifier")
+    if fresh:
+        _logger.warning(f"{name} has no residual, so {' and '.join(fresh)} must be trained before use: random as yet")
+
+
+def from_backbone(network: WsmsNet, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load-state-dict hook: a state dict of the backbone becomes one of the network that gives the same logits.
+
+    So `checkpoint_path` and `load_state_dict` take either. What the backbone does not have stays as it is, but γ is 0.
+    """
+    keys = list(network.backbone.state_dict())
+    if not network.residual or any(f"{prefix}{key}" not in state_dict for key in keys):
+        return
+    own = {key: state_dict.pop(f"{prefix}{key}") for key in keys}
+    state_dict |= {f"{prefix}backbone.{key}": tensor for key, tensor in own.items()}
+    for key, tensor in network.stages.state_dict().items():
+        source = own.get(key.partition(".backbone.")[2], tensor)
+        new = source.clone() if source.shape == tensor.shape else resample(source, tensor.shape)
+        state_dict[f"{prefix}stages.{key}"] = new
+    for part in ("integration", "feature_pyramid"):
+        for key, tensor in (getattr(network, part) or nn.Module()).state_dict().items():
+            new = torch.zeros_like(tensor) if key.endswith("gamma") else tensor
+            state_dict[f"{prefix}{part}.{key}"] = new
 
 
 @contextmanager
@@ -85,7 +109,7 @@ def one_line_errors(cfg: PretrainedCfg, name: str, backbone: str) -> Iterator[No
     except Exception as error:
         if isinstance(error, UserError) or not _while_loading(error):
             raise
-        where = cfg.file or (f"{cfg.hf_hub_id} of the Hugging Face Hub" if cfg.hf_hub_id else cfg.url or "the weights")
+        where = _where(cfg)
         if isinstance(error, GatedRepoError):
             message = f"{where} asks for consent: accept its terms on its page, then `hf auth login`"
         elif isinstance(error, (LocalEntryNotFoundError, URLError)):
@@ -103,6 +127,13 @@ def one_line_errors(cfg: PretrainedCfg, name: str, backbone: str) -> Iterator[No
                 f"{where} does not load ({what}); give a checkpoint of {backbone}, or a safetensors file of {name}"
             )
         raise UserError(message) from error
+
+
+def _where(cfg: PretrainedCfg) -> str:
+    """What a config's weights are called in a message; in timm's order of preference."""
+    if cfg.state_dict:
+        return "the given state dict"
+    return cfg.file or (f"{cfg.hf_hub_id} of the Hugging Face Hub" if cfg.hf_hub_id else str(cfg.url))
 
 
 def _while_loading(error: Exception) -> bool:

@@ -18,7 +18,7 @@ from timm_wsms import backbones
 from timm_wsms.errors import UserError
 from timm_wsms.feature_maps import WsmsFeatures
 from timm_wsms.network import WsmsNet
-from timm_wsms.warm_start import one_line_errors, start_fresh, starts_from_backbone
+from timm_wsms.warm_start import from_backbone, one_line_errors, start_fresh, starts_from_backbone
 
 NETWORK_ARGS = {
     "stages": int,
@@ -176,6 +176,7 @@ def create(
             feature_pyramid=features_only,
             **network_args,
         )
+        network.register_load_state_dict_pre_hook(from_backbone)
         if warm:
             start_fresh(network, name)
         return network
