@@ -67,7 +67,7 @@ def test_names_outcomes_and_tally(run):
     lists = timm.list_models, timm.list_pretrained
     found = run()
     assert (timm.list_models, timm.list_pretrained) == lists
-    both = "failed: ValueError: two lines {} (test_models.py:25)"
+    both = "failed: ValueError: two lines {} (test_models.py:23)"
     assert found["outcomes"] == {
         "wsms_test_convnext": {"test_both_fail": both.format(0), "test_ours_fails": "skipped: Skipped: too large"},
         "test_convnext": {"test_both_fail": both.format(0)},

@@ -298,7 +298,7 @@ def refused(capsys, output: Path, *arguments: str) -> str:
         (["--model", "wsms_resnet20_cifra"], ["no model wsms_resnet20_cifra", "wsms_resnet20_cifar"]),
         (["--model", "xyzzy-plugh"], ["no model xyzzy-plugh", "list_models"]),
         (["--model", "resnet20_cifar", "--baseline", "resnet21_cifar"], ["no model resnet21_cifar"]),
-        (["--model", "wsms_vit_tiny_patch16_224"], ["vit_tiny_patch16_224"]),
+        (["--model", "wsms_crossvit_9_240"], ["crossvit_9_240", "cannot be staged"]),
         (["--model", "wsms_resnet20_cifar", "--model_kwargs.stages", "7"], ["stages", "3"]),
         (["--model", "wsms_resnet20_cifar", "--data.input_size", "[3, 2, 2]"], ["2"]),
         (["--model", "resnet20_cifar", "--model_kwargs.stagse", "2"], ["resnet20_cifar", "stagse"]),
