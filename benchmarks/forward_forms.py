@@ -15,7 +15,6 @@ import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 import timm_wsms  # noqa: F401  registers the names
@@ -60,7 +59,7 @@ def multi_scale(name: str, backbone: Any) -> MultiScale:
         return MultiScale([backbone] * SCALES, sides)
     patch = backbone.patch_embed.patch_size[0]
     sides = [-(-side // patch) * patch for side in sides]
-    smaller = [timm.create_model(name, img_size=side) for side in sides[1:]]
+    smaller = [timm.create_model(name, num_classes=backbone.num_classes, img_size=side) for side in sides[1:]]
     for other in smaller:
         for path, module in other.named_modules():
             own = backbone.get_submodule(path)._parameters
@@ -146,13 +145,12 @@ def relocate(networks: Iterable[nn.Module], generator: random.Random) -> list[to
 
 
 def multiplications(network: nn.Module) -> int:
-    """Multiplications of a forward pass for one image, attention's included.
+    """Multiplications of a forward pass for one image.
 
     A step of training takes three times as many, but for the first layer. torch's counter, asked for the backward pass
     of convolutions in groups, counts them as if they were in one.
     """
-    with sdpa_kernel(SDPBackend.MATH):  # matrix products, which the counter knows
-        return count(network, (3, SIDE, SIDE))
+    return count(network, (3, SIDE, SIDE))
 
 
 def peak_bytes(step: TrainingStep) -> int:
