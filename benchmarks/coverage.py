@@ -40,7 +40,7 @@ from machine import ROOT
 from timm.models import _registry as registry
 
 FIELDS = ("name", "file", "backbone_params", "wsms_params", "kind", "input_size", "checked", *CHECKS)
-FIELDS += ("seconds", "timm", "error")
+FIELDS += ("cpu_seconds", "timm", "error")
 TABLE = ROOT / "benchmarks" / "results" / "coverage.csv"
 INTERRUPTED = "interrupted: the process ended in the middle"
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         table.update([row | {"checked": "real", "error": INTERRUPTED}])
         row = check(row, arguments.timeout)
         table.update([row])
-        print(*(row[key] for key in ("name", "input_size", "checked", *CHECKS, "seconds", "error")), flush=True)
+        print(*(row[key] for key in ("name", "input_size", "checked", *CHECKS, "cpu_seconds", "error")), flush=True)
     print(tally(table.read().values()))
 
 
@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no name after so many")
     parser.add_argument("--retry", action="store_true", help="also those that failed or could not be staged")
     parser.add_argument("--shard", default="1/1", help="i/n: the i-th of n parts of the names")
-    parser.add_argument("--timeout", type=int, default=300, help="seconds a name may take")
+    parser.add_argument("--timeout", type=int, default=300, help="seconds of processor time a name may take")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default=str(TABLE))
     return parser

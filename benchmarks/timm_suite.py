@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tests", nargs="+", default=["*"], help="tests, with wildcards")
     parser.add_argument("--max_params", type=float, default=300e6, help="no backbones with more parameters")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no test after so many")
-    parser.add_argument("--timeout", type=int, default=600, help="seconds a test may take")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds of processor time a test may take")
     parser.add_argument("--retry", action="store_true", help="also what failed before")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", default=str(TABLE), help="coverage.csv: which backbones there are, and their sizes")

@@ -4,7 +4,6 @@ import csv
 import importlib
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -112,10 +111,10 @@ def test_a_tensor_that_the_state_dict_lacks_or_changes(check, monkeypatch):
 
 def test_time_is_limited(benchmark, monkeypatch):
     checks = benchmark("coverage_checks")
-    monkeypatch.setattr(checks, "_check_real", lambda _: time.sleep(60))
+    monkeypatch.setattr(checks, "_check_real", lambda _: all(number == 0 for number in iter(int, 1)))
     found = checks.check({"name": "test_resnet", "backbone_params": "1"}, timeout=1)
     assert found["error"] == "OutOfTimeError: more than 1 s"
-    assert float(found["seconds"]) < 5
+    assert float(found["cpu_seconds"]) < 5
 
 
 # ---- the table
@@ -132,12 +131,12 @@ def test_main_goes_on_where_it_stopped(benchmark, tmp_path, capsys):
         ("test_resnet", ""),
     ]
     assert capsys.readouterr().out.endswith("1 ok, 1 not tried yet\n")
-    table.update([table.read()["test_convnext"] | {"seconds": "as it was", "warm_start": "failed"}])
+    table.update([table.read()["test_convnext"] | {"cpu_seconds": "as it was", "warm_start": "failed"}])
     coverage.main(options)
     assert capsys.readouterr().out.endswith("1 failed, 1 ok\n")
-    assert table.read()["test_convnext"]["seconds"] == "as it was"
+    assert table.read()["test_convnext"]["cpu_seconds"] == "as it was"
     coverage.main([*options, "--retry", "--minutes", "0"])
-    assert table.read()["test_convnext"]["seconds"] == "as it was"
+    assert table.read()["test_convnext"]["cpu_seconds"] == "as it was"
     coverage.main([*options, "--retry"])
     assert capsys.readouterr().out.endswith("2 ok\n")
     assert {path.name for path in tmp_path.iterdir()} == {"coverage.csv"}
