@@ -186,10 +186,22 @@ def test_every_parameter_is_used_and_stands_in_the_state_dict_once(name):
     check_gradients(model, image(name))
 
 
-def test_levels_of_a_backbone_of_one_resolution():
-    last_three = staged("test_vit", {}).feature_info.out_indices
-    assert tuple(last_three) == tuple(plain("test_vit", {}).feature_info.out_indices) == (3, 4, 5)
-    assert tuple(staged("test_resnet", {}).feature_info.out_indices) == (0, 1, 2, 3, 4)
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("test_resnet", (0, 1, 2, 3, 4)),
+        ("test_vit", (3, 4, 5)),  # one resolution: the last three blocks
+        ("tresnet_m", (1, 2, 3, 4)),
+        ("csatv2", (1, 2, 3, 4)),
+        ("sequencer2d_s", (0, 1, 2)),
+        ("selecsls42", (0, 1, 2, 3, 4)),
+    ],
+)
+def test_levels_are_those_that_timm_gives_for_the_backbone(name, expected):
+    with torch.device("meta"):
+        found, own = (timm.create_model(key, features_only=True).feature_info for key in (f"wsms_{name}", name))
+    assert tuple(found.out_indices) == tuple(own.out_indices) == expected
+    assert (found.channels(), found.reduction()) == (own.channels(), own.reduction())
 
 
 def test_from_a_networks_own_checkpoint(tmp_path):

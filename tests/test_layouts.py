@@ -1,8 +1,10 @@
 """The layouts of features, each entry looked up by hand; and where the maps of padded images end up."""
 
 import pytest
+import timm
 import torch
 
+import timm_wsms  # noqa: F401  registers the names
 from timm_wsms import UserError
 from timm_wsms.layouts import fit, merge, pad_to_multiple, to_map
 
@@ -99,14 +101,13 @@ def test_a_map_stays_one():
 
 
 @pytest.mark.parametrize("residual", [True, False])
-def test_channels_first_and_several_features(residual):
-    x, other, like = values(2, 7, 3, 4), values(2, 5, 6), values(2, 7, 12)
-    found = merge([other, like], x, "NCL", residual)
-    assert found[0] is other and len(found) == 2
+def test_channels_first(residual):
+    x, like = values(2, 7, 3, 4), values(2, 7, 12)
+    found = merge(like, x, "NCL", residual)
     for row in range(3):
         for column in range(4):
             expected = x[:, :, row, column] + residual * like[:, :, 4 * row + column]
-            torch.testing.assert_close(found[1][:, :, 4 * row + column], expected, rtol=0, atol=0)
+            torch.testing.assert_close(found[:, :, 4 * row + column], expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("height, width", [(40, 56), (48, 40), (1, 17), (32, 48)])
@@ -119,6 +120,9 @@ def test_padding_at_the_right_and_the_bottom(height, width):
     assert not found[..., height:, :].any() and not found[..., width:].any()
     assert (found is x) == (height % 16 == width % 16 == 0)
     assert pad_to_multiple(x, 1) is x
+    least = pad_to_multiple(x, 16, 72)  # 80 is the next multiple
+    assert least.shape[2:] == (max(80, found.shape[2]), max(80, found.shape[3]))
+    assert torch.equal(least[..., :height, :width], x)
 
 
 def padded_like(height, width):
@@ -154,3 +158,22 @@ def test_a_map_of_the_right_size_is_left_as_it_is():
     assert fit(x, like, image(64, 80), image(64, 80)) is x
     x = values(1, 3, 4, 4)  # of 64 pixels, of which 48 are the image: cut only, no value is interpolated
     assert torch.equal(fit(x, torch.empty(1, 9, 3, 3), image(64, 64), image(48, 48)), x[..., :3, :3])
+
+
+@pytest.mark.parametrize("name", ["efficientvim_m1", "coat_tiny"])
+def test_of_several_features_the_last_is_integrated(name):
+    """`x_last + integrated`, laid out like it: EfficientViM (B, C, h·w), CoaT (B, 1 + h·w, C)."""
+    torch.manual_seed(0)
+    model = timm.create_model(f"wsms_{name}").eval()
+    integrated = []
+    model.integration.register_forward_hook(lambda module, args, output: integrated.append(output))
+    images = torch.randn(1, *model.default_cfg["input_size"])
+    with torch.no_grad():
+        found, plain = model.forward_features(images), model.backbone.forward_features(images)
+    patches = integrated[0].flatten(2)
+    if name.startswith("coat"):
+        patches = patches.transpose(1, 2)
+        patches = torch.cat((patches.mean(1, keepdim=True), patches), 1)
+    assert len(found) == len(plain) > 1 and all(map(torch.equal, found[:-1], plain[:-1]))
+    assert patches.abs().max() > 0
+    torch.testing.assert_close(found[-1], plain[-1] + patches, rtol=0, atol=1e-6)

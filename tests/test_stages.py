@@ -214,6 +214,34 @@ def test_stage_map_is_the_backbones_own_at_that_level(name):
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "efficientvim_m1"])
+def test_stage_of_a_backbone_that_mixes_resolutions_keeps_its_map_without_what_it_does_not_use(name):
+    model = build(f"wsms_{name}").eval()
+    x = images(128)
+    with torch.no_grad():
+        maps = model.backbone.forward_intermediates(x, intermediates_only=True)
+        for stage in model.stages.values():
+            torch.testing.assert_close(stage(x, maps[stage.index]), maps[stage.index], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name, side", [("pvt_v2_b0", 64), ("inception_v4", 96)])
+def test_image_too_small_for_a_stage_is_padded(name, side):
+    """Stage 3 alone would fail. Its map is that of the padded image, without what belongs to the padding."""
+    model = build(f"wsms_{name}").eval()
+    stage, level = model.stages["3"], levels(model.backbone)[2]
+    x = images(side // 4)
+    least = stage.least
+    assert side // 4 < least
+    with torch.no_grad():
+        like = model.backbone.forward_intermediates(images(side), intermediates_only=True)[-1]
+        padded = F.pad(x, (0, least - side // 4, 0, least - side // 4))
+        expected = model.backbone.forward_intermediates(padded, indices=[level.index], intermediates_only=True,
+                                                        stop_early=True)[0]  # fmt: skip
+        height = -(-like.shape[-1] * least // (side // 4))
+        expected = F.interpolate(expected, (height, height), mode="bilinear")[..., : like.shape[-2], : like.shape[-1]]
+        torch.testing.assert_close(stage(x, like), expected)
+
+
 def test_channels_last_stage_gives_maps_with_channels_first():
     backbone = randomize(build("test_mambaout")).eval()
     level = levels(backbone)[1]
@@ -263,6 +291,7 @@ FAMILIES = [
     "resnet20_cifar",
     "test_vit",  # tokens
     "test_vit2",
+    "hrnet_w18_small",  # blocks that mix all resolutions
 ]
 
 

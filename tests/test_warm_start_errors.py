@@ -6,8 +6,9 @@ from urllib.error import URLError
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
-from timm.models import _builder
+from timm.models import _builder, _hub
 from warm_start_checkpoints import checkpoint_of, images, run, start, trained, write
 
 from timm_wsms import UserError
@@ -49,6 +50,44 @@ def test_broken_pth(tmp_path):
         message = refused(overlay=overlay)
         assert f"{tmp_path / 'weights.pth'} does not load" in message
         assert "give a checkpoint of test_resnet, or a safetensors file of wsms_test_resnet" in message
+
+
+def test_weights_that_a_hybrid_loads_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    overlay = checkpoint_of(trained("vit_small_resnet26d_224"), tmp_path)
+    message = refused("wsms_vit_small_resnet26d_224", overlay)
+    assert (
+        f"what vit_small_resnet26d_224 loads before {tmp_path / 'weights.safetensors'} is not in the cache" in message
+    )
+    assert message.endswith("or give checkpoint_path=..., not pretrained=True")
+
+
+def test_folder_with_pickled_weights_only(tmp_path):
+    model = timm.create_model("wsms_test_resnet")
+    timm.models.save_for_hf(model, tmp_path, safe_serialization="both")
+    expected = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images())
+    torch.save(timm.create_model("wsms_test_resnet").state_dict(), tmp_path / "pytorch_model.bin")
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images()), expected)
+    (tmp_path / "model.safetensors").unlink()
+    message = refused(f"local-dir:{tmp_path}")
+    assert f"{tmp_path} has no model.safetensors, and pickled weights are not read" in message
+    timm.create_model(f"local-dir:{tmp_path}")  # without weights it can be built
+
+
+def test_of_a_hub_folder_only_safetensors_are_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repo_id, filename, **_):
+        asked.append((repo_id, filename))
+        if filename == "config.json":
+            return str(tmp_path / filename)
+        raise LocalEntryNotFoundError("offline")
+
+    timm.models.save_for_hf(timm.create_model("wsms_test_resnet"), tmp_path, safe_serialization="both")
+    monkeypatch.setattr(_hub, "hf_hub_download", download)
+    assert "someone/model of the Hugging Face Hub is not in the cache" in refused("hf-hub:someone/model")
+    assert asked == [("someone/model", "config.json"), ("someone/model", "model.safetensors")]
 
 
 class Evil:

@@ -9,9 +9,9 @@ from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import nn
 
 from timm_wsms.integration import Integration
-from timm_wsms.layouts import Layout, merge, to_map
+from timm_wsms.layouts import Layout, to_map
 from timm_wsms.sharing import TimmModel
-from timm_wsms.stages import Stage, is_flat
+from timm_wsms.stages import Stage
 
 
 class FeatureMaps(nn.Module):
@@ -44,6 +44,10 @@ class FeatureMaps(nn.Module):
 
     def pyramid(self, image: torch.Tensor) -> list[torch.Tensor]:
         """The images of all stages."""
+        raise NotImplementedError
+
+    def merged(self, features: Any, x: torch.Tensor) -> Any:
+        """Features with the integrated map."""
         raise NotImplementedError
 
     def shallow_stages(self) -> list[Stage]:
@@ -109,7 +113,7 @@ class FeatureMaps(nn.Module):
                 maps[position] = own + self.feature_pyramid[str(position)]([own, *others[position]])
         if complete:
             integrated = self.integration([f1, *others[last]])  # type: ignore[misc]
-            features = merge(features, integrated, self.layout, self.residual)
+            features = self.merged(features, integrated)
             if self.integrates_last and last in maps:
                 maps[last] = maps[last] + integrated if self.residual else integrated
         result = [nchw_to(maps[position], Format(output_fmt)) for position in sorted({*take})]
@@ -153,15 +157,5 @@ class FeatureMaps(nn.Module):
 class WsmsFeatures(FeatureGetterNet):
     """The maps of a WsmsNet's levels, each with the stages' maps of its resolution integrated.
 
-    Args:
-        model: Built with `feature_pyramid`.
-        out_indices: Positions of the levels; None: all of them, or the last three blocks of a backbone that keeps one
-            resolution, as timm has it.
-        **kwargs: Of `FeatureGetterNet`.
+    Which levels, if `out_indices` does not say, is what timm gives for the backbone.
     """
-
-    def __init__(self, model: FeatureMaps, out_indices: int | Sequence[int] | None = None, **kwargs: Any):
-        if out_indices is None:
-            depth = len(model.feature_info)
-            out_indices = min(3, depth) if is_flat(model.backbone) else depth
-        super().__init__(model, out_indices, **kwargs)  # type: ignore[arg-type]

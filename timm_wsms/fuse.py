@@ -15,13 +15,14 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 from timm_wsms.errors import UserError
+from timm_wsms.integration import PointwiseConv2d
 from timm_wsms.recompute import update_statistics_once
 
 _logger = logging.getLogger(__name__)
 
 # Told by what they compute, not by their class: a subclass with a forward of its own (weight standardization,
 # mixtures of experts, split batches) is something else.
-AFFINE = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, nn.Linear, Linear)}
+AFFINE = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, PointwiseConv2d, nn.Linear, Linear)}
 BATCH_NORM = {
     kind.forward  # type: ignore[attr-defined]
     for kind in (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct)

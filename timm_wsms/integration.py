@@ -4,10 +4,19 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import nn
 
 IntegrationKind = Literal["conv1x1", "conv3x3", "none"]
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1×1 convolution as the matrix product that it is, over maps in NHWC memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) → (B, out_channels, h, w)."""
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class Integration(nn.Module):
@@ -33,8 +42,9 @@ class Integration(nn.Module):
         self.conv: nn.Module = nn.Identity()
         self.norm: nn.Module = nn.Identity()
         if kernel_size:
-            padding = kernel_size // 2
-            conv = nn.Conv2d(sum(in_channels), out_channels, kernel_size, padding=padding, bias=False, device="meta")
+            kind = PointwiseConv2d if kernel_size == 1 else nn.Conv2d
+            shape = sum(in_channels), out_channels, kernel_size
+            conv = kind(*shape, padding=kernel_size // 2, bias=False, device="meta")
             self.conv = conv.to_empty(device=torch.get_default_device())  # without values that are about to be replaced
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             self.norm = BatchNormAct2d(out_channels)
@@ -42,5 +52,6 @@ class Integration(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """S maps (B, C_s, h, w) → (B, out_channels, h, w)."""
-        x = self.norm(self.conv(torch.cat(tuple(maps), 1)))
+        x = torch.cat([x.permute(0, 2, 3, 1) for x in maps], -1).permute(0, 3, 1, 2)  # read as it is by every layout
+        x = self.norm(self.conv(x))
         return x if self.gamma is None else self.gamma[:, None, None] * x

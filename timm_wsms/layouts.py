@@ -37,22 +37,20 @@ def to_map(features: Any, image: torch.Tensor, reduction: int, layout: Layout) -
 
 
 @register_notrace_function
-def merge(features: Any, x: torch.Tensor, layout: Layout, residual: bool) -> Any:
+def merge(features: torch.Tensor, x: torch.Tensor, layout: Layout, residual: bool) -> torch.Tensor:
     """Add a map to features in the backbone's layout, or put it in their place; class tokens get its spatial mean.
 
     Args:
-        features: What `forward_features` returns.
+        features: What `forward_features` returns, of several the last.
         x: (B, C, h, w).
         layout: Of the features.
         residual: Add, do not replace.
     """
-    if isinstance(features, (list, tuple)):
-        return [*features[:-1], merge(features[-1], x, layout, residual)]
-    x = _from_map(features, x, layout)
+    x = _from_map(x, features, layout)
     return features + x if residual else x
 
 
-def _from_map(like: torch.Tensor, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _from_map(x: torch.Tensor, like: torch.Tensor, layout: Layout) -> torch.Tensor:
     """(B, C, h, w) → the layout of other features; class tokens are the spatial mean."""
     if like.ndim == 4:
         return x.permute(0, 2, 3, 1) if layout == "NHWC" else x
@@ -88,9 +86,10 @@ def fit(x: torch.Tensor, like: torch.Tensor, padded: torch.Tensor, image: torch.
 
 
 @register_notrace_function
-def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
+def pad_to_multiple(image: torch.Tensor, multiple: int, least: int = 1) -> torch.Tensor:
     """(B, C, H, W) → the same with zeros at the right and the bottom, as timm's dynamic padding, up to a multiple."""
-    right, bottom = -image.shape[-1] % multiple, -image.shape[-2] % multiple
+    height, width = (-(-max(side, least) // multiple) * multiple for side in image.shape[-2:])
+    right, bottom = width - image.shape[-1], height - image.shape[-2]
     return F.pad(image, (0, right, 0, bottom)) if right or bottom else image
 
 

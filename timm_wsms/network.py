@@ -26,6 +26,7 @@ from timm_wsms.stages import Level, Size, is_flat, levels, make_stage, parts
 NO_PATCHES = (PoolingVisionTransformer,)  # forward_features gives class tokens alone
 GIVES_SEVERAL = (CoaT, EfficientViM)  # features, of which `num_features` is the sum, or the width of all
 KERNEL_SIZE = {"conv1x1": 1, "conv3x3": 3, "none": 0}
+GROUPS = {"stem": r"^\w+_embed|^cls_token", "blocks": r"^\w+\.(\d+)"}  # for layer decay, where a backbone names none
 
 
 class WsmsNet(FeatureMaps):
@@ -74,8 +75,9 @@ class WsmsNet(FeatureMaps):
         _check_choice("unshared_norms", unshared_norms, UnsharedNorms)
         self.backbone: TimmModel = (backbone := build_backbone())
         self.layout = _layout(backbone)
-        if hasattr(backbone, "output_fmt"):
-            self.output_fmt = backbone.output_fmt
+        for layout in ("output_fmt", "feature_dim"):  # timm's, where a backbone's features are not NCHW
+            if hasattr(backbone, layout):
+                setattr(self, layout, getattr(backbone, layout))
         cuts = _choose_levels(backbone, stages)
         paper = getattr(backbone, "wsms_defaults", {})
         residual = paper.get("residual", True) if residual is None else residual
@@ -187,7 +189,7 @@ class WsmsNet(FeatureMaps):
         own = {f"stages.{number}.{name}" for number in self.stages for name in names}
         return names | (own & {name for name, _ in self.named_parameters()})  # a shared one has the backbone's name
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> Any:
         """Regular expressions for timm's layer-wise grouping: a stage's norms go with the backbone's."""
 
         def inside(pattern: Any) -> Any:
@@ -196,9 +198,10 @@ class WsmsNet(FeatureMaps):
             pattern = re.sub(r"(^|[|(])\^", r"\1", pattern)  # the anchor moves to the front
             return rf"^(?:stages\.\d+\.)?backbone\.(?:{pattern})"
 
-        own = getattr(self.backbone, "group_matcher", None)
-        groups = own(coarse=coarse) if own else {"stem": r"^\w+_embed|^cls_token", "blocks": r"^\w+\.(\d+)"}
-        return {group: inside(pattern) for group, pattern in groups.items()}
+        own: Any = getattr(self.backbone, "group_matcher", lambda coarse: GROUPS)(coarse=coarse)
+        if callable(own):  # CaiT: a function from a parameter's name to its group
+            return lambda name: own(re.sub(r"^(stages\.\d+\.)?backbone\.", "", name))
+        return {group: inside(pattern) for group, pattern in own.items()}
 
     # ---- forward
 
@@ -210,7 +213,7 @@ class WsmsNet(FeatureMaps):
             images.append(F.avg_pool2d(images[-1], 2))
         return images
 
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+    def forward_features(self, x: torch.Tensor) -> Any:
         """(B, in_chans, H, W) → the integrated map (B, num_features, h, w), laid out as the backbone's features.
 
         Where these are tokens, the map is added to those of the patches, and its mean to the class token's.
@@ -225,7 +228,13 @@ class WsmsNet(FeatureMaps):
             return features
         f1 = to_map(f1, x, self.reduction, "NCHW" if self.map_apart else self.layout)  # (B, C1, h, w)
         others = [stage(image, f1) for stage, image in zip(self.shallow_stages(), images[1:], strict=True)]
-        return merge(features, self.integration([f1, *others]), self.layout, self.residual)
+        return self.merged(features, self.integration([f1, *others]))
+
+    def merged(self, features: Any, x: torch.Tensor) -> Any:
+        """The backbone's features with the integrated map (B, C, h, w); of several features in the last."""
+        if isinstance(features, (list, tuple)):  # here, where torch.fx follows; it does not look into `merge`
+            return [*features[:-1], merge(features[-1], x, self.layout, self.residual)]
+        return merge(features, x, self.layout, self.residual)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """(B, num_features, h, w) → (B, num_classes), or (B, head_hidden_size) with `pre_logits`."""

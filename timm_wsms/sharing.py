@@ -7,6 +7,7 @@ and every stage has norms of its own without any switching at run time.
 
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -57,6 +58,8 @@ def copy_sharing(backbone: TimmModel, unshared_norms: UnsharedNorms) -> TimmMode
     for module in backbone.modules():
         if not is_unshared(module, unshared_norms):
             memo |= {id(tensor): tensor for tensor in _own_tensors(module)}
+        empty = [value for value in vars(module).values() if type(value) is OrderedDict and not value]
+        memo |= {id(hooks): OrderedDict() for hooks in empty}  # deepcopy takes its time over each of them
     return copy.deepcopy(backbone, memo)  # deepcopy leaves as they are the objects that its memo already holds
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, GroupNormAct, to_2tuple
+from timm.models import register_notrace_module
 from timm.models.coat import CoaT
 from timm.models.densenet import DenseNet
 from timm.models.dpn import DPN
@@ -21,11 +22,17 @@ from timm.models.efficientformer_v2 import EfficientFormerV2
 from timm.models.efficientvim import EfficientViM
 from timm.models.gcvit import GlobalContextVit
 from timm.models.hiera import Hiera
+from timm.models.hieradet_sam2 import HieraDet
 from timm.models.hrnet import HighResolutionNet
+from timm.models.inception_resnet_v2 import InceptionResnetV2
+from timm.models.inception_v3 import InceptionV3
+from timm.models.inception_v4 import InceptionV4
 from timm.models.levit import Levit
 from timm.models.maxxvit import MaxxVit
 from timm.models.nest import Nest
+from timm.models.nextvit import NextViT
 from timm.models.nfnet import NormFreeNet
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.regnet import RegNet
 from timm.models.resnetv2 import ResNetV2
 from timm.models.swiftformer import SwiftFormer
@@ -60,9 +67,18 @@ IMAGE_MULTIPLE: dict[type[nn.Module], int] = {
     CoaT: 32,
     EfficientFormerV2: 32,
     Hiera: 32,
+    HieraDet: 32,
     HighResolutionNet: 32,
     Levit: 16,
     Nest: 32,
+}
+# … and to at least so many: below, a kernel without padding would not fit into a map.
+IMAGE_LEAST: dict[type[nn.Module], int] = {
+    InceptionResnetV2: 43,
+    InceptionV3: 43,
+    InceptionV4: 43,
+    NextViT: 28,
+    PyramidVisionTransformerV2: 32,
 }
 # How windows keep stage 1's size where timm derives them from the image: (backbone, image size, divisor) → arguments
 WINDOWS: dict[type[nn.Module], Callable[[TimmModel, Size, int], dict[str, Any]]] = {
@@ -151,6 +167,7 @@ def end_like(end: Any, channels: int) -> nn.Module:
     return new
 
 
+@register_notrace_module  # a node of its own to torch.fx: timm's forward_intermediates cannot be traced everywhere
 class Stage(nn.Module):
     """Stage 2 or deeper: the blocks of a backbone up to one of its levels.
 
@@ -160,11 +177,14 @@ class Stage(nn.Module):
         multiple: Of so many pixels are the sides of the images that the backbone takes.
         norm: Whether the backbone's last norm stands at the end of every part of its depth.
         taps: Position of a map in stage 1 → that of the map of the same resolution in this stage.
+        least: So many pixels at least.
     """
 
-    def __init__(self, backbone: TimmModel, level: Level, multiple: int, norm: bool, taps: dict[int, int]):
+    def __init__(
+        self, backbone: TimmModel, level: Level, multiple: int, norm: bool, taps: dict[int, int], least: int = 1
+    ):
         super().__init__()
-        self.index, self.multiple, self.norm, self.taps = level.index, multiple, norm, taps
+        self.index, self.multiple, self.norm, self.taps, self.least = level.index, multiple, norm, taps, least
         end = preactivation_end(backbone)
         self.channels = {tap: backbone.feature_info[tap]["num_chs"] for tap in taps.values()}
         self.channels[level.index] = level.channels
@@ -183,7 +203,7 @@ class Stage(nn.Module):
             image: (B, in_chans, H, W)
             like: Stage 1's maps (B, C_1, h, w), by their positions, in ascending order.
         """
-        padded = pad_to_multiple(image, self.multiple)
+        padded = pad_to_multiple(image, self.multiple, self.least)
         indices = sorted({self.taps[position] for position in like})
         found = self.backbone.forward_intermediates(
             padded, indices=indices, norm=self.norm, stop_early=True, intermediates_only=True
@@ -254,7 +274,8 @@ def make_stage(
         )
     else:
         part = copy_sharing(backbone, unshared_norms)
-    stage = Stage(part, level, multiple, flat, find_taps(backbone, level, divisor))
+    taps = find_taps(backbone, level, divisor)
+    stage = Stage(part, level, multiple, flat, taps, _of_kind(IMAGE_LEAST, backbone) or 1)
     if isinstance(backbone, MIXES_RESOLUTIONS):
         remove_unused(stage, backbone, share_weights)
     if share_weights:

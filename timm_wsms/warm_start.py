@@ -1,5 +1,6 @@
 """Tells the two kinds of checkpoint apart: a backbone's own, which a WSMS-Net can start from, and a WSMS-Net's."""
 
+import dataclasses
 import logging
 import textwrap
 import traceback
@@ -20,6 +21,21 @@ from timm_wsms.network import WsmsNet
 from timm_wsms.sharing import resample
 
 _logger = logging.getLogger(__name__)
+WEIGHTS = "model.safetensors"  # of a checkpoint folder
+
+
+def only_safetensors(cfg: PretrainedCfg) -> PretrainedCfg:
+    """The config, changed so that of a checkpoint folder (`local-dir:`, `hf-hub:`) nothing but safetensors is read.
+
+    Raises:
+        UserError: If a local folder has none.
+    """
+    if cfg.source == "local-dir" and not (Path(str(cfg.file)) / WEIGHTS).is_file():
+        raise UserError(
+            f"{cfg.file} has no {WEIGHTS}, and pickled weights are not read; write the folder with "
+            "timm.models.save_for_hf(model, folder, safe_serialization=True)"
+        )
+    return dataclasses.replace(cfg, hf_hub_filename=WEIGHTS) if cfg.source == "hf-hub" else cfg
 
 
 def starts_from_backbone(cfg: PretrainedCfg) -> bool:
@@ -113,9 +129,12 @@ def one_line_errors(cfg: PretrainedCfg, name: str, backbone: str) -> Iterator[No
         if isinstance(error, GatedRepoError):
             message = f"{where} asks for consent: accept its terms on its page, then `hf auth login`"
         elif isinstance(error, (LocalEntryNotFoundError, URLError)):
+            missing, instead = where, "pretrained_cfg_overlay=dict(file=...)"
+            if cfg.file or cfg.state_dict:  # timm's hybrids fetch the weights of their first part by themselves
+                missing, instead = f"what {backbone} loads before {where}", "checkpoint_path=..., not pretrained=True"
             message = (
-                f"{where} is not in the cache and cannot be reached; connect once (without HF_HUB_OFFLINE), or give "
-                "pretrained_cfg_overlay=dict(file=...)"
+                f"{missing} is not in the cache and cannot be reached; connect once (without HF_HUB_OFFLINE), or give "
+                f"{instead}"
             )
         elif str(error).startswith("No pretrained weights exist"):
             message = (

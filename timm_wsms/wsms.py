@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, register_model
 from timm.models import _registry as registry
 from timm.models._builder import resolve_pretrained_cfg
@@ -18,7 +19,7 @@ from timm_wsms import backbones
 from timm_wsms.errors import UserError
 from timm_wsms.feature_maps import WsmsFeatures
 from timm_wsms.network import WsmsNet
-from timm_wsms.warm_start import from_backbone, one_line_errors, start_fresh, starts_from_backbone
+from timm_wsms.warm_start import from_backbone, one_line_errors, only_safetensors, start_fresh, starts_from_backbone
 
 NETWORK_ARGS = {
     "stages": int,
@@ -31,6 +32,9 @@ NETWORK_ARGS = {
 # What a config from elsewhere may say besides; a user's own call may say whatever the backbone takes.
 BACKBONE_ARGS = ("num_classes", "in_chans", "global_pool", "img_size", "drop_rate", "drop_path_rate")
 PREFIXES = {"wsms_": True, "ms_": False}  # prefix: are the weights shared?
+HEAD_CLASSIFIER = (
+    "head.fc"  # of a network with a head of its own, since its integrated map is wider than the backbone's
+)
 NO_WEIGHTS: dict[str, Any] = {
     "url": "",
     "file": None,
@@ -87,7 +91,7 @@ def _default_cfg(backbone: str) -> DefaultCfg:
     for tag in own.tags:
         # the completed config: the plain one's hub id `timm/` would be completed with the wrong name
         cfg = registry._model_pretrained_cfgs.get(f"{backbone}.{tag}" if tag else backbone, own.cfgs[tag])
-        classifier = "head.fc" if backbone in backbones.CIFAR_NAMES else _inside(cfg.classifier)
+        classifier = HEAD_CLASSIFIER if backbone in backbones.CIFAR_NAMES else _inside(cfg.classifier)
         cfgs[tag] = dataclasses.replace(cfg, first_conv=_inside(cfg.first_conv), classifier=classifier)
     return DefaultCfg(deque(own.tags), cfgs, own.is_pretrained)
 
@@ -155,8 +159,13 @@ def create(
         name, dataclasses.asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg,
         pretrained_cfg_overlay,
     )  # fmt: skip
+    cfg = only_safetensors(cfg) if pretrained else cfg
     warm = pretrained and starts_from_backbone(cfg)
     network_args = {key: kwargs.pop(key) for key in NETWORK_ARGS if key in kwargs}
+    if features_only and kwargs.get("out_indices") is None:
+        with torch.device("meta"):  # timm's choice differs from backbone to backbone
+            plain: Any = timm.create_model(backbone, **kwargs)
+        kwargs["out_indices"] = plain.feature_info.out_indices
 
     def build_backbone(pretrained: bool = warm, **backbone_args: Any) -> Any:
         source: dict[str, Any] = {}
@@ -189,13 +198,16 @@ def create(
             pretrained_cfg=cfg.to_dict(),
             pretrained_model_args=pretrained_model_args,
             cache_dir=cache_dir,
-            feature_cfg={"feature_cls": WsmsFeatures, "out_indices": None},
+            feature_cfg={"feature_cls": WsmsFeatures},
             **kwargs,
         )
     if features_only:
         return model
-    if model.get_classifier() is not None:
-        model.pretrained_cfg["classifier"] = model.get_classifier(name_only=True)
+    if model.head is not None:
+        model.pretrained_cfg["classifier"] = HEAD_CLASSIFIER
+    elif model.pretrained_cfg["classifier"] == HEAD_CLASSIFIER:
+        own: Any = registry.get_pretrained_cfg(backbone)
+        model.pretrained_cfg["classifier"] = _inside(own.classifier)
     return model
 
 

@@ -1,0 +1,41 @@
+"""torch.fx: timm's and torchvision's feature extraction by the names of nodes, wherever the backbone allows it."""
+
+import pytest
+import timm
+import torch
+from timm.layers import create_feature_extractor, get_graph_node_names
+
+import timm_wsms  # noqa: F401  registers the names
+
+torch.set_num_threads(1)
+
+
+def build(name):
+    torch.manual_seed(0)
+    return timm.create_model(name).eval()
+
+
+# stages that a tracer cannot enter (VoVNet: a part of its stem), features in a list (EfficientViM), tokens
+@pytest.mark.parametrize("name", ["test_resnet", "ese_vovnet19b_slim_dw", "efficientvim_m1", "vit_tiny_patch16_224"])
+def test_traced_network_gives_the_same(name):
+    model = build(f"wsms_{name}")
+    images = torch.randn(1, *model.default_cfg["input_size"])
+    with torch.no_grad():
+        found = create_feature_extractor(model, {"integration.norm": "map", "stages.2": "stage"})(images)
+        traced = create_feature_extractor(model, [get_graph_node_names(model)[1][-1]])(images)
+        torch.testing.assert_close(next(iter(traced.values())), model(images), rtol=1e-5, atol=1e-6)
+    seen = []
+    model.stages["2"].register_forward_hook(lambda module, args, output: seen.append(output))
+    model.integration.norm.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        model(images)
+    torch.testing.assert_close(found["stage"], seen[0])
+    torch.testing.assert_close(found["map"], seen[1])
+
+
+def test_traced_network_trains():
+    model = build("wsms_test_resnet")
+    traced = create_feature_extractor(model, [get_graph_node_names(model)[1][-1]]).train()
+    next(iter(traced(torch.randn(2, 3, 64, 64)).values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in traced.parameters())
+    assert {*map(id, traced.parameters())} == {*map(id, model.parameters())}
