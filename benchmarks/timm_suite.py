@@ -9,8 +9,9 @@ version should be that of the timm installed. Of the file those tests count that
 names come from `timm.list_models`. What those lists give for the chosen backbones, each test gets as `wsms_<name>`, so
 that timm's exclusions hold by the backbone's name. Where that fails, the backbone itself is tried too.
 
-Three things are adapted from outside; no test's body is changed. The lists; `EARLY_POOL_MODELS`, a tuple of classes,
-holds a network too whose backbone is of such a class; and `name.startswith("hrnet")` is true of `wsms_hrnet…`.
+A few things are adapted from outside; no test's body is changed. The lists; `EARLY_POOL_MODELS`, a tuple of classes,
+holds a network too whose backbone is of such a class; `name.startswith("hrnet")` is true of `wsms_hrnet…`, and for
+`fnmatch` `wsms_inception_v3` is an `inception_v3*`. Weights are random numbers from a bank.
 """
 
 from __future__ import annotations

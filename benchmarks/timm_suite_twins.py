@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import gc
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import timm
 import torch
 from coverage import matches
 from coverage_checks import one_line, time_limit
+from random_networks import cheap_random_numbers
 from timm.models import get_pretrained_cfg
 
 if TYPE_CHECKING:
@@ -26,6 +28,14 @@ class TwinName(str):
 
     def startswith(self, prefix: Any, *bounds: Any) -> bool:
         return str.startswith(self, prefix, *bounds) or str.startswith(self[5:], prefix, *bounds)
+
+
+class TwinMatch:
+    """In place of the module `fnmatch` in timm's tests: a `wsms_` name is like the backbone's."""
+
+    @staticmethod
+    def fnmatch(name: str, pattern: str) -> bool:
+        return fnmatch.fnmatch(name.removeprefix("wsms_"), pattern)
 
 
 class Twins:
@@ -69,6 +79,7 @@ class Twins:
         if items:
             module = items[0].module
             module.EARLY_POOL_MODELS = (*module.EARLY_POOL_MODELS, _wrapping(module.EARLY_POOL_MODELS))
+            module.fnmatch = TwinMatch
 
     def pytest_runtest_protocol(self, item: Any) -> bool | None:
         """True: nothing is left to do for this item."""
@@ -86,7 +97,7 @@ class Twins:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Iterator[None]:
         torch.manual_seed(0)
-        with time_limit(self.arguments.timeout):
+        with time_limit(self.arguments.timeout), cheap_random_numbers():
             return (yield)
 
     @pytest.hookimpl(wrapper=True)
