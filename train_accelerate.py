@@ -26,9 +26,17 @@ from timm_wsms.data import Loader, Split, data_config, load_splits, make_loader
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint, faults
 from timm_wsms.training.build import build, build_accelerator, build_optimizer, check_input, check_name
-from timm_wsms.training.epoch import InFloat32, micro_batch_size, train_epoch
+from timm_wsms.training.epoch import InFloat32, SoFar, micro_batch_size, train_epoch
+from timm_wsms.training.guard import Guard
+from timm_wsms.training.keeper import Keeper
+from timm_wsms.training.loss import build_mix
+from timm_wsms.training.model_folder import save_model_folder
+from timm_wsms.training.same_run import check_same_run
 from timm_wsms.training.schedule import Schedule
-from timm_wsms.training.settings import Settings, check_same_run, dump, parse, plan, portable
+from timm_wsms.training.settings import Settings, dump, parse, plan, portable
+from timm_wsms.training.stop import StopRequest
+from timm_wsms.training.watch import Watch
+from timm_wsms.training.whole import write_text, written_beside
 
 CARD = Path(__file__).parent / "MODEL_CARD.md"
 
@@ -53,6 +61,8 @@ class Run:
 def main(argv: list[str] | None = None) -> None:
     # 1. Settings, data and networks. Whatever can be refused is refused here, before anything is written.
     settings = parse(argv)
+    if faults.restarted():
+        settings.resume = "auto"
     checkpoint.check_output(Path(settings.output), settings.resume)
     for one in plan(settings):
         check_name(one.model)
@@ -66,15 +76,16 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         for run in runs:
             run.output.mkdir(parents=True, exist_ok=True)
-            (run.output / "settings.yaml").write_text(dump(run.settings), encoding="utf-8")
+            write_text(run.output / "settings.yaml", dump(run.settings))
     rows: list[evaluation.Row] = []
-    for run in runs:
-        where = f"{accelerator.num_processes} × {accelerator.device.type}"
-        accelerator.print(
-            f"\n{run.settings.model}: {evaluation.parameters(run.network) / 1e6:.3f} M parameters, {where}"
-        )
-        # An accelerator for each, since it holds a gradient scaler with a state of its own.
-        rows.append(train(run, rows, build_accelerator(settings)))
+    with StopRequest() as stop:
+        for run in runs:
+            where = f"{accelerator.num_processes} × {accelerator.device.type}"
+            accelerator.print(
+                f"\n{run.settings.model}: {evaluation.parameters(run.network) / 1e6:.3f} M parameters, {where}"
+            )
+            # An accelerator for each, since it holds a gradient scaler with a state of its own.
+            rows.append(train(run, rows, build_accelerator(settings), stop))
 
     # 3. Results.
     accelerator.end_training()
@@ -92,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
 def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accelerator) -> Run:
     """Builds all that a run needs, and checks that it fits together."""
     if checkpoint.newest(Path(settings.output)):
-        check_same_run(settings, Path(settings.output) / "settings.yaml")
+        for change in check_same_run(settings, Path(settings.output) / "settings.yaml"):
+            accelerator.print(f"resuming with {change}")
     train_split, test_split = splits
     set_seed(settings.seed)
     network = build(settings.model, settings.model_kwargs, len(train_split.class_names))
@@ -107,6 +119,7 @@ def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accele
     test_loader = make_loader(test_split, settings.data, config, train=False, **share)
     if len(train_loader) < settings.grad_accumulation:
         raise UserError(f"{len(train_split)} training images do not fill a batch; lower --batch_size")
+    build_mix(settings, len(train_split.class_names), train_loader.batch_size)  # refuses what cannot be paired
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     network.to(accelerator.device, memory_format=memory_format)
     optimizer = build_optimizer(network, settings)
@@ -114,39 +127,62 @@ def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accele
     return Run(settings, network, optimizer, schedule, config, train_loader, test_loader)
 
 
-def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator) -> evaluation.Row:
+def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator, stop: StopRequest) -> evaluation.Row:
     """Trains and evaluates one model, and writes its folder; `rows` are the results of the models before it."""
     settings, network, optimizer = run.settings, run.network, run.optimizer
     ema = ModelEmaV3(network, decay=settings.ema_decay) if settings.ema_decay is not None else None
-    done, metrics = 0, []
-    if newest := checkpoint.newest(run.output):
-        done, extra = checkpoint.load_run_state(newest, network, optimizer, ema and ema.module)
-        metrics = extra["metrics"]
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(extra["scaler"])
-        accelerator.print(f"resumed after epoch {done}, from {newest}")
+    watch = Watch(accelerator, settings.hang_timeout)
+    guard = Guard(accelerator, stop, settings.checkpoint_every_minutes, watch)
+    keeper = Keeper(settings, network, optimizer, ema and ema.module, run.train_loader, accelerator, guard)
+    done, so_far = keeper.resume()
     # Accelerate replaces the forward of what it prepares; inside a Sequential the network keeps its own.
     model = nn.Sequential(torch.compile(network) if settings.compile else network)
     model, stepper = accelerator.prepare(model, optimizer)
 
+    def to_be_measured(epoch: int) -> bool:
+        return epoch % settings.eval_every == 0 and epoch < settings.epochs  # `finish` measures the last
+
+    def measure(row: dict) -> None:
+        if to_be_measured(row["epoch"]) and "test_top1" not in row:
+            watch.note("")  # takes its time
+            row |= evaluate(ema.module if ema else model, run.test_loader, accelerator)[0]
+
+    metrics = keeper.metrics
+    for row in metrics[-1:]:
+        measure(row)  # unless it had been when the checkpoint was written
     for epoch in range(done + 1, settings.epochs + 1):
-        result = train_epoch(
-            model, run.train_loader, stepper, run.schedule, accelerator, settings, epoch=epoch, ema=ema, network=network
-        )
+        with watch:
+            result = train_epoch(
+                *(model, run.train_loader, stepper, run.schedule, accelerator, settings),
+                epoch=epoch,
+                ema=ema,
+                network=network,
+                so_far=so_far,
+                guard=guard,
+                after_update=keeper.in_epoch(epoch),
+            )
+        so_far = SoFar()
         metrics.append({"epoch": epoch, **dataclasses.asdict(result)})
-        line = f"epoch {epoch}/{settings.epochs}  loss {result.train_loss:.4f}  {result.images_per_second:.0f} images/s"
-        if epoch % settings.eval_every == 0 and epoch < settings.epochs:
-            metrics[-1] |= evaluate(ema.module if ema else model, run.test_loader, accelerator)[0]
-            line += f"  test {metrics[-1]['test_top1']:.2f} %"
-        accelerator.print(line)
+        if (
+            epoch % settings.checkpoint_every == 0
+            or epoch == settings.epochs
+            or (settings.keep_best and to_be_measured(epoch))
+        ):
+            keeper.save(epoch)
+        measure(metrics[-1])
+        accelerator.print(progress_line(metrics[-1], settings))
         if accelerator.is_main_process:
             write_metrics(run.output / "metrics.jsonl", metrics)
-            if epoch % settings.checkpoint_every == 0 or epoch == settings.epochs:
-                extra = {"metrics": metrics, "scaler": accelerator.scaler and accelerator.scaler.state_dict()}
-                checkpoint.save_run_state(
-                    run.output / "checkpoints", epoch, network, optimizer, ema and ema.module, extra
-                )
     return finish(run, ema.module if ema else network, metrics, rows, accelerator)
+
+
+def progress_line(row: dict, settings: Settings) -> str:
+    """What is told of an epoch."""
+    line = f"epoch {row['epoch']}/{settings.epochs}  loss {row['train_loss']:.4f}"
+    line += f"  {row['images_per_second']:.0f} images/s, {row['data_wait']:.0%} of the time waiting for them"
+    if row["skipped"]:
+        line += f"  {row['skipped']} steps left out, not finite"
+    return line + (f"  test {row['test_top1']:.2f} %" if "test_top1" in row else "")
 
 
 def finish(
@@ -183,14 +219,14 @@ def evaluate(model: nn.Module, loader: Loader, accelerator: Accelerator) -> tupl
 
 
 def write_metrics(path: Path, metrics: list[dict]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
+    write_text(path, "".join(json.dumps(line) + "\n" for line in metrics))
 
 
 def write_model_folder(run: Run, final: nn.Module, metrics: list[dict], rows: list[evaluation.Row]) -> None:
     """Writes `<output>/model`, which holds all that is needed to use the model and to know where it comes from."""
     example = next(iter(run.test_loader)).images[:2]
-    with checkpoint.written_beside(run.output / "model") as folder:
-        checkpoint.save_model_folder(final, folder, run.data_config, run.test_loader.split.class_names, example)
+    with written_beside(run.output / "model") as folder:
+        save_model_folder(final, folder, run.data_config, run.test_loader.split.class_names, example)
         (folder / "settings.yaml").write_text(dump(portable(run.settings)), encoding="utf-8")
         write_metrics(folder / "metrics.jsonl", metrics)
         evaluation.plot_curves(metrics, folder / "curves.png", title=run.settings.model)

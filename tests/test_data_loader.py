@@ -2,7 +2,12 @@
 
 import io
 import itertools
+import json
 import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -191,6 +196,62 @@ def test_timms_augmentation_draws_by_image_and_epoch_not_by_worker():
     loader.set_epoch(2)
     later, earlier = images_by_index(loader), images_by_index(batches)
     assert not any(torch.equal(later[i], earlier[i]) for i in later.keys() & earlier.keys())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("settings", [PAD_CROP_FLIP, TIMM], ids=lambda s: s.augmentation)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_an_epoch_begun_in_the_middle_is_the_tail_of_a_whole_one(settings, lazy, workers):
+    settings = replace(settings, workers=workers)
+    split = lazy_split(memory_split()) if lazy else memory_split()
+    for rank, starts in ((0, (1, 3, 5, 0)), (1, (4,))):
+        arguments = {"batch_size": 2, "train": True, "seed": 7, "rank": rank, "world_size": 2}
+        whole = epoch_of(split, settings, epoch=2, **arguments)
+        resumed = make_loader(split, settings, CONFIG, **arguments)
+        next(iter(resumed))  # an epoch that breaks off
+        for start in starts:
+            resumed.set_epoch(2, start)
+            assert len(resumed) == len(whole) == 5
+            tail = list(resumed)
+            assert len(tail) == 5 - start
+            for batch, expected in zip(tail, whole[start:], strict=True):
+                assert all(torch.equal(*fields) for fields in zip(batch, expected, strict=True))
+        resumed.set_epoch(3)
+        assert indices(resumed) == indices(epoch_of(split, settings, epoch=3, **arguments))  # from its beginning
+
+
+def test_a_start_outside_the_epoch_is_refused():
+    loader = make_loader(memory_split(), PAD_CROP_FLIP, CONFIG, batch_size=4, train=True)
+    for start in (-1, 6):
+        with pytest.raises(ValueError, match="no batch of an epoch of 5"):
+            loader.set_epoch(0, start)
+    evaluation = make_loader(memory_split(), PAD_CROP_FLIP, CONFIG, batch_size=4, train=False)
+    evaluation.set_epoch(0, 5)
+    assert indices(evaluation) == [20, 21, 22]
+
+
+LEFT_ALIVE = """
+import os, signal, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+from test_data_loader import CONFIG, TIMM, lazy_split, make_loader, memory_split, replace
+loader = make_loader(lazy_split(memory_split()), replace(TIMM, workers=2), CONFIG, batch_size=4, train=True)
+batches = iter(loader)
+next(batches)  # the workers have started
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)
+for name in ("TERM", "INT", "USR1"):  # torchrun reaches the workers, too
+    subprocess.run(["sh", "-c", f"trap '' {name}; kill -{name} 0"], check=True)
+print(len(list(batches)), [worker.pid for worker in loader._loader._iterator._workers])
+"""
+
+
+def test_workers_outlive_stop_signals_and_end_with_their_process():
+    command = [sys.executable, "-c", LEFT_ALIVE, str(Path(__file__).parent)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, start_new_session=True)
+    assert ended.returncode == 0 and not ended.stderr, ended.stderr
+    count, workers = ended.stdout.split(maxsplit=1)
+    assert count == "4" and len(json.loads(workers)) == 2
+    assert not any(Path(f"/proc/{worker}").exists() for worker in json.loads(workers))
 
 
 def test_each_image_has_draws_of_its_own():

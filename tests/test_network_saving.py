@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from network_forms import EXACT, build, check_same, each_form, images, logits
 from safetensors.torch import load_file, save_file
 
-from timm_wsms.training.checkpoint import save_model_folder
+from timm_wsms.training.model_folder import save_model_folder
 
 
 @each_form

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from torch import nn
 import timm_wsms  # noqa: F401
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint
+from timm_wsms.training.checkpoint import Position
+from timm_wsms.training.model_folder import reference_tensors, save_model_folder
 from timm_wsms.training.states import join, split
+from timm_wsms.training.whole import written_beside
 
 CLASSES = ["cat", "dog", "owl"]
 
@@ -77,14 +81,14 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(tmp_path, name, memory_
     first, optimizer = start(seed=0)
     steps(first, optimizer, range(2))
     ema = tiny(seed=5)
-    folder = checkpoint.save_run_state(tmp_path, 7, first, optimizer, ema, {"metrics": [{"epoch": 7, "loss": 0.1}]})
+    folder = checkpoint.save_run_state(
+        tmp_path, Position(7, 3), first, optimizer, ema, {"metrics": [{"epoch": 7, "loss": 0.1}]}
+    )
 
     second, optimizer = start(seed=1)
     other_ema = tiny(seed=6)
-    assert checkpoint.load_run_state(folder, second, optimizer, other_ema) == (
-        7,
-        {"metrics": [{"epoch": 7, "loss": 0.1}]},
-    )
+    extra = checkpoint.load_run_state(folder, second, optimizer, other_ema)
+    assert extra == {"metrics": [{"epoch": 7, "loss": 0.1}]}
     assert_same(ema.state_dict(), other_ema.state_dict())
     for parameter, state in optimizer.state.items():
         for value in state.values():
@@ -93,21 +97,40 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(tmp_path, name, memory_
     assert_same(whole.state_dict(), second.state_dict())
 
 
-def test_checkpoints_are_safetensors_and_json_and_the_newest_two_are_kept(tmp_path):
-    model = small()
+def saved_at(checkpoints: Path, *positions: Position) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Writes checkpoints whose models have taken so many steps as there were checkpoints before."""
+    model = tiny(seed=0)
     optimizer = create_optimizer_v2(model, "momentum", lr=0.1)
-    for epoch in (1, 2, 9999, 10000):
-        checkpoint.save_run_state(tmp_path / "checkpoints", epoch, model, optimizer)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-10000", "epoch-9999"]
-    newest = checkpoint.newest(tmp_path)
-    assert newest is not None
-    assert newest.name == "epoch-10000"  # by number, not by name
-    assert sorted(path.name for path in newest.iterdir()) == [
-        "model.safetensors",
-        "optimizer.safetensors",
-        "state.json",
-    ]
+    for number, position in enumerate(positions):
+        steps(model, optimizer, range(number, number + 1))
+        checkpoint.save_run_state(checkpoints, position, model, optimizer, extra={"number": number})
+    return model, optimizer
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_checkpoint_is_safetensors_and_json_with_the_sum_of_every_file(tmp_path):
+    saved_at(tmp_path / "checkpoints", Position(1))
+    folder = checkpoint.newest(tmp_path)
+    assert names(folder) == ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+    sums = json.loads((folder / "manifest.json").read_text())
+    assert sums.keys() == set(names(folder)) - {"manifest.json"}
+    for name, digest in sums.items():
+        assert subprocess.check_output(["sha256sum", folder / name], text=True).split()[0] == digest
     assert checkpoint.newest(tmp_path / "elsewhere") is None
+
+
+def test_the_newest_is_the_farthest_and_the_best_are_kept_too(tmp_path):
+    order = [(1, 0), (2, 0), (2, 900), (2, 1000), (9999, 0), (10000, 0)]
+    saved_at(tmp_path / "checkpoints", *(Position(*each) for each in reversed(order)))
+    assert [Position.parse(path.name) for path in checkpoint.all_of(tmp_path)] == order  # by number, not by name
+    (tmp_path / "checkpoints" / ".epoch-0003.new").mkdir()  # left by a killed process
+    (tmp_path / "checkpoints" / ".epoch-0000.gone").mkdir()
+    (tmp_path / "checkpoints" / "epoch-0007.mine").mkdir()  # somebody's
+    checkpoint.prune(tmp_path / "checkpoints", keep=2, also=[Position(2), Position(5)])
+    assert names(tmp_path / "checkpoints") == ["epoch-0002", "epoch-0007.mine", "epoch-10000", "epoch-9999"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
@@ -116,7 +139,7 @@ def test_a_full_disk_leaves_the_previous_checkpoints_whole(tmp_path, monkeypatch
     optimizer = create_optimizer_v2(model, "momentum", lr=0.1)
     steps(model, optimizer, range(1))
     for epoch in (1, 2):
-        checkpoint.save_run_state(tmp_path / "checkpoints", epoch, model, optimizer)
+        checkpoint.save_run_state(tmp_path / "checkpoints", Position(epoch), model, optimizer)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     if name == "state.json":
         monkeypatch.setattr(
@@ -125,7 +148,7 @@ def test_a_full_disk_leaves_the_previous_checkpoints_whole(tmp_path, monkeypatch
     else:
         full_disk(monkeypatch, name)
     with pytest.raises(UserError, match=r"disk is full while writing .*epoch-0003; .*--resume auto"):
-        checkpoint.save_run_state(tmp_path / "checkpoints", 3, model, optimizer)
+        checkpoint.save_run_state(tmp_path / "checkpoints", Position(3), model, optimizer)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-0001", "epoch-0002"]
 
@@ -133,42 +156,64 @@ def test_a_full_disk_leaves_the_previous_checkpoints_whole(tmp_path, monkeypatch
 def test_what_a_killed_process_left_half_written_is_no_checkpoint(tmp_path):
     model = small()
     optimizer = create_optimizer_v2(model, "momentum", lr=0.1)
-    checkpoint.save_run_state(tmp_path / "checkpoints", 1, model, optimizer)
-    with pytest.raises(KeyboardInterrupt), checkpoint.written_beside(tmp_path / "checkpoints" / "epoch-0002") as folder:
+    checkpoint.save_run_state(tmp_path / "checkpoints", Position(1), model, optimizer)
+    with pytest.raises(KeyboardInterrupt), written_beside(tmp_path / "checkpoints" / "epoch-0002") as folder:
         (folder / "model.safetensors").write_bytes(b"half")
         half = folder
         raise KeyboardInterrupt
     half.mkdir()  # had it been killed outright
     (half / "model.safetensors").write_bytes(b"half")
     assert checkpoint.newest(tmp_path).name == "epoch-0001"
-    checkpoint.save_run_state(tmp_path / "checkpoints", 2, model, optimizer)
+    checkpoint.save_run_state(tmp_path / "checkpoints", Position(2), model, optimizer)
     assert checkpoint.newest(tmp_path).name == "epoch-0002"
+    checkpoint.prune(tmp_path / "checkpoints", keep=2, also=[])
     assert not half.exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_refused(tmp_path, name):
-    model = small()
-    optimizer = create_optimizer_v2(model, "momentum", lr=0.1)
-    steps(model, optimizer, range(1))
-    folder = checkpoint.save_run_state(tmp_path, 1, model, optimizer)
-    data = bytearray((folder / name).read_bytes())
-    if name == "state.json":
-        data = data[:-9]
-    else:
-        data[-9] ^= 1  # a single bit
-    (folder / name).write_bytes(data)
-    with pytest.raises(UserError, match=f"{name} is damaged"):
-        checkpoint.load_run_state(folder, model, optimizer)
-    (folder / name).unlink()
-    with pytest.raises(UserError, match=f"{name} is damaged or missing"):
-        checkpoint.load_run_state(folder, model, optimizer)
+FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "deleted"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, name, damage):
+    model, optimizer = saved_at(tmp_path / "checkpoints", Position(1), Position(1, 5))
+    folder = tmp_path / "checkpoints" / "epoch-0001-step-000005"
+    whole = (folder / name).read_bytes()
+    # Everywhere in the file, the last byte among them.
+    places = range(0, 8 * len(whole), 8 * len(whole) // 40 - 1) if damage == "flipped" else [0]
+    for place in [*places, 8 * len(whole) - 1]:
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        content = {"flipped": data, "truncated": whole[:-9], "empty": b"", "deleted": None}[damage]
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{folder.name}/.* is damaged or missing"):
+            checkpoint.load_run_state(folder, model, optimizer)
+        used, told = checkpoint.newest_whole(tmp_path)
+        assert used == tmp_path / "checkpoints" / "epoch-0001"
+        (line,) = told
+        assert f"{folder / name} is damaged or missing" in line or name == "manifest.json"
+        assert not folder.exists()  # out of the way, but not lost
+        folder.with_name(f"{folder.name}.damaged").rename(folder)
+    (folder / name).write_bytes(whole)
+    assert checkpoint.newest_whole(tmp_path) == (folder, [])
+
+
+def test_without_a_whole_checkpoint_nothing_is_resumed_and_nothing_renamed(tmp_path):
+    saved_at(tmp_path / "checkpoints", Position(1), Position(2))
+    for path in (tmp_path / "checkpoints").iterdir():
+        (path / "state.json").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint is whole: .*epoch-0002/state.json.*epoch-0001/state.json"):
+        checkpoint.newest_whole(tmp_path)
+    assert names(tmp_path / "checkpoints") == ["epoch-0001", "epoch-0002"]
+    assert checkpoint.newest_whole(tmp_path / "elsewhere") == (None, [])
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):
     model, other = small(), small("resnet32_cifar")
     optimizer, others = (create_optimizer_v2(each, "momentum", lr=0.1) for each in (model, other))
-    folder = checkpoint.save_run_state(tmp_path, 1, model, optimizer)
+    folder = checkpoint.save_run_state(tmp_path, Position(1), model, optimizer)
     with pytest.raises(UserError, match="does not fit"):
         checkpoint.load_run_state(folder, other, others)
     with pytest.raises(UserError, match="without ema_decay"):
@@ -206,8 +251,8 @@ def test_timm_loads_the_folder_and_computes_the_same(tmp_path):
     }
     images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(9))
     strides = {name: value.stride() for name, value in model.state_dict().items()}
-    with checkpoint.written_beside(tmp_path / "model") as folder:
-        checkpoint.save_model_folder(model, folder, config, CLASSES, images)
+    with written_beside(tmp_path / "model") as folder:
+        save_model_folder(model, folder, config, CLASSES, images)
     assert model.training  # left as it was
     assert {name: value.stride() for name, value in model.state_dict().items()} == strides
 
@@ -217,7 +262,7 @@ def test_timm_loads_the_folder_and_computes_the_same(tmp_path):
     assert {**got, "mean": tuple(got["mean"]), "std": tuple(got["std"])} == config
     assert loaded.pretrained_cfg["label_names"] == CLASSES
     tensors = load_file(tmp_path / "model" / "test" / "tensors.safetensors")
-    assert_same(tensors, checkpoint.reference_tensors(loaded, images))
+    assert_same(tensors, reference_tensors(loaded, images))
     with torch.no_grad():
         features = loaded.forward_features(images)
         expected = {"input": images, "features": features, "logits": loaded(images)}
@@ -232,14 +277,18 @@ def test_a_failure_leaves_the_folder_that_was_there(tmp_path):
     target = tmp_path / "model"
     target.mkdir()
     (target / "config.json").write_text("old")
-    with pytest.raises(RuntimeError), checkpoint.written_beside(target) as folder:
+    with pytest.raises(RuntimeError), written_beside(target) as folder:
         (folder / "config.json").write_text("new")
         raise RuntimeError
     assert (target / "config.json").read_text() == "old"
-    with checkpoint.written_beside(target) as folder:
+    with written_beside(target) as folder:
         (folder / "config.json").write_text("new")
     assert (target / "config.json").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    target.rename(tmp_path / ".model.old")  # killed between the two renamings
+    with pytest.raises(RuntimeError), written_beside(target):
+        raise RuntimeError
+    assert (target / "config.json").read_text() == "new"
 
 
 # --- the output folder

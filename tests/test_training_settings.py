@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from timm_wsms.errors import UserError
-from timm_wsms.training.settings import Settings, check_same_run, dump, parse, parser, portable
+from timm_wsms.training.same_run import check_same_run
+from timm_wsms.training.settings import Settings, dump, parse, parser, portable
 
 
 @pytest.fixture
@@ -94,6 +95,11 @@ def test_a_bad_key_or_type_in_the_recipe_is_named(recipe, text, named):
         (["--ema_decay", "1"], "ema_decay"),
         (["--clip_grad", "-1"], "clip_grad"),
         (["--label_smoothing", "1"], "label_smoothing"),
+        (["--mixup", "-1"], "mixup"),
+        (["--mixup_prob", "1.5"], "mixup_prob"),
+        (["--checkpoint_every_steps", "0"], "checkpoint_every_steps"),
+        (["--keep_last", "0"], "keep_last"),
+        (["--max_skipped_steps", "-1"], "max_skipped_steps"),
         (["--schedule.milestones", "[30, 20]"], "schedule.milestones"),
         (["--compile", "perhaps"], "compile"),
         (["--schedule.milestones", "[1, x]"], "schedule.milestones"),
@@ -165,7 +171,21 @@ def test_only_harmless_settings_may_change_when_a_run_is_resumed(tmp_path):
     check_same_run(parse([*same, "--epochs", "99", "--output", "x", "--resume", "auto", "--data.workers", "7"]), saved)
     with pytest.raises(UserError, match="model_kwargs"):
         check_same_run(parse([*same, "--model_kwargs.stages", "2"]), saved)
-    with pytest.raises(UserError, match=r"data\.augmentation pad_crop_flip, not none"):
-        check_same_run(parse(["--model", "a"]), saved)
+    with pytest.raises(
+        UserError, match=r"data\.augmentation pad_crop_flip → none, lr 0\.1 → 0\.2.*resume_with_changes"
+    ):
+        check_same_run(parse(["--model", "a", "--lr", "0.2"]), saved)
+    told = check_same_run(parse([*same, "--lr", "0.2", "--data.workers", "7", "--resume_with_changes", "true"]), saved)
+    assert told == ["data.workers 2 → 7", "lr 0.1 → 0.2"]
+    assert check_same_run(parse([*same, "--output", "x", "--resume", "auto"]), saved) == []
+    cosine = [*same, "--schedule.name", "cosine"]
+    saved.write_text(dump(parse(cosine)), encoding="utf-8")
+    with pytest.raises(UserError, match="epochs 10 → 99"):  # its learning rates would be others
+        check_same_run(parse([*cosine, "--epochs", "99"]), saved)
+    without_newer = "".join(line for line in dump(parse(same)).splitlines(True) if not line.startswith("mixup"))
+    saved.write_text(without_newer, encoding="utf-8")
+    assert check_same_run(parse(same), saved) == []
+    with pytest.raises(UserError, match=r"mixup 0\.0 → 0\.5"):
+        check_same_run(parse([*same, "--mixup", "0.5"]), saved)
     with pytest.raises(UserError, match="missing"):
         check_same_run(parse(same), Path(tmp_path / "nothing.yaml"))

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import UserError
 from .images import BAD_IMAGE_REMEDY
-from .per_image import EpochKeys, TransformedImages, collate
+from .per_image import EpochKeys, TransformedImages, collate, outlive_stop_signals
 from .settings import DataSettings
 from .sources import Split, fits_in_memory, progress
 from .transforms import draw_pad_crop_flip, eval_transform, normalize, pad_crop_flip, train_transform
@@ -66,7 +66,7 @@ class Loader(ABC):
         self.split, self.settings = split, settings
         self.batch_size, self.train, self.seed = batch_size, train, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.epoch, self.start = 0, 0
         self.left_out: set[int] = set()
         self._pad_crop_flip = train and settings.augmentation == "pad_crop_flip"
         self._labels = torch.from_numpy(split.labels)
@@ -76,9 +76,20 @@ class Loader(ABC):
         """Number of images in `left_out`, those of this process."""
         return len(self.left_out)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration goes through. Evaluation does not depend on it."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Chooses the epoch that the next iterations go through, and where in it they begin.
+
+        Args:
+            epoch: its number. In evaluation all epochs are alike.
+            start: the number of this process's batch to begin with, from 0. From there on the batches are those of an
+                uninterrupted epoch; those before are neither read nor decoded. `len` counts them all the same.
+
+        Raises:
+            ValueError: if `start` is negative or more than the epoch has.
+        """
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start {start} is no batch of an epoch of {len(self)}")
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
         if self.train:
@@ -96,7 +107,7 @@ class Loader(ABC):
         return list(steps[:, self.rank])
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = self.batch_indices()
+        batches = self.batch_indices()[self.start :]
         if not self._pad_crop_flip:
             yield from self._batches(batches)
             return
@@ -137,8 +148,12 @@ class PerImageLoader(Loader):
             num_workers=settings.workers,
             persistent_workers=settings.workers > 0,
             collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_stop_signals,
             generator=torch.Generator(),  # its own, or else it would draw from the training's random numbers
         )
+        if settings.workers:  # they start now, with nothing to do: a fork amid gloo's collectives may hang for good
+            iter(self._loader)
 
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
         self._keys.epoch, self._keys.batches = self.epoch, batches

@@ -1,6 +1,9 @@
 """Decodes and transforms images one by one, in worker processes."""
 
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -63,6 +66,25 @@ class EpochKeys:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+def outlive_stop_signals(_: int) -> None:
+    """Lets a worker outlive signals that reach all processes: the training process finishes its step with it first.
+
+    torchrun and Slurm send SIGTERM to workers, too. The training process itself ends them with it, and is obeyed.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # Linux has it
+        return
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # comes to the thread, which sees the sender
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(training: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training:
+        pass
+    os._exit(0)  # as torch's own workers do; any other status is a worker's failure to it
 
 
 @contextmanager

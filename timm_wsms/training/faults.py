@@ -2,9 +2,11 @@
 
 import errno
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -19,9 +21,18 @@ def explain(error: BaseException) -> str | None:
     """Returns one line that says what is wrong and names the remedy, or None if the fault may well be the program's."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         where = f" while writing {error.filename}" if error.filename else ""
         return f"the disk is full{where}; free some space, then go on with --resume auto, or choose another --output"
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return (
+            f"{error.filename or 'the output folder'} is on a disk that cannot be written to; choose another --output"
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return (
+            f"a process that loads images has died ({str(error).splitlines()[0]}), perhaps for want of memory: lower "
+            "--data.workers, then go on with --resume auto"
+        )
     if is_out_of_memory(error):
         return (
             "out of memory: lower --batch_size, or keep it and raise --grad_accumulation (a power of two that divides "
@@ -38,6 +49,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
+class Stopped(Exception):  # noqa: N818  it is no error
+    """The run was asked to stop, and has saved where it is. The message says when and by what."""
+
+
+def command_to_resume() -> str:
+    """The command that goes on with a stopped run. A launcher's own options are not known."""
+    launcher = "torchrun …" if "TORCHELASTIC_RUN_ID" in os.environ else "accelerate launch …"
+    words = list(sys.argv)
+    if "--resume=auto" not in words and ("--resume", "auto") not in pairwise(words):
+        words += ["--resume", "auto"]
+    return f"{launcher if under_launcher() else 'python'} {shlex.join(words)}"
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process anew, after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def under_launcher() -> bool:
+    """Whether torchrun or `accelerate launch` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
 def run(main: Callable[[], None]) -> int:
     """Calls `main` and returns the process's exit code: 0, or 2 after printing one line for a fault of the user's.
 
@@ -48,6 +82,10 @@ def run(main: Callable[[], None]) -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         main()
+    except Stopped as stopped:
+        if rank == 0:
+            print(f"{stopped}\ngo on with: {command_to_resume()}", file=sys.stderr, flush=True)
+        return 0
     except KeyboardInterrupt:
         if rank == 0:
             print("\ninterrupted; --resume auto goes on from the newest checkpoint", file=sys.stderr)

@@ -12,7 +12,7 @@ import yaml
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
 
-COUNTS = ("epochs", "batch_size", "grad_accumulation", "eval_every", "checkpoint_every")
+COUNTS = ("epochs", "batch_size", "grad_accumulation", "eval_every", "checkpoint_every", "keep_last")
 
 
 @dataclass
@@ -80,6 +80,8 @@ class Settings:
     """Fixes the initial weights, the order of the images, augmentation and dropout."""
     resume: Literal["no", "auto"] = "no"
     """`auto` goes on from the newest checkpoint in `output`, if any; `no` refuses a folder that holds a run."""
+    resume_with_changes: bool = False
+    """Resume also if settings have changed so that the result is another than that of an uninterrupted run."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -90,8 +92,20 @@ class Settings:
     """Clip the norm of all gradients to this."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights, which then are the ones evaluated and published."""
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """Cross entropy, or binary cross entropy of each class by itself."""
     label_smoothing: float = 0.0
     """Label smoothing of the loss."""
+    mixup: float = 0.0
+    """Mix pairs of images, in parts drawn from Beta(mixup, mixup); 0 for not at all."""
+    cutmix: float = 0.0
+    """Paste a part of one image into another, its area drawn from Beta(cutmix, cutmix); 0 for not at all."""
+    mixup_prob: float = 1.0
+    """Probability that the images of a forward pass are mixed, one way or the other."""
+    mixup_switch_prob: float = 0.5
+    """With both: probability of cutmix."""
+    max_skipped_steps: int = 0
+    """Leave out so many steps of an epoch whose loss or gradient is not finite; one more ends the run."""
     channels_last: bool = False
     """Keep images and weights in channels-last order, which is faster for convolutions on most machines."""
     compile: bool = False
@@ -100,6 +114,16 @@ class Settings:
     """Evaluate after every so many epochs, and after the last."""
     checkpoint_every: int = 1
     """Write a checkpoint after every so many epochs, and after the last."""
+    checkpoint_every_steps: int | None = None
+    """Write a checkpoint also after every so many optimizer steps of an epoch."""
+    checkpoint_every_minutes: float | None = None
+    """Write a checkpoint also after every so many minutes of an epoch."""
+    keep_last: int = 2
+    """Keep so many of the newest checkpoints; the older ones are there in case the newest turns out damaged."""
+    keep_best: int = 1
+    """Keep the checkpoints of so many of the epochs with the highest accuracy."""
+    hang_timeout: float = 1800.0
+    """Seconds without any progress after which a run ends and says which process is behind."""
 
     def __post_init__(self) -> None:
         """Refuses values that have the right type but make no sense.
@@ -108,10 +132,14 @@ class Settings:
             UserError: names the setting.
         """
         schedule = self.schedule
+        above_0 = ("checkpoint_every_steps", "checkpoint_every_minutes", "hang_timeout", "clip_grad", "lr")
+        at_least_0 = ("mixup", "cutmix", "max_skipped_steps", "keep_best")
+        parts = ("mixup_prob", "mixup_switch_prob")
         for name, value, sound, rule in (
-            *((name, getattr(self, name), getattr(self, name) >= 1, "at least 1") for name in COUNTS),
-            ("lr", self.lr, self.lr > 0, "above 0"),
-            ("clip_grad", self.clip_grad, self.clip_grad is None or self.clip_grad > 0, "above 0"),
+            *((name, n := getattr(self, name), n >= 1, "at least 1") for name in COUNTS),
+            *((name, x := getattr(self, name), x is None or x > 0, "above 0") for name in above_0),
+            *((name, x := getattr(self, name), x >= 0, "at least 0") for name in at_least_0),
+            *((name, x := getattr(self, name), 0 <= x <= 1, "between 0 and 1") for name in parts),
             ("ema_decay", self.ema_decay, self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1"),
             ("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
             ("schedule.warmup_epochs", schedule.warmup_epochs, schedule.warmup_epochs >= 0, "at least 0"),
@@ -192,40 +220,3 @@ def portable(settings: Settings) -> Settings:
     source = Path(settings.data.source)
     data = dataclasses.replace(settings.data, source=source.resolve().name) if source.is_dir() else settings.data
     return dataclasses.replace(settings, data=data, output=f"outputs/{Path(settings.output).resolve().name}")
-
-
-# A resumed run may change these; anything else would make it a mixture of two runs.
-FREE_ON_RESUME = {
-    *("output", "resume", "epochs", "eval_every", "checkpoint_every", "grad_accumulation", "channels_last", "compile"),
-    *("data.source", "data.workers", "baseline", "baseline_kwargs"),
-}
-
-
-def check_same_run(settings: Settings, saved: Path) -> None:
-    """Compares settings with those that a run was started with.
-
-    Args:
-        settings: of the run to be resumed.
-        saved: settings.yaml of the run so far.
-
-    Raises:
-        UserError: they differ in something that would mix two runs; names it.
-    """
-    if not saved.is_file():
-        raise UserError(f"{saved} is missing, so that the run cannot be resumed; choose another --output")
-    before, now = _flat(yaml.safe_load(saved.read_text(encoding="utf-8"))), _flat(yaml.safe_load(dump(settings)))
-    for key in sorted((before.keys() | now.keys()) - FREE_ON_RESUME):
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{saved.parent} holds a run with {key} {before.get(key)}, not {now.get(key)}; "
-                "give the same settings to resume it, or choose another --output"
-            )
-
-
-def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested settings with their full names, e.g. `data.source`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = isinstance(value, dict) and not key.endswith("kwargs")
-        flat.update(_flat(value, f"{path}{key}.") if nested else {path + key: value})
-    return flat

@@ -1,8 +1,20 @@
-"""An optimizer's state as tensors and JSON, instead of a pickle."""
+"""States as tensors and JSON, instead of a pickle."""
 
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
+from torch.optim import Optimizer
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Writes tensors, made contiguous (safetensors refuses channels-last ones), and returns the file's SHA-256."""
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    path.write_bytes(data)  # not `save_file`, whose own error hides that the disk is full
+    return hashlib.sha256(data).hexdigest()
 
 
 def split(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
@@ -44,3 +56,11 @@ def join(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return {key: join(value, tensors) for key, value in content}
     items = [join(value, tensors) for value in content]
     return tuple(items) if kind == "tuple" else items
+
+
+def like_parameters(optimizer: Optimizer) -> None:
+    """Gives states the memory order of their parameters (channels last, say), which files do not keep."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

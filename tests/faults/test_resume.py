@@ -1,0 +1,88 @@
+"""A run that is interrupted, at any step, and resumed ends bit for bit as one that is not."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from fault_runs import EVERYTHING, SMALL, TORCHRUN, finished, images, left_by
+from safetensors.torch import load_file
+
+import train_accelerate
+from timm_wsms.training import epoch, faults
+
+
+@pytest.fixture
+def two_class_images(tmp_path):
+    return ["--data.source", str(images(tmp_path / "images")), "--data.augmentation", "timm"]
+
+
+def interrupted_after_every_step(monkeypatch, arguments) -> int:
+    """Runs, is told to stop in the first step, and resumes, until the run is done. Returns how often that took."""
+    timed = epoch._timed
+
+    def signalled(batches):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return timed(batches)
+
+    monkeypatch.setattr(epoch, "_timed", signalled)
+    for attempt in range(50):
+        done = []
+        assert faults.run(lambda done=done: done.append(train_accelerate.main(arguments))) == 0
+        if done:
+            return attempt
+    raise AssertionError("it never comes to an end")
+
+
+SOURCES = {
+    "in memory": ["--data.augmentation", "pad_crop_flip"],
+    "decoded": ["--data.workers", "0", "--data.timm.auto_augment", "rand-m9-mstd0.5", "--data.timm.re_prob", "0.5"],
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_interrupted_after_every_single_step(tmp_path, monkeypatch, capsys, source, two_class_images):
+    arguments = [*EVERYTHING, *(two_class_images if source == "decoded" else []), *SOURCES[source], "--resume", "auto"]
+    train_accelerate.main([*arguments, "--output", str(tmp_path / "whole")])
+    assert interrupted_after_every_step(monkeypatch, [*arguments, "--output", str(tmp_path / "parts")]) == 6
+    assert left_by(tmp_path / "parts") == left_by(tmp_path / "whole")
+    assert "stopped by SIGUSR1 and saved after epoch 1 and 2 steps" in capsys.readouterr().err
+
+
+def test_two_processes_with_loader_workers_stopped_in_the_midst_of_an_epoch(two, output):
+    code, text = finished(TORCHRUN, *two.arguments, "--output", str(output), fault="SIGTERM 1 4")
+    assert code == 0, text
+    assert "stopped by a signal to another process and saved after epoch 1 and 2 steps" in text
+    assert "go on with: torchrun … " in text
+    # Another number of workers changes nothing.
+    code, text = finished(TORCHRUN, *two.arguments, "--output", str(output), "--data.workers", "0")
+    assert (code, "resumed after epoch 1 and 2 steps" in text) == (0, True), text
+    assert left_by(output) == two.result
+
+
+def test_another_number_of_processes_keeps_the_batches_and_their_order(tmp_path, output):
+    # Without normalization over a process's own images, and without what each process draws for itself.
+    arguments = [
+        *("--model", "test_convnext", "--data.input_size", "[3, 32, 32]", "--data.augmentation", "pad_crop_flip"),
+        *(*SMALL, "--optimizer.name", "adamw", "--lr", "0.001", "--resume", "auto"),
+    ]
+    train_accelerate.main([*arguments, "--output", str(tmp_path / "whole")])
+    code, text = finished(TORCHRUN, *arguments, "--output", str(output), fault="SIGUSR1 0 4")
+    assert code == 0, text
+    train_accelerate.main([*arguments, "--output", str(output)])
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "whole", output))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5, msg=name)
+    losses = [[row["train_loss"] for row in left_by(folder)["metrics"]] for folder in (tmp_path / "whole", output)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_best_epochs_checkpoint_is_kept(server, tmp_path, output):
+    arguments = [*EVERYTHING, "--epochs", "5", "--keep_last", "1", "--output", str(output)]
+    server.start(tmp_path / "log", *arguments)
+    assert server.wait() == 0
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    best = max(rows[:-1], key=lambda row: row["test_top1"])["epoch"]  # the last is measured when all are written
+    expected = {f"epoch-{best:04d}", "epoch-0005"}
+    assert {path.name for path in (output / "checkpoints").iterdir()} == expected

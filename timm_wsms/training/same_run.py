@@ -1,0 +1,59 @@
+"""Whether a resumed run is still the same run."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from timm_wsms.errors import UserError
+from timm_wsms.training.settings import Settings, dump
+
+# A resumed run may change these and gives the same result. The last group may move the data, not change them.
+FREE = {
+    *("output", "resume", "resume_with_changes", "baseline", "baseline_kwargs", "eval_every", "max_skipped_steps"),
+    *("checkpoint_every", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_last", "keep_best"),
+    *("hang_timeout", "data.workers", "data.source"),
+}
+
+
+def check_same_run(settings: Settings, saved: Path) -> list[str]:
+    """Compares settings with those that a run was started with.
+
+    Args:
+        settings: of the run to be resumed.
+        saved: settings.yaml of the run so far.
+
+    Returns:
+        What differs, `name before → now` each.
+
+    Raises:
+        UserError: something differs that changes the result, and `resume_with_changes` is not set; names all of it.
+    """
+    if not saved.is_file():
+        raise UserError(f"{saved} is missing, so that the run cannot be resumed; choose another --output")
+    default = _flat(yaml.safe_load(dump(Settings(settings.model))))  # for what is newer than the run
+    before, now = (
+        {**default, **_flat(yaml.safe_load(text))} for text in (saved.read_text(encoding="utf-8"), dump(settings))
+    )
+    free = FREE | ({"epochs"} if settings.schedule.name in ("constant", "step") else set())
+    differ = {
+        key: f"{key} {before.get(key)} → {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    }
+    changing = [text for key, text in differ.items() if key not in free]
+    if changing and not settings.resume_with_changes:
+        raise UserError(
+            f"{saved.parent} holds a run with other settings ({', '.join(changing)}), which would change its result; "
+            "give the same ones to resume it, or --resume_with_changes true, or choose another --output"
+        )
+    return [text for key, text in differ.items() if key not in ("output", "resume", "resume_with_changes")]
+
+
+def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested settings with their full names, e.g. `data.source`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict) and not key.endswith("kwargs")
+        flat.update(_flat(value, f"{path}{key}.") if nested else {path + key: value})
+    return flat

@@ -1,0 +1,90 @@
+"""Files and folders that are there whole or not at all, whatever moment the process is killed at.
+
+Everything is written under another name beside its place, brought to the disk, and renamed.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from timm_wsms.errors import UserError
+from timm_wsms.training.faults import explain
+
+
+@contextmanager
+def written_beside(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder that takes `folder`'s place once it is whole and on the disk.
+
+    Raises:
+        UserError: the disk is full. What was there before is there still.
+    """
+    temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # killed between the two renamings
+        old.rename(folder)
+    for left_over in (temporary, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _fsync(path)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        _fsync(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        _in_one_line(error, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder, under its own name all at once."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def remove_left_overs(parent: Path) -> None:
+    """Removes what killed processes left half written or half removed in a folder."""
+    for left_over in [*parent.glob(".*.new"), *parent.glob(".*.gone")]:
+        shutil.rmtree(left_over, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file, or replaces it.
+
+    Raises:
+        UserError: the disk is full. What was there before is there still.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _fsync(temporary)
+        temporary.rename(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        _in_one_line(error, path)
+        raise
+
+
+def _in_one_line(error: BaseException, path: Path) -> None:
+    """Raises a `UserError` instead, if the fault is one that a user can mend."""
+    if isinstance(error, OSError):
+        error.filename = error.filename or str(path)  # writing to an open file names none
+        if message := explain(error):
+            raise UserError(message) from error
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
