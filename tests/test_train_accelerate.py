@@ -431,6 +431,7 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     arguments = [
         *("--model", "test_convnext", "--data.input_size", "[3, 32, 32]", *FEW, "--epochs", "2"),
         *("--data.augmentation", "pad_crop_flip", "--optimizer.name", "adamw", "--lr", "0.001", "--ema_decay", "0.8"),
+        *("--freeze", "backbone", "--freeze_epochs", "1"),  # so that what DDP has to exchange changes on the way
     ]
     train_accelerate.main([*arguments, "--output", str(tmp_path / "one")])
     done = launch(

@@ -28,6 +28,7 @@ class Teacher(DistillationTeacher):
 
     def __init__(self, model: nn.Module, data_config: Mapping[str, Any]):
         super().__init__(model.requires_grad_(False))
+        self.eval()
         mean, std = (torch.tensor(data_config[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
