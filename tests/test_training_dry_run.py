@@ -19,9 +19,7 @@ def test_hours_are_those_of_all_steps_and_evaluations(monkeypatch):
     data = DataSettings(train_limit=40, test_limit=21)
     train, test = load_splits(data, seed=0)
     config = data_config(network, data)
-    loaders = [
-        make_loader(split, data, config, batch_size=8, train=split is train, seed=0) for split in (train, test)
-    ]
+    loaders = [make_loader(split, data, config, batch_size=8, train=split is train, seed=0) for split in (train, test)]
     optimizer = build_optimizer(network, settings)
     schedule = Schedule(optimizer, settings, 5)
     accelerator = Accelerator()

@@ -169,7 +169,9 @@ def test_a_run_with_a_teacher_keeps_only_the_student(tmp_path):
     assert got.keys() == network.state_dict().keys()
     for name, value in network.state_dict().items():
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6, msg=name)
-    assert yaml.safe_load((tmp_path / "run/model/settings.yaml").read_text())["distill"]["teacher"] == "local-dir:teacher"
+    assert (
+        yaml.safe_load((tmp_path / "run/model/settings.yaml").read_text())["distill"]["teacher"] == "local-dir:teacher"
+    )
 
 
 def test_early_stop_ends_the_run_in_the_same_epoch_when_resumed(tmp_path, monkeypatch, capsys):

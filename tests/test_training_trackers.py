@@ -10,8 +10,8 @@ from timm_wsms.training.trackers import check_trackers
 def test_unknown_ones_and_those_without_a_package_are_named(monkeypatch):
     check_trackers([])
     check_trackers(["tensorboard"])
-    with pytest.raises(UserError, match="no tracker tensorbord; Accelerate has .*tensorboard"):
+    with pytest.raises(UserError, match=r"no tracker tensorbord; Accelerate has .*tensorboard"):
         check_trackers(["tensorbord"])
     monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: [])
-    with pytest.raises(UserError, match="tracker tensorboard needs .* pip install tensorboard"):
+    with pytest.raises(UserError, match=r"tracker tensorboard needs .* pip install tensorboard"):
         check_trackers(["tensorboard"])

@@ -49,7 +49,8 @@ def test_interrupted_after_every_single_step(tmp_path, monkeypatch, capsys, sour
     assert left_by(tmp_path / "parts") == left_by(tmp_path / "whole")
     assert "stopped by SIGUSR1 and saved after epoch 1 and 2 steps" in capsys.readouterr().err
 
-# Integration first, then all; each layer at its own rate; an average that warms up; and a run that ends before its time.
+
+# Integration first, then all; each layer at its own rate; an average that warms up; an end before its time.
 FINE_TUNING = [
     *("--freeze", "backbone", "--freeze_epochs", "1", "--optimizer.layer_decay", "0.8", "--ema_warmup", "true"),
     *("--early_stop", "1", "--resume", "auto"),

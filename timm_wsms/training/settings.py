@@ -66,6 +66,8 @@ class Settings:
     distill: DistillSettings = field(default_factory=DistillSettings)
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Cross entropy, or binary cross entropy of each class by itself."""
+    bce_threshold: float | None = None
+    """bce: labels that are mixed count as 1 if above this, else as 0; by default as what they are."""
     label_smoothing: float = 0.0
     """Label smoothing of the loss."""
     mixup: float = 0.0
@@ -122,6 +124,12 @@ class Settings:
             *((name, x := getattr(self, name), x >= 0, "at least 0") for name in at_least_0),
             *((name, x := getattr(self, name), 0 <= x <= 1, "between 0 and 1") for name in parts),
             ("ema_decay", x := self.ema_decay, x is None or 0 < x < 1, "between 0 and 1"),
+            (
+                "bce_threshold",
+                x := self.bce_threshold,
+                x is None or (0 < x < 1 and self.loss == "bce"),
+                "of loss bce, between 0 and 1",
+            ),
             ("label_smoothing", x := self.label_smoothing, 0 <= x < 1, "at least 0 and below 1"),
             ("optimizer.layer_decay", x := optimizer.layer_decay, x is None or 0 < x <= 1, "above 0 and at most 1"),
             ("schedule.warmup_epochs", n := schedule.warmup_epochs, n >= 0, "at least 0"),
