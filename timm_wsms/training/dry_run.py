@@ -67,6 +67,8 @@ def dry_run(
         if so_far.update >= min(STEPS, updates):
             raise _Enough
 
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)  # an earlier network's is none of this one's
     with contextlib.suppress(_Enough):
         learner.train_epoch(train_loader, schedule, epoch=settings.epochs, after_update=after_update)
     step = times[-1] - (times[-2] if len(times) > 1 else 0.0)
