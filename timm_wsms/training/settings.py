@@ -50,7 +50,7 @@ class Settings:
     grad_accumulation: int = 1
     """Forward and backward passes per optimizer step; more of them need less memory for the same `batch_size`."""
     grad_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more time."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
     sync_bn: bool = False
     """Batch normalization over the images of all processes (GPUs only), not of each process by itself."""
     clip_grad: float | None = None
