@@ -50,6 +50,34 @@ def test_interrupted_after_every_single_step(tmp_path, monkeypatch, capsys, sour
     assert "stopped by SIGUSR1 and saved after epoch 1 and 2 steps" in capsys.readouterr().err
 
 
+# Integration first, then all; each layer at its own rate; an average that warms up; an end before its time.
+FINE_TUNING = [
+    *("--freeze", "backbone", "--freeze_epochs", "1", "--optimizer.layer_decay", "0.8", "--ema_warmup", "true"),
+    *("--early_stop", "1", "--resume", "auto"),
+]
+
+
+def test_interrupted_after_every_single_step_of_a_fine_tuning(tmp_path, monkeypatch, capsys):
+    arguments = [*EVERYTHING, "--epochs", "6", *FINE_TUNING]
+    train_accelerate.main([*arguments, "--output", str(tmp_path / "whole")])
+    assert "no better accuracy in 1 epochs" in capsys.readouterr().out
+    epochs = len(left_by(tmp_path / "whole")["metrics"])
+    assert 2 <= epochs < 6  # beyond the thaw
+    assert interrupted_after_every_step(monkeypatch, [*arguments, "--output", str(tmp_path / "parts")]) == 3 * epochs
+    assert left_by(tmp_path / "parts") == left_by(tmp_path / "whole")
+
+
+def test_two_processes_stopped_before_the_thaw(tmp_path, output):
+    arguments = [*EVERYTHING, *FINE_TUNING]
+    code, text = finished(TORCHRUN, *arguments, "--output", str(tmp_path / "whole"))
+    assert code == 0, text
+    code, text = finished(TORCHRUN, *arguments, "--output", str(output), fault="SIGTERM 1 1")
+    assert (code, "saved after epoch 0 and 2 steps" in text) == (0, True), text
+    code, text = finished(TORCHRUN, *arguments, "--output", str(output))
+    assert (code, "resumed after epoch 0 and 2 steps" in text) == (0, True), text
+    assert left_by(output) == left_by(tmp_path / "whole")
+
+
 def test_two_processes_with_loader_workers_stopped_in_the_midst_of_an_epoch(two, output):
     code, text = finished(TORCHRUN, *two.arguments, "--output", str(output), fault="SIGTERM 1 4")
     assert code == 0, text
