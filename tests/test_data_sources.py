@@ -226,7 +226,7 @@ def test_a_setting_that_cannot_be_used_is_named(settings, seed, part):
     ],
 )
 def test_a_hub_that_does_not_deliver_is_one_clear_line(monkeypatch, raised):
-    def load_dataset(*arguments):
+    def load_dataset(*arguments, **_):
         raise raised
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -239,7 +239,7 @@ def test_a_hub_that_does_not_deliver_is_one_clear_line(monkeypatch, raised):
 def test_a_hub_name_and_its_configuration_reach_datasets(monkeypatch, tmp_path):
     asked = []
     local = datasets.load_dataset(write_splits(tmp_path / "d", {"train": noise(6, 4, 4, 3), "test": noise(4, 4, 4, 3)}))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments: asked.append(arguments) or local)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **_: asked.append(arguments) or local)
     train, _ = load_splits(DataSettings("owner/name", config="large"), 0)
     assert asked == [("owner/name", "large")] and len(train) == 6
 
