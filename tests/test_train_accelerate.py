@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import train_accelerate
 from timm_wsms.data import DataSettings, load_splits, make_loader
 from timm_wsms.errors import UserError
-from timm_wsms.training import checkpoint, epoch, faults
+from timm_wsms.training import checkpoint, epoch, faults, learner
 from timm_wsms.training.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -246,7 +246,7 @@ def interrupt_in(epoch_number: int, monkeypatch) -> None:
             raise KeyboardInterrupt
         return train_epoch(*arguments, **keywords)
 
-    monkeypatch.setattr(train_accelerate, "train_epoch", interrupted)
+    monkeypatch.setattr(learner, "train_epoch", interrupted)
 
 
 def test_an_interrupted_and_resumed_run_gives_the_same_weights(tmp_path, monkeypatch, capsys):
@@ -382,7 +382,7 @@ def test_out_of_memory_names_the_settings_that_lower_it(tmp_path, monkeypatch, c
                 raise fault
             fault()  # more than the address space has room for
 
-        monkeypatch.setattr(train_accelerate, "train_epoch", train_epoch)
+        monkeypatch.setattr(learner, "train_epoch", train_epoch)
         arguments = ["--model", "resnet20_cifar", *FEW, "--output", str(tmp_path), "--resume", "auto"]
         assert faults.run(lambda: train_accelerate.main(arguments)) == 2  # noqa: B023
         line = capsys.readouterr().err.splitlines()[-1]
