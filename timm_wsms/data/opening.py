@@ -49,13 +49,13 @@ def _hub_remedy(source: str, error: Exception) -> str:
     """What is wrong, and what to do, when the Hub did not deliver."""
     from huggingface_hub import get_token
 
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError) or "LocalEntryNotFoundError" in str(error):
         return (
             f"{source!r} is no local folder, and the Hub cannot be reached. Check the network; or fetch it where there"
             f" is one (python -c \"import datasets; datasets.load_dataset('{source}')\"), copy its HF_HOME here and set"
             " HF_HUB_OFFLINE=1, with data.streaming=false; or name a local folder."
         )
-    if "gated" in str(error):  # `datasets` does not tell by the error's type
+    if "is a gated dataset" in str(error):  # `datasets` tells by nothing else
         page = f"https://huggingface.co/datasets/{source}"
         if get_token() is None:
             return f"{source!r} is gated: accept its terms at {page}, then log in (hf auth login, or set HF_TOKEN)."

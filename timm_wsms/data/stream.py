@@ -84,9 +84,8 @@ class Stream:
         while (values := self._next(rows)) is not None:
             label = columns.UNLABELLED if values[self.columns.label] is None else values[self.columns.label]
             if not 0 <= label < len(self.class_names):
-                raise UserError(
-                    columns.bad_label(f"{row} of {self._where(shard)}", label, self.columns.label, self.class_names)
-                )
+                place = f"{row} of split {self.name!r}, shard {shard},"
+                raise UserError(columns.bad_label(place, label, self.columns.label, self.class_names))
             yield Row(shard * SHARD + row, label, values[self.columns.image])
             row += 1
 
@@ -113,9 +112,6 @@ class Stream:
         """
         shard, row = divmod(index, SHARD)
         return decode(undecoded, f"{self.name}, shard {shard}", row)
-
-    def _where(self, shard: int) -> str:
-        return f"split {self.name!r}, shard {shard}"
 
 
 def open_streams(settings: DataSettings) -> tuple[Stream, Stream]:
