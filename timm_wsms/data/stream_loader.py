@@ -72,7 +72,9 @@ class StreamLoader(Loader):
 
     def _rows_of_batches(self) -> Iterator[list[Row]]:
         """This process's rows, from batch `start` on."""
-        lanes = lane_count(self.split.shards, self.settings.lanes)
+        shards = self.split.shards
+        # Evaluation knows no order of its own: a lane for each process, if there are that many shards.
+        lanes = lane_count(shards, self.settings.lanes) if self.train else min(shards, self.world_size)
         rows = take_turns([self._lane(number, lanes) for number in range(lanes)], self.rank, self.world_size)
         rows = islice(rows, self.start * self.batch_size, len(self) * self.batch_size if self.train else None)
         while batch := list(islice(rows, self.batch_size)):

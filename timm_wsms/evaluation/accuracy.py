@@ -133,7 +133,7 @@ def _check_complete(index: np.ndarray, size: int, skipped: int) -> None:
     if len(index) != size - skipped:
         left_out = f" less {skipped} skipped" if skipped else ""
         raise UserError(
-            f"{len(index)} samples were evaluated, but the data set has {size}{left_out}; set data.test_size if it streams"
+            f"{len(index)} samples were evaluated, but the data set has {size}{left_out}; set data.test_size"
         )
 
 
