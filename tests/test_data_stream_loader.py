@@ -94,6 +94,20 @@ def test_the_order_is_what_it_is_defined_to_be(source, lanes):
         assert batch.labels.tolist() == [labels[places(TRAIN)[index]] for index in batch.index.tolist()]
 
 
+def test_each_image_is_cropped_and_flipped_by_draws_of_its_own(source):
+    transform, found = timm.data.create_transform(**CONFIG, is_training=False), set()
+    for batch in loader_of(source, PAD_CROP_FLIP, seed=3, epoch=5):
+        for index, image, _ in zip(*batch, strict=True):
+            rng = np.random.default_rng((3, 5, 1, int(index)))
+            (top, left), flip = rng.integers(0, 9, (1, 2))[0], rng.random(1)[0] < 0.5
+            pixels = contents("train", 50)[0][places(TRAIN)[int(index)]]
+            padded = np.pad(transform(Image.fromarray(pixels)).numpy(), ((0, 0), (4, 4), (4, 4)))
+            crop = padded[:, top : top + 32, left : left + 32]
+            np.testing.assert_array_equal(crop[..., ::-1] if flip else crop, image)
+            found.add((top, left, flip))
+    assert len(found) > 20
+
+
 def test_an_epoch_of_one_lane_has_no_image_twice_and_shuffles_all_of_them(source):
     settings = replace(PLAIN, lanes=1)
     order = indices(loader_of(source, settings))
