@@ -125,44 +125,31 @@ def open_streams(settings: DataSettings) -> tuple[Stream, Stream]:
             has.
     """
     found = open_source(settings.source, settings.config, streaming=True)
-    train, test = (pick_split(found, name) for name in (settings.train_split, settings.test_split))
-    if train.features is None:
+    features = pick_split(found, settings.train_split).features
+    if features is None:
         raise UserError(
-            f"data.source {settings.source!r} does not say what its columns hold; set data.streaming=false."
+            f"data.source {settings.source!r} does not say what its columns hold; leave out data.streaming."
         )
-    both = columns.find_columns(train, settings)
-    class_names = _class_names(train.features[both.label], both.label, settings)
-    return (
-        _stream(
-            train, settings.train_split, class_names, both, "train_size", settings.train_size, settings.train_limit
-        ),
-        _stream(test, settings.test_split, class_names, both, "test_size", settings.test_size, settings.test_limit),
-    )
-
-
-def _class_names(feature: Any, column: str, settings: DataSettings) -> list[str]:
-    names = getattr(feature, "names", None) or [str(label) for label in range(settings.num_classes or 0)]
-    if not names:
-        raise UserError(f"Column {column!r} of the stream holds plain integers; set data.num_classes.")
-    return list(names)
+    both = columns.find_columns(found[settings.train_split], settings)
+    class_names = getattr(features[both.label], "names", None) or list(map(str, range(settings.num_classes or 0)))
+    if not class_names:
+        raise UserError(f"Column {both.label!r} of the stream holds plain integers; set data.num_classes.")
+    return _stream(found, "train", class_names, both, settings), _stream(found, "test", class_names, both, settings)
 
 
 def _stream(
-    rows: "datasets.IterableDataset",
-    name: str,
-    class_names: list[str],
-    both: columns.Columns,
-    key: str,
-    given: int | None,
-    limit: int | None,
+    found: dict[str, Any], part: str, class_names: list[str], both: columns.Columns, settings: DataSettings
 ) -> Stream:
     import datasets
 
+    name, size, limit = (getattr(settings, f"{part}_{what}") for what in ("split", "size", "limit"))
+    rows = pick_split(found, name)
     declared = (rows.info.splits or {}).get(name)
-    size = given if given is not None or declared is None else declared.num_examples
+    if size is None and declared is not None:
+        size = declared.num_examples
     if size == 0:
         raise UserError(f"Split {name!r} is empty; set data.train_split and data.test_split to others.")
     if size is None and limit is None:
-        raise UserError(f"The stream does not say how many images split {name!r} has; set data.{key}.")
+        raise UserError(f"The stream does not say how many images split {name!r} has; set data.{part}_size.")
     rows = rows.select_columns(list(both)).cast_column(both.image, datasets.Image(decode=False))
     return Stream(name, min(n for n in (size, limit) if n is not None), class_names, rows, both, limit)
