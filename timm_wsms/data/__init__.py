@@ -3,6 +3,7 @@
 from .loader import Batch, Loader, make_loader
 from .settings import DataSettings, TimmAugmentation
 from .sources import Split, load_splits
+from .stream import Stream
 from .transforms import data_config, eval_transform, train_transform
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "DataSettings",
     "Loader",
     "Split",
+    "Stream",
     "TimmAugmentation",
     "data_config",
     "eval_transform",

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,13 @@ from PIL import Image
 
 from .images import BadImageError
 from .sources import Split
+from .stream import Stream
 
 
 class TransformedImages(torch.utils.data.Dataset):
     """Maps (epoch, index) to (index, transformed image), or to (index, what is wrong with the image).
+
+    Of a stream, the key is (epoch, index, undecoded image).
 
     Args:
         split: where the images come from.
@@ -26,14 +30,18 @@ class TransformedImages(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, split: Split, transform: Callable[[Image.Image], torch.Tensor], channels: int, seed: tuple[int, ...]
+        self,
+        split: Split | Stream,
+        transform: Callable[[Image.Image], torch.Tensor],
+        channels: int,
+        seed: tuple[int, ...],
     ):
         self.split, self.transform, self.channels, self.seed = split, transform, channels, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, torch.Tensor | str]:
-        epoch, index = key
+    def __getitem__(self, key: tuple[Any, ...]) -> tuple[int, torch.Tensor | str]:
+        epoch, index, *undecoded = key
         try:
-            image = self.split.image(index)
+            image = self.split.image(index, *undecoded)
         except BadImageError as error:  # as a value: raised in a worker, it would arrive wrapped in a traceback
             return index, str(error)
         with _seeded(*self.seed, epoch, index):
@@ -42,30 +50,10 @@ class TransformedImages(torch.utils.data.Dataset):
 
 def collate(samples: list[tuple[int, torch.Tensor | str]]) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
     """Stacks samples into (index, images, errors by index)."""
-    images = {index: image for index, image in samples if isinstance(image, torch.Tensor)}
+    index = [index for index, image in samples if isinstance(image, torch.Tensor)]
+    images = [image for _, image in samples if isinstance(image, torch.Tensor)]
     errors = {index: error for index, error in samples if isinstance(error, str)}
-    stacked = torch.stack(list(images.values())) if images else torch.empty(0)
-    return torch.tensor(list(images), dtype=torch.int64), stacked, errors
-
-
-class EpochKeys:
-    """A batch sampler: the keys (epoch, index) of one epoch's batches. Workers that outlive an epoch get both by key.
-
-    Attributes:
-        epoch: the epoch.
-        batches: int64 (b,), the indices of each batch.
-    """
-
-    def __init__(self) -> None:
-        self.epoch = 0
-        self.batches: list[np.ndarray] = []
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for indices in self.batches:
-            yield [(self.epoch, index) for index in indices.tolist()]
-
-    def __len__(self) -> int:
-        return len(self.batches)
+    return torch.tensor(index, dtype=torch.int64), torch.stack(images) if images else torch.empty(0), errors
 
 
 def outlive_stop_signals(_: int) -> None:

@@ -13,7 +13,9 @@ from ..errors import UserError
 from . import columns
 from .digits import Digits, load_digits
 from .images import BAD_IMAGE_REMEDY, BadImageError, check_head, decode, undecoded
+from .opening import open_source, pick_split
 from .settings import DataSettings
+from .stream import Stream, open_streams
 
 if TYPE_CHECKING:
     import datasets
@@ -81,20 +83,22 @@ def progress(items: Iterable, what: str) -> Iterable:
     return tqdm(items, desc=what, delay=1, mininterval=0.5, disable=os.environ.get("RANK", "0") != "0")
 
 
-def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
+def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split] | tuple[Stream, Stream]:
     """Loads the images and labels to train on and to evaluate on.
 
     Args:
-        settings: of which `source`, `config`, the names of splits and columns, `on_bad_image` and the limits count.
+        settings: of which `source`, `config`, the names of splits and columns, `on_bad_image`, the limits and what is
+            said of streams count.
         seed: of the embedded digits; other sources do not depend on it.
 
     Returns:
-        (train, test), with the same class names.
+        (train, test), with the same class names; streams if `streaming` is set, except of the embedded digits.
 
     Raises:
         UserError: if the source, a split or a column is missing, or an image cannot be decoded.
     """
-    for key, least in (("train_limit", 1), ("test_limit", 1), ("workers", 0)):
+    sizes = ("train_limit", "test_limit", "train_size", "test_size", "num_classes", "shuffle_buffer", "lanes")
+    for key, least in (*((key, 1) for key in sizes), ("workers", 0)):
         value = getattr(settings, key)
         if value is not None and value < least:
             raise UserError(f"data.{key} is {value}; give at least {least}.")
@@ -104,10 +108,12 @@ def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
         if seed < 0:
             raise UserError(f"seed is {seed}; give a number that is not negative.")
         digits = dict(zip(("train", "test"), load_digits(seed), strict=True))
-        train, test = (_from_digits(columns.pick_split(digits, name), name) for name in names)
+        train, test = (_from_digits(pick_split(digits, name), name) for name in names)
         return train.first(limits[0]), test.first(limits[1])
-    found = columns.open_source(settings.source, settings.config)
-    tables = [columns.pick_split(found, name) for name in names]
+    if settings.streaming:
+        return open_streams(settings)
+    found = open_source(settings.source, settings.config)
+    tables = [pick_split(found, name) for name in names]
     image_column, label_column = columns.find_columns(tables[0], settings)
     labels, class_names = columns.read_labels(tables, names, label_column)
     train, test = (

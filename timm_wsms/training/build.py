@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 import timm_wsms  # noqa: F401  registers the names with timm
 from timm_wsms.errors import UserError
-from timm_wsms.training.faults import is_out_of_memory
+from timm_wsms.training.faults import is_out_of_memory, is_the_hubs
 from timm_wsms.training.settings import Settings
 from timm_wsms.training.trackers import check_trackers
 
@@ -76,12 +76,19 @@ def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Modu
     Raises:
         UserError: it cannot be built with these arguments; says why.
     """
+    if "num_classes" in kwargs:
+        raise UserError(f"there are {num_classes} classes in the data; leave out model_kwargs.num_classes")
     try:
         return timm.create_model(name, num_classes=num_classes, **kwargs)
     except (TypeError, ValueError, AssertionError, OSError, RuntimeError) as error:
-        if isinstance(error, UserError) or is_out_of_memory(error):
+        if isinstance(error, UserError) or is_out_of_memory(error) or is_the_hubs(error):
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        if "size mismatch" in str(error):
+            raise UserError(
+                f"{name}({given}) does not fit its weights ({error}); the data has {num_classes} classes: weights of "
+                "others can be the beginning by --model local-dir:<folder> --model_kwargs.pretrained true"
+            ) from error
         raise UserError(f"{name}({given}) cannot be built: {error}") from error
 
 
