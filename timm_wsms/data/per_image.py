@@ -13,6 +13,7 @@ from PIL import Image
 
 from .images import BadImageError
 from .sources import Split
+from .transforms import split_off_crop
 
 
 class TransformedImages(torch.utils.data.Dataset):
@@ -28,15 +29,16 @@ class TransformedImages(torch.utils.data.Dataset):
     def __init__(
         self, split: Split, transform: Callable[[Image.Image], torch.Tensor], channels: int, seed: tuple[int, ...]
     ):
-        self.split, self.transform, self.channels, self.seed = split, transform, channels, seed
+        self.split, self.channels, self.seed = split, channels, seed
+        self.crop, self.transform = split_off_crop(transform)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, torch.Tensor | str]:
         epoch, index = key
-        try:
-            image = self.split.image(index)
-        except BadImageError as error:  # as a value: raised in a worker, it would arrive wrapped in a traceback
-            return index, str(error)
         with _seeded(*self.seed, epoch, index):
+            try:
+                image = self.split.image(index, self.crop)
+            except BadImageError as error:  # as a value: raised in a worker, it would arrive wrapped in a traceback
+                return index, str(error)
             return index, self.transform(image if self.channels == 3 else image.convert("L"))
 
 
