@@ -46,7 +46,7 @@ def decode(value: dict[str, Any], split: str, row: int, crop: JpegCrop | None = 
     import datasets
 
     with _naming(value, split, row):
-        if crop and (file := _file(value)):
+        if crop and (file := _file(value)) is not None:
             opened = Image.open(BytesIO(file))
             if needs_only_decoding(opened):
                 return crop.from_file(file, opened)
@@ -58,10 +58,13 @@ def decode(value: dict[str, Any], split: str, row: int, crop: JpegCrop | None = 
 
 
 def _file(value: dict[str, Any]) -> bytes | None:
-    """An image's file, if it is at hand."""
-    if value["bytes"] is None and Path(value["path"]).is_file():
+    """An image's file; None if it is not on this machine, but where only `datasets` finds it."""
+    if value["bytes"] is not None:
+        return value["bytes"]
+    try:
         return Path(value["path"]).read_bytes()
-    return value["bytes"]
+    except OSError:
+        return None
 
 
 def check_head(value: dict[str, Any], split: str, row: int) -> None:
