@@ -15,6 +15,7 @@ from PIL import Image
 from .images import BadImageError
 from .sources import Split
 from .stream import Stream
+from .transforms import split_off_crop
 
 
 class TransformedImages(torch.utils.data.Dataset):
@@ -36,16 +37,20 @@ class TransformedImages(torch.utils.data.Dataset):
         channels: int,
         seed: tuple[int, ...],
     ):
-        self.split, self.transform, self.channels, self.seed = split, transform, channels, seed
+        self.split, self.channels, self.seed = split, channels, seed
+        self.crop, self.transform = split_off_crop(transform)
 
-    def __getitem__(self, key: tuple[Any, ...]) -> tuple[int, torch.Tensor | str]:
-        epoch, index, *undecoded = key
+    def __getitems__(self, keys: list[tuple[Any, ...]]) -> list[tuple[int, torch.Tensor | str]]:
+        with _random_numbers_kept():  # around a whole batch, since it takes a twentieth of what an image takes
+            return [self._sample(*key) for key in keys]
+
+    def _sample(self, epoch: int, index: int, *undecoded: Any) -> tuple[int, torch.Tensor | str]:
+        _seed(*self.seed, epoch, index)
         try:
-            image = self.split.image(index, *undecoded)
+            image = self.split.image(index, *undecoded, crop=self.crop)
         except BadImageError as error:  # as a value: raised in a worker, it would arrive wrapped in a traceback
             return index, str(error)
-        with _seeded(*self.seed, epoch, index):
-            return index, self.transform(image if self.channels == 3 else image.convert("L"))
+        return index, self.transform(image if self.channels == 3 else image.convert("L"))
 
 
 def collate(samples: list[tuple[int, torch.Tensor | str]]) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
@@ -75,14 +80,18 @@ def _end_when_told(training: int) -> None:
     os._exit(0)  # as torch's own workers do; any other status is a worker's failure to it
 
 
-@contextmanager
-def _seeded(*key: int) -> Iterator[None]:
-    """Seeds the random numbers that transforms draw from (Python's, NumPy's, PyTorch's), and puts the old ones back."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _seed(*key: int) -> None:
+    """Seeds the random numbers that transforms draw from: Python's, NumPy's, PyTorch's."""
     seeds = [int(word) for word in np.random.SeedSequence(key).generate_state(3)]
     random.seed(seeds[0])
     np.random.seed(seeds[1])
     torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would seed the accelerator's generator, too
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Puts back what the random numbers would have been without what happens in here."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:

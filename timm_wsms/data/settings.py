@@ -66,6 +66,9 @@ class DataSettings:
     """At evaluation, the part of the resized image that the center crop keeps; by default the model's own."""
     timm: TimmAugmentation = field(default_factory=TimmAugmentation)
     """What the augmentation `timm` draws from."""
+    decoding: Literal["fast", "full"] = "fast"
+    """Of JPEGs for random-resized crops: `fast` decodes them small where the crop allows, and resizes with PyTorch;
+    `full` does as timm does, with Pillow. The crop is the same; docs/data.md has how much pixels differ."""
     on_bad_image: Literal["error", "skip"] = "error"
     """An image that cannot be decoded stops the run (`error`), or is left out and counted (`skip`)."""
     workers: int = 2

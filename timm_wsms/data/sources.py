@@ -13,6 +13,7 @@ from ..errors import UserError
 from . import columns
 from .digits import Digits, load_digits
 from .images import BAD_IMAGE_REMEDY, BadImageError, check_head, decode, undecoded
+from .jpeg import JpegCrop
 from .opening import open_source, pick_split
 from .settings import DataSettings
 from .stream import Stream, open_streams
@@ -61,16 +62,17 @@ class Split:
         sizes = None if self.object_sizes is None else self.object_sizes[:limit]
         return replace(self, labels=self.labels[:limit], pixels=pixels, rows=rows, object_sizes=sizes)
 
-    def image(self, index: int) -> Image.Image:
-        """One image, in RGB.
+    def image(self, index: int, crop: JpegCrop | None = None) -> Image.Image:
+        """One image, in RGB, or a crop of it.
 
         Raises:
             BadImageError: if it cannot be decoded.
         """
         if self.pixels is not None:
-            return Image.fromarray(self.pixels[index])
+            image = Image.fromarray(self.pixels[index])
+            return crop(image) if crop else image
         assert self.rows is not None
-        return decode(self.rows[index][self.image_column], self.name, index)
+        return decode(self.rows[index][self.image_column], self.name, index, crop)
 
 
 def fits_in_memory(count: int, height: int, width: int) -> bool:

@@ -10,6 +10,7 @@ from PIL import Image
 from ..errors import UserError
 from . import columns
 from .images import decode
+from .jpeg import JpegCrop
 from .opening import one_line, open_source, pick_split
 from .settings import DataSettings
 
@@ -100,18 +101,19 @@ class Stream:
                 f" --resume auto. {one_line(error)}"
             ) from error
 
-    def image(self, index: int, undecoded: dict[str, Any]) -> Image.Image:
-        """One image, in RGB.
+    def image(self, index: int, undecoded: dict[str, Any], crop: JpegCrop | None = None) -> Image.Image:
+        """One image, in RGB, or a crop of it.
 
         Args:
             index: its number.
             undecoded: of its `Row`.
+            crop: take this of it.
 
         Raises:
             BadImageError: if it cannot be decoded.
         """
         shard, row = divmod(index, SHARD)
-        return decode(undecoded, f"{self.name}, shard {shard}", row)
+        return decode(undecoded, f"{self.name}, shard {shard}", row, crop)
 
 
 def open_streams(settings: DataSettings) -> tuple[Stream, Stream]:
