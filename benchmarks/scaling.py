@@ -162,9 +162,9 @@ def images_per_second(loop: Loop, side: str, steps: int) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["resnet50", "wsms_resnet50"])
-    parser.add_argument("--batch_size", type=int, default=4, help="images of a step in each process")
+    parser.add_argument("--batch_size", type=int, default=2, help="images of a step in each process")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
-    parser.add_argument("--steps", type=int, default=2, help="steps of each side in a round")
+    parser.add_argument("--steps", type=int, default=1, help="steps of each side in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "scaling.json"))
     return parser
