@@ -1,10 +1,13 @@
-"""Pictures of a run: training curves, and accuracy against object size."""
+"""Pictures of a run: training curves, accuracy against object size, and what is taken for what."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +68,52 @@ def plot_sizes(curves: Mapping[str, Mapping[int, float]], path: str | Path, titl
     return _save(figure, path, title)
 
 
+def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | Path, title: str = "") -> Path:
+    """Draws a confusion matrix with its numbers, readable for up to 20 classes.
+
+    Args:
+        matrix: Number of images of each class (row) that are taken for each class (column), int64 (classes, classes).
+        class_names: One for each row.
+        path: PNG file to write.
+        title: What was evaluated.
+
+    Returns:
+        `path`.
+    """
+    from torchmetrics.utilities.plot import plot_confusion_matrix
+
+    side = 2.5 + 0.65 * len(class_names)
+    figure = _figure(width=side, height=side)
+    plot_confusion_matrix(torch.from_numpy(matrix), figure.subplots(), labels=list(class_names), cmap="Blues")
+    return _save(figure, path, title)
+
+
+def plot_mistakes(mistakes: Sequence[tuple[str, str, int, int]], path: str | Path, title: str = "") -> Path:
+    """Draws a bar for each of the most frequent mistakes, the first on top.
+
+    Args:
+        mistakes: True class, predicted class, how often, number of images of the true class.
+        path: PNG file to write.
+        title: What was evaluated.
+
+    Returns:
+        `path`.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(width=9.0, height=1.2 + 0.26 * len(mistakes))
+    axes = figure.subplots()
+    bars = axes.barh(range(len(mistakes)), [times for _, _, times, _ in mistakes], color=COLORS[0])
+    axes.bar_label(bars, [f"{times} of {images}" for _, _, times, images in mistakes], padding=3, fontsize=8)
+    labels = [f"{label[:35]} → {predicted[:35]}" for label, predicted, _, _ in mistakes]
+    axes.set_yticks(range(len(mistakes)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _dress(axes, f"images taken for another class: the {len(mistakes)} most frequent mistakes")
+    return _save(figure, path, title)
+
+
 def _draw_columns(axes: Axes, rows: Sequence[Mapping[str, Any]], endings: tuple[str, ...]) -> None:
     """One curve for each name among `rows` that has one of the `endings`."""
     names = dict.fromkeys(name for row in rows for name in row if name.endswith(endings))
@@ -96,12 +145,12 @@ def _dress(axes: Axes, x_label: str) -> None:
         axes.legend(frameon=False)
 
 
-def _figure(width: float) -> Figure:
+def _figure(width: float, height: float = 3.8) -> Figure:
     """A figure outside pyplot, so that a user's own plots and back end are left alone; PNG files come from Agg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, 3.8), layout="constrained")  # inches
+    figure = Figure(figsize=(width, height), layout="constrained")  # inches
     FigureCanvasAgg(figure)
     return figure
 
