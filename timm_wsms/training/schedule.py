@@ -75,7 +75,7 @@ class Schedule:
         """Sets the learning rate for update number `update`, counted from 0 over the whole run.
 
         Returns:
-            The highest learning rate of all parameter groups: with layer decay, that of the last layer.
+            The learning rate of the first parameter group, before it is scaled by layer decay.
         """
         if self.onecycle is not None:
             self.onecycle.last_epoch = update - 1
@@ -84,4 +84,5 @@ class Schedule:
             self.timm.step(update // self.updates_per_epoch)
         else:
             self.timm.step_update(update)
-        return max(group["lr"] for group in self.optimizer.param_groups)
+        first = self.optimizer.param_groups[0]
+        return first["lr"] / first.get("lr_scale", 1.0)
