@@ -1,0 +1,96 @@
+"""Which stage carries the decision at each object size: what the network says without one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from timm_wsms.data import Loader
+from timm_wsms.data.sources import progress
+from timm_wsms.evaluation.mode import evaluating
+from timm_wsms.evaluation.resize import Border
+from timm_wsms.evaluation.size_curve import AllSizes
+from timm_wsms.evaluation.stage_maps import integrated_stages
+from timm_wsms.network import WsmsNet
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def predict_without_stages(
+    model: nn.Module,
+    loader: Loader,
+    accelerator: Accelerator,
+    factors: Sequence[float],
+    border: Border = "mean",
+) -> np.ndarray:
+    """Predictions with each stage's map in turn replaced by its mean over the data set at that size.
+
+    A mean map is what the integration layer is used to, but says nothing about the image. With `residual`, stage 1's map
+    is replaced on both of its ways, straight on and through the integration layer. Every image is read twice: for the
+    means, and for the predictions.
+
+    Args:
+        model: A network of several stages whose maps are integrated; its mode is restored.
+        loader: Of a whole split, in evaluation, in this process alone.
+        accelerator: Gives the device and the precision.
+        factors: Of the object's size, F of them.
+        border: What surrounds a smaller object.
+
+    Returns:
+        int64 (F, 1 + S, n): of the whole network, then without stage 1, without stage 2 … For the n images that can be
+        decoded, in their order.
+
+    Raises:
+        UserError: The model has no such stages; the message says which model has.
+    """
+    network = integrated_stages(model)
+    images, size = AllSizes(loader, factors, border, accelerator.device), len(loader.split)
+    means = [_Mean() for _ in factors]
+    with evaluating(network), accelerator.autocast():
+        for index, batch, _ in progress(images, "means of the stages' maps"):
+            features, maps = network.stage_maps(batch)
+            means[int(index[0]) // size].add([*_several(features), *maps])
+        predicted = np.full((len(factors), 1 + len(maps), size), -1)
+        for index, batch, _ in progress(images, "without each stage"):
+            place = int(index[0]) // size
+            found = _logits_without(network, *network.stage_maps(batch), means[place])  # (1 + S, b, classes)
+            predicted[place, :, index - place * size] = found.argmax(2).T.cpu().numpy()
+    return predicted[:, :, predicted[0, 0] >= 0]
+
+
+def _logits_without(network: WsmsNet, features: Any, maps: list[torch.Tensor], means: _Mean) -> torch.Tensor:
+    """The logits of a batch, and those without each stage, (1 + S, b, classes)."""
+    blank = means.like([*_several(features), *maps])
+    blank_features, blank_maps = blank[: -len(maps)], blank[-len(maps) :]
+    found = [network.forward_head(network.merged(features, network.integration(maps)))]  # type: ignore[misc]
+    for stage, mean in enumerate(blank_maps):
+        integrated = network.integration([*maps[:stage], mean, *maps[stage + 1 :]])  # type: ignore[misc]
+        own = features if stage else blank_features if isinstance(features, (list, tuple)) else blank_features[0]
+        found.append(network.forward_head(network.merged(own, integrated)))
+    return torch.stack(found)
+
+
+def _several(features: Any) -> list[torch.Tensor]:
+    return list(features) if isinstance(features, (list, tuple)) else [features]
+
+
+class _Mean:
+    """The mean over images of several tensors (b, …)."""
+
+    def __init__(self) -> None:
+        self.sums: list[torch.Tensor] = []
+        self.count = 0
+
+    def add(self, tensors: Sequence[torch.Tensor]) -> None:
+        sums = [tensor.float().sum(0) for tensor in tensors]
+        self.sums = [old + new for old, new in zip(self.sums, sums, strict=True)] if self.sums else sums
+        self.count += len(tensors[0])
+
+    def like(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The means as tensors (b, …)."""
+        return [(total / self.count).to(one).expand_as(one) for total, one in zip(self.sums, tensors, strict=True)]
