@@ -1,0 +1,111 @@
+"""What an evaluation can be told, named as timm's validate.py names it where it has the same."""
+
+import argparse
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jsonargparse
+
+from timm_wsms.data import DataSettings
+from timm_wsms.errors import UserError
+
+# The training script's settings that have another name here.
+OTHER_NAMES = {
+    "data.source": "--data",
+    "data.train_split and data.test_split": "--split",
+    "data.train_limit": "--limit",
+}
+
+
+@dataclass
+class Options:
+    """What an evaluation can be told."""
+
+    data: str
+    """`digits`, a local folder (image folder or parquet files), or a Hub name."""
+    config: str | None = None
+    """The Hub data set's configuration, where it has several."""
+    split: str = "test"
+    """Name of the split."""
+    image_column: str | None = None
+    """The column of images; by default the only one there is."""
+    label_column: str | None = None
+    """The column of labels; by default the only one of class labels, else of integers."""
+    limit: int | None = None
+    """Evaluate on the first so many images only."""
+    seed: int = 0
+    """Of the training run, on which the embedded digits' split depends; other sources do not."""
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the models, e.g. `--model_kwargs.img_size 256`."""
+    input_size: list[int] | None = None
+    """Channels, height and width of what the network is fed; by default the model's own for evaluation."""
+    crop_pct: float | None = None
+    """The part of the resized image that the center crop keeps; by default the model's own for evaluation."""
+    mean: list[float] | None = None
+    """Mean of each channel, of pixels between 0 and 1, to be subtracted; by default the model's own."""
+    std: list[float] | None = None
+    """Standard deviation of each channel, to be divided by; by default the model's own."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """An image that cannot be decoded is an error, or is left out and counted."""
+    batch_size: int = 128
+    """Images of one forward pass in each process."""
+    workers: int = 2
+    """Processes that decode images, for each process that evaluates."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision; by default float32."""
+    channels_last: bool = False
+    """Keep weights in channels-last order, which is faster for convolutions on most machines."""
+    device: Literal["cpu", "cuda", "mps", "xpu"] | None = None
+    """By default what Accelerate chooses."""
+    json: str | None = None
+    """A file for all figures, written anew after each model."""
+    output: str | None = None
+    """A folder for each model's `per_class.csv` and `confusion.png`."""
+
+    def data_settings(self) -> DataSettings:
+        """The same in the data room's terms."""
+        same = {one.name for one in dataclasses.fields(DataSettings)} & {one.name for one in dataclasses.fields(self)}
+        # There is nothing to train on; the same split a second time costs nothing.
+        return DataSettings(
+            source=self.data,
+            train_split=self.split,
+            train_limit=self.limit,
+            test_split=self.split,
+            test_limit=self.limit,
+            **{name: getattr(self, name) for name in same},
+        )
+
+
+def parse(argv: list[str] | None = None) -> tuple[list[str], Options]:
+    """Reads the models' names and the options from the command line.
+
+    Raises:
+        UserError: unknown option, wrong type.
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m timm_wsms.evaluate",
+        description="Accuracy of trained models on images: top-1, top-5, and class by class.",
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="A checkpoint folder, `hf-hub:owner/name`, or a name of timm's."
+    )
+    parser.add_class_arguments(Options, nested_key=None)
+    try:
+        namespace = parser.instantiate(parser.parse_args(argv))
+    except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
+        raise UserError(str(error)) from None
+    values = namespace.as_dict()
+    return values.pop("models"), Options(**values)
+
+
+def in_own_terms(message: str) -> str:
+    """What the data room says of the training script's settings, said of these options."""
+    for setting, option in OTHER_NAMES.items():
+        message = message.replace(setting, option)
+    return re.sub(r"\bdata\.(\w+)", r"--\1", message)
