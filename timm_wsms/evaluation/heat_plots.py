@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ def plot_heat_maps(
     images: torch.Tensor,
     labels: Sequence[str],
     class_names: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
+    config: Mapping[str, Any],
     path: str | Path,
     title: str = "",
     border: Border = "mean",
@@ -41,9 +40,8 @@ def plot_heat_maps(
         model: As `stage_heat_maps` takes it.
         images: (B, C, H, W), normalized, on the model's device.
         labels: The images' true classes, B names.
-        class_names: One for each logit.
-        mean: That was subtracted from each channel.
-        std: By which each channel was divided.
+        class_names: One for each of the model's logits.
+        config: Of the images: `mean` was subtracted from each channel, by `std` it was divided.
         path: PNG file to write.
         title: Which model.
         border: What surrounds a smaller object.
@@ -59,7 +57,14 @@ def plot_heat_maps(
         shown = resize_object(images, factor, border)
         with evaluating(model):
             predicted = model(shown).argmax(1)
-        lines.append((factor, _as_pixels(shown, mean, std), predicted, stage_heat_maps(model, shown, predicted).cpu()))
+        lines.append(
+            (
+                factor,
+                _as_pixels(shown, config["mean"], config["std"]),
+                predicted,
+                stage_heat_maps(model, shown, predicted).cpu(),
+            )
+        )
     stages = lines[0][3].shape[1]
     figure = _figure(width=1.3 * (1 + stages) * len(images))
     figure.set_figheight(0.6 + 1.55 * len(lines))
@@ -85,8 +90,8 @@ def _draw_maps(row: Sequence[Axes], pixels: np.ndarray, heat: torch.Tensor) -> N
     limit = max(heat.abs().max().item(), 1e-12)
     for stage, (axes, own) in enumerate(zip(row, heat, strict=True), start=1):
         axes.imshow(pixels.mean(2), cmap="gray", vmin=0, vmax=1)
-        look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "alpha": 0.65, "interpolation": "bilinear"}
-        axes.imshow(own, extent=(-0.5, width - 0.5, height - 0.5, -0.5), **look)
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)  # the map's pixels are larger
+        axes.imshow(own, "RdBu_r", vmin=-limit, vmax=limit, alpha=0.65, interpolation="bilinear", extent=extent)
         axes.set_title(f"stage {stage}: {own.sum().item():+.1f}", fontsize=8)
 
 

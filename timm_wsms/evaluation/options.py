@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import zip_longest
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import jsonargparse
 
@@ -78,16 +80,25 @@ class Options:
         )
 
 
-def parse(argv: list[str] | None = None) -> tuple[list[str], Options]:
+T = TypeVar("T", bound=Options)
+
+
+def parse(argv: list[str] | None, kind: type[T], command: str, description: str) -> tuple[list[str], T]:
     """Reads the models' names and the options from the command line.
+
+    Args:
+        argv: its words; None: this program's.
+        kind: `Options`, or a class with more of them.
+        command: the module that is run, `timm_wsms.<command>`.
+        description: what it does.
 
     Raises:
         UserError: unknown option, wrong type.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
-        prog="python -m timm_wsms.evaluate",
-        description="Accuracy of trained models on images: top-1, top-5, and class by class.",
+        prog=f"python -m timm_wsms.{command}",
+        description=description,
         exit_on_error=False,
         allow_abbrev=False,
         default_env=False,
@@ -95,13 +106,18 @@ def parse(argv: list[str] | None = None) -> tuple[list[str], Options]:
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="A checkpoint folder, `hf-hub:owner/name`, or a name of timm's."
     )
-    parser.add_class_arguments(Options, nested_key=None)
+    parser.add_class_arguments(kind, nested_key=None)
+    words = list(sys.argv[1:] if argv is None else argv)
+    switches = {f"--{name}" for name, hint in get_type_hints(kind).items() if hint is bool}
+    for word, value in zip_longest(tuple(words), tuple(words[1:])):
+        if word in switches and value not in ("true", "false"):  # `--stages` for `--stages true`
+            words[words.index(word)] = f"{word}=true"
     try:
-        namespace = parser.instantiate(parser.parse_args(argv))
+        namespace = parser.instantiate(parser.parse_args(words))
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         raise UserError(str(error)) from None
     values = namespace.as_dict()
-    return values.pop("models"), Options(**values)
+    return values.pop("models"), kind(**values)
 
 
 def in_own_terms(message: str) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,8 @@ Arrays = dict[str, np.ndarray]
 def cached(name: str, key: Mapping[str, Any], compute: Callable[[], Arrays], folder: str | None = None) -> Arrays:
     """What `compute` returns; the next time, the same from the disk.
 
-    It lies where the Hub's library keeps its users' files: `$HF_ASSETS_CACHE/timm-wsms/<name>/<hash of key>`, which is
-    `$HF_HOME/assets/…` or `$XDG_CACHE_HOME/huggingface/assets/…` where the former are not set, `~/.cache/…` where none is.
+    It lies where the Hub's library keeps such files: `$HF_ASSETS_CACHE/timm-wsms/<name>/<hash of key>`. Where this is not
+    set, that is in `$HF_HOME/assets`, else in `$XDG_CACHE_HOME/huggingface/assets`, else in `~/.cache/huggingface/assets`.
 
     Args:
         name: Of this kind of results.

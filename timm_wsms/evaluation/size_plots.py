@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from timm_wsms.evaluation.plots import COLORS, _dress, _figure, _look, _save
 from timm_wsms.evaluation.size_curve import SizeCurve
+from timm_wsms.evaluation.stage_drop import StageDrops
 from timm_wsms.evaluation.trained_sizes import was_trained
 
 if TYPE_CHECKING:
@@ -45,33 +44,32 @@ def plot_size_curves(
     axes.set_ylabel("accuracy (%)")
     _size_axis(axes, next(iter(curves.values())).factors)
     if any(trained.values()):
-        axes.get_legend().set_title("filled: sizes seen in training")
+        axes.legend(frameon=False, title="filled: sizes seen in training")
     return _save(figure, path, title)
 
 
-def plot_stage_drops(
-    drops: Mapping[str, np.ndarray], factors: Sequence[float], path: str | Path, title: str = ""
-) -> Path:
-    """Draws how many points of accuracy each stage carries, a panel a model and a curve a stage.
+def plot_stage_drops(drops: Mapping[str, StageDrops], path: str | Path, title: str = "") -> Path:
+    """Draws how many points of accuracy each stage carries, with 95 % intervals, a panel a model and a curve a stage.
 
     Args:
-        drops: Model's name → points lost without stage 1, 2 … at each size, (F, S).
-        factors: Of the object's size, F of them.
+        drops: Model's name → what it loses.
         path: PNG file to write.
         title: On which data.
 
     Returns:
         `path`.
     """
-    figure = _figure(width=1.0 + 5.0 * len(drops))
+    figure = _figure(width=2.0 + 5.0 * len(drops))
     panels = figure.subplots(1, len(drops), sharey=True, squeeze=False)[0]
     for axes, (name, lost) in zip(panels, drops.items(), strict=True):
-        for stage in range(lost.shape[1]):
-            axes.plot(factors, lost[:, stage], label=f"stage {stage + 1}", **_look(stage, len(factors)))
+        for stage, (drop, interval) in enumerate(zip(lost.drop, lost.interval, strict=True)):
+            look = _look(stage, len(lost.factors))
+            axes.fill_between(lost.factors, *zip(*interval, strict=True), color=look["color"], alpha=0.2, linewidth=0)
+            axes.plot(lost.factors, drop, label=f"stage {stage + 1}", **look)
         axes.axhline(0, color=COLORS[-1], linewidth=0.6)
         axes.set_title(name, fontsize=10)
-        _size_axis(axes, factors)
-    panels[0].set_ylabel("accuracy lost without the stage (points)")
+        _size_axis(axes, lost.factors)
+    panels[0].set_ylabel("points lost without the stage")
     return _save(figure, path, title)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from timm_wsms.data import Loader
 from timm_wsms.data.sources import progress
 from timm_wsms.evaluation.mode import evaluating
 from timm_wsms.evaluation.resize import Border
+from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.evaluation.size_curve import AllSizes
 from timm_wsms.evaluation.stage_maps import integrated_stages
 from timm_wsms.network import WsmsNet
@@ -30,9 +32,9 @@ def predict_without_stages(
 ) -> np.ndarray:
     """Predictions with each stage's map in turn replaced by its mean over the data set at that size.
 
-    A mean map is what the integration layer is used to, but says nothing about the image. With `residual`, stage 1's map
-    is replaced on both of its ways, straight on and through the integration layer. Every image is read twice: for the
-    means, and for the predictions.
+    A mean map is what the integration layer is used to, but says nothing about the image. With `residual`, stage 1's
+    map is replaced on both of its ways, straight on and through the integration layer. Every image is read twice: for
+    the means, and for the predictions.
 
     Args:
         model: A network of several stages whose maps are integrated; its mode is restored.
@@ -94,3 +96,41 @@ class _Mean:
     def like(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The means as tensors (b, …)."""
         return [(total / self.count).to(one).expand_as(one) for total, one in zip(self.sums, tensors, strict=True)]
+
+
+@dataclass(frozen=True)
+class StageDrops:
+    """How much of a network's accuracy each stage carries at each object size.
+
+    Attributes:
+        factors: Of the object's size, F of them.
+        top1: Accuracy of the whole network in percent, F values.
+        drop: Points lost without each stage, S lists of F values; negative where the network is better without it.
+        interval: Their 95 % bootstrap intervals, by image, likewise.
+    """
+
+    factors: tuple[float, ...]
+    top1: list[float]
+    drop: list[list[float]]
+    interval: list[list[tuple[float, float]]]
+
+
+def stage_drops(predicted: np.ndarray, label: np.ndarray, factors: Sequence[float], seed: int = 0) -> StageDrops:
+    """What predictions without stages come to.
+
+    Args:
+        predicted: From `predict_without_stages`, (F, 1 + S, n).
+        label: True classes, (n,).
+        factors: F of them.
+        seed: Of the bootstrap.
+    """
+    hits = 100.0 * (predicted == label)
+    lost = (hits[:, :1] - hits[:, 1:]).swapaxes(0, 1)  # (S, F, n)
+    low, high = bootstrap_interval(lost, seed)
+    interval = np.stack([low, high], -1).tolist()  # (S, F, 2)
+    return StageDrops(
+        tuple(factors),
+        hits[:, 0].mean(1).tolist(),
+        lost.mean(2).tolist(),
+        [[(a, b) for a, b in one] for one in interval],
+    )

@@ -17,10 +17,11 @@ TOLERANCE = 0.01  # of a factor, which may have been rounded
 def trained_sizes(folder: Path, crop_pct: float) -> tuple[float, float] | None:
     """The smallest and the largest size in training, relative to that at evaluation.
 
-    A crop of the part a of the image's area, resized to the input, shows things 1 / √a times as large as the whole image
-    resized to the input does; evaluation, which resizes to input / crop_pct and cuts out the center, 1 / crop_pct times
-    (Touvron et al. 2019, Fixing the train-test resolution discrepancy, Section 3). So it is crop_pct / √a. Changes of the
-    aspect ratio are left aside, and so is that the images themselves show things at many sizes: 1 is as in the data.
+    A crop of the part a of the image's area, resized to the input, shows things 1 / √a times as large as the whole
+    image resized to the input does; evaluation, which resizes to input / crop_pct and cuts out the center, 1 / crop_pct
+    times (Touvron et al. 2019, Fixing the train-test resolution discrepancy, Section 3). So it is crop_pct / √a.
+    Changes of the aspect ratio are left aside, and so is that the images themselves show things at many sizes: 1 is as
+    in the data.
 
     Args:
         folder: A checkpoint folder; its `settings.yaml` counts, which the training script writes.
