@@ -15,6 +15,7 @@ from timm_wsms.evaluation.size_curve import SizePredictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS, IMAGES = 8, 24  # a row; a half of the picture
 
@@ -68,7 +69,8 @@ def plot_gallery(
     rows = max(1, *(-(-len(half) // COLUMNS) for half in halves))
     figure = _figure(width=17.0)
     figure.set_figheight(1.4 + (1.05 + 0.12 * len(found)) * rows)
-    for part, half, title in zip(figure.subfigures(1, 2, wspace=0.02), halves, titles, strict=True):
+    parts = figure.subfigures(1, 2, wspace=0.02, squeeze=False)[0]
+    for part, half, title in zip(parts, halves, titles, strict=True):
         part.suptitle(title, fontsize=11)
         grid = part.subplots(rows, COLUMNS, squeeze=False).ravel()
         for axes in grid:
@@ -96,7 +98,7 @@ def _draw(axes: Axes, place: int, split: Split, found: Sequence[SizePredictions]
     axes.set_ylim(-0.03 - 0.12 * len(found), 1)
 
 
-def _legend(figure, found: Mapping[str, SizePredictions]) -> None:
+def _legend(figure: Figure, found: Mapping[str, SizePredictions]) -> None:
     from matplotlib.lines import Line2D
 
     factors = next(iter(found.values())).factors

@@ -68,7 +68,7 @@ def plot_heat_maps(
     stages = lines[0][3].shape[1]
     figure = _figure(width=1.3 * (1 + stages) * len(images))
     figure.set_figheight(0.6 + 1.55 * len(lines))
-    blocks = np.atleast_1d(figure.subfigures(1, len(images), wspace=0.04))
+    blocks = figure.subfigures(1, len(images), wspace=0.04, squeeze=False)[0]
     for number, block in enumerate(blocks):
         block.suptitle(labels[number], fontsize=10)
         grid = block.subplots(len(lines), 1 + stages, squeeze=False)

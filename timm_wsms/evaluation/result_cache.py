@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -26,8 +27,9 @@ Arrays = dict[str, np.ndarray]
 def cached(name: str, key: Mapping[str, Any], compute: Callable[[], Arrays], folder: str | None = None) -> Arrays:
     """What `compute` returns; the next time, the same from the disk.
 
-    It lies where the Hub's library keeps such files: `$HF_ASSETS_CACHE/timm-wsms/<name>/<hash of key>`. Where this is not
-    set, that is in `$HF_HOME/assets`, else in `$XDG_CACHE_HOME/huggingface/assets`, else in `~/.cache/huggingface/assets`.
+    It lies where the Hub's library keeps such files, in `$HF_ASSETS_CACHE/timm-wsms/<name>/<hash of key>`. Where that
+    variable is not set, its place is taken by `$HF_HOME/assets`, `$XDG_CACHE_HOME/huggingface/assets` or
+    `~/.cache/huggingface/assets`.
 
     Args:
         name: Of this kind of results.
@@ -44,11 +46,11 @@ def cached(name: str, key: Mapping[str, Any], compute: Callable[[], Arrays], fol
     place = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
     try:
         path = cached_assets_path("timm-wsms", name, place, assets_dir=folder) / "arrays"
-        return load_file(path / "arrays.safetensors")
-    except (FileNotFoundError, SafetensorError):  # not there, or damaged
-        arrays = compute()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a file in its place, for instance
         raise UserError(f"the cache cannot be used ({error}); name another folder, or --cache off") from error
+    with suppress(FileNotFoundError, SafetensorError):  # not there, or damaged
+        return load_file(path / "arrays.safetensors")
+    arrays = compute()
     try:
         with written_beside(path) as temporary:
             write_tensors(temporary / "arrays.safetensors", {key: torch.tensor(array) for key, array in arrays.items()})
@@ -63,7 +65,7 @@ def model_hash(model: nn.Module) -> str:
     digest = hashlib.sha256(str(model).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -73,7 +75,7 @@ def data_fingerprint(split: Split) -> str:
     digest.update(json.dumps(split.class_names).encode())
     if split.pixels is not None:
         digest.update(str(split.pixels.shape).encode())
-        digest.update(np.ascontiguousarray(split.pixels))
+        digest.update(split.pixels.tobytes())
     else:
         digest.update(split.rows._fingerprint.encode())  # type: ignore[union-attr]
     return digest.hexdigest()

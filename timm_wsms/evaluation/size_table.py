@@ -68,4 +68,5 @@ def drop_table(drops: StageDrops) -> str:
 
 
 def _with_interval(value: float, interval: tuple[float, float], form: str = ".1f") -> str:
-    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+    value, low, high = (round(one, 1) + 0.0 for one in (value, *interval))  # no -0.0
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

@@ -124,13 +124,13 @@ def stage_drops(predicted: np.ndarray, label: np.ndarray, factors: Sequence[floa
         factors: F of them.
         seed: Of the bootstrap.
     """
-    hits = 100.0 * (predicted == label)
-    lost = (hits[:, :1] - hits[:, 1:]).swapaxes(0, 1)  # (S, F, n)
+    hits = predicted == label
+    lost = 100.0 * (hits[:, :1].astype(int) - hits[:, 1:]).swapaxes(0, 1)  # (S, F, n)
     low, high = bootstrap_interval(lost, seed)
     interval = np.stack([low, high], -1).tolist()  # (S, F, 2)
     return StageDrops(
         tuple(factors),
-        hits[:, 0].mean(1).tolist(),
+        (100 * hits[:, 0].mean(1)).tolist(),
         lost.mean(2).tolist(),
         [[(a, b) for a, b in one] for one in interval],
     )

@@ -11,7 +11,7 @@ from timm_wsms.data.settings import DataSettings, TimmAugmentation
 
 # timm's smallest and largest area of a crop by the mode, where the settings leave it open
 AREAS = {"rrc": (0.08, 1.0), "rkrc": (0.8, 1.0), "rkrr": (0.8, 1.0)}
-TOLERANCE = 0.01  # of a factor, which may have been rounded
+TOLERANCE = 0.02  # of a factor: a setting may say 1.4 for √2
 
 
 def trained_sizes(folder: Path, crop_pct: float) -> tuple[float, float] | None:
