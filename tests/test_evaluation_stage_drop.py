@@ -28,7 +28,9 @@ def accelerator():
 @pytest.fixture(scope="module")
 def split():
     rng = np.random.default_rng(0)
-    return Split("test", rng.integers(0, 10, 17), list("abcdefghij"), pixels=rng.integers(0, 255, (17, 32, 32, 3), "uint8"))
+    return Split(
+        "test", rng.integers(0, 10, 17), list("abcdefghij"), pixels=rng.integers(0, 255, (17, 32, 32, 3), "uint8")
+    )
 
 
 def loader(split):

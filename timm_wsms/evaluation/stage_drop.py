@@ -52,50 +52,53 @@ def predict_without_stages(
     """
     network = integrated_stages(model)
     images, size = AllSizes(loader, factors, border, accelerator.device), len(loader.split)
-    means = [_Mean() for _ in factors]
+    means = [StageMeans() for _ in factors]
     with evaluating(network), accelerator.autocast():
         for index, batch, _ in progress(images, "means of the stages' maps"):
-            features, maps = network.stage_maps(batch)
-            means[int(index[0]) // size].add([*_several(features), *maps])
-        predicted = np.full((len(factors), 1 + len(maps), size), -1)
+            means[int(index[0]) // size].add(network, batch)
+        predicted = np.full((len(factors), 2 + len(network.stages), size), -1)
         for index, batch, _ in progress(images, "without each stage"):
             place = int(index[0]) // size
-            found = _logits_without(network, *network.stage_maps(batch), means[place])  # (1 + S, b, classes)
-            predicted[place, :, index - place * size] = found.argmax(2).T.cpu().numpy()
+            found = logits_without_stages(network, batch, means[place]).argmax(2)  # (1 + S, b)
+            predicted[place][:, index.numpy() - place * size] = found.cpu().numpy()
     return predicted[:, :, predicted[0, 0] >= 0]
 
 
-def _logits_without(network: WsmsNet, features: Any, maps: list[torch.Tensor], means: _Mean) -> torch.Tensor:
-    """The logits of a batch, and those without each stage, (1 + S, b, classes)."""
-    blank = means.like([*_several(features), *maps])
-    blank_features, blank_maps = blank[: -len(maps)], blank[-len(maps) :]
-    found = [network.forward_head(network.merged(features, network.integration(maps)))]  # type: ignore[misc]
-    for stage, mean in enumerate(blank_maps):
-        integrated = network.integration([*maps[:stage], mean, *maps[stage + 1 :]])  # type: ignore[misc]
-        own = features if stage else blank_features if isinstance(features, (list, tuple)) else blank_features[0]
-        found.append(network.forward_head(network.merged(own, integrated)))
-    return torch.stack(found)
-
-
-def _several(features: Any) -> list[torch.Tensor]:
-    return list(features) if isinstance(features, (list, tuple)) else [features]
-
-
-class _Mean:
-    """The mean over images of several tensors (b, …)."""
+class StageMeans:
+    """The mean over images of the backbone's features and of every stage's map."""
 
     def __init__(self) -> None:
         self.sums: list[torch.Tensor] = []
         self.count = 0
 
-    def add(self, tensors: Sequence[torch.Tensor]) -> None:
-        sums = [tensor.float().sum(0) for tensor in tensors]
+    def add(self, network: WsmsNet, images: torch.Tensor) -> None:
+        """Takes a batch (b, C, H, W) in."""
+        features, maps = network.stage_maps(images)
+        sums = [one.float().sum(0) for one in (*_several(features), *maps)]
         self.sums = [old + new for old, new in zip(self.sums, sums, strict=True)] if self.sums else sums
-        self.count += len(tensors[0])
+        self.count += len(images)
 
-    def like(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The means as tensors (b, …)."""
-        return [(total / self.count).to(one).expand_as(one) for total, one in zip(self.sums, tensors, strict=True)]
+    def like(self, features: Any, maps: list[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
+        """The means in place of a batch's features and maps."""
+        given = [*_several(features), *maps]
+        means = [(total / self.count).to(one).expand_as(one) for total, one in zip(self.sums, given, strict=True)]
+        own, means = means[: -len(maps)], means[-len(maps) :]
+        return (own if isinstance(features, (list, tuple)) else own[0]), means
+
+
+def logits_without_stages(network: WsmsNet, images: torch.Tensor, means: StageMeans) -> torch.Tensor:
+    """The logits of a batch, and those without stage 1, without stage 2 …, (1 + S, b, classes)."""
+    features, maps = network.stage_maps(images)
+    blank_features, blank_maps = means.like(features, maps)
+    found = [network.forward_head(network.merged(features, network.integration(maps)))]  # type: ignore[misc]
+    for stage, blank in enumerate(blank_maps):
+        integrated = network.integration([*maps[:stage], blank, *maps[stage + 1 :]])  # type: ignore[misc]
+        found.append(network.forward_head(network.merged(features if stage else blank_features, integrated)))
+    return torch.stack(found)
+
+
+def _several(features: Any) -> list[torch.Tensor]:
+    return list(features) if isinstance(features, (list, tuple)) else [features]
 
 
 @dataclass(frozen=True)
