@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from timm_wsms import evaluation
 from timm_wsms.data import Split, load_splits
-from timm_wsms.errors import UserError
-from timm_wsms.evaluation.options import Options, in_own_terms, parse
+from timm_wsms.evaluation.options import Options, own_terms, parse
 from timm_wsms.evaluation.prepare import prepare, start
 from timm_wsms.training import faults
 from timm_wsms.training.whole import write_text
@@ -38,14 +37,8 @@ def main(argv: list[str] | None = None) -> None:
         UserError: a mistake that the user can mend; the message names the option.
     """
     names, options = parse(argv, Options, "evaluate", __doc__.splitlines()[0])
-    try:
+    with own_terms():
         evaluate(names, options)
-    except UserError as error:
-        raise UserError(in_own_terms(str(error))) from error
-    except Exception as error:
-        if faults.is_out_of_memory(error):
-            raise UserError("out of memory: lower --batch_size, or take --precision bf16") from error
-        raise
 
 
 def evaluate(names: list[str], options: Options) -> None:

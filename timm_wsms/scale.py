@@ -9,11 +9,9 @@ time.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,26 +20,13 @@ import numpy as np
 from timm_wsms.data import Split, load_splits
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import parameters, timm_name
-from timm_wsms.evaluation.gallery import plot_gallery
-from timm_wsms.evaluation.heat_plots import plot_heat_maps
 from timm_wsms.evaluation.load import LOCAL
-from timm_wsms.evaluation.options import Options, in_own_terms, parse
+from timm_wsms.evaluation.options import ScaleOptions, own_terms, parse
 from timm_wsms.evaluation.prepare import Prepared, prepare, start
-from timm_wsms.evaluation.resize import Border
 from timm_wsms.evaluation.result_cache import cached, data_fingerprint, model_hash
-from timm_wsms.evaluation.size_curve import (
-    FACTORS,
-    Comparison,
-    SizeCurve,
-    SizePredictions,
-    check_factors,
-    compare,
-    predict_sizes,
-    size_curve,
-)
-from timm_wsms.evaluation.size_plots import plot_size_curves, plot_stage_drops
-from timm_wsms.evaluation.size_table import drop_table, size_table
-from timm_wsms.evaluation.stage_drop import StageDrops, predict_without_stages, stage_drops
+from timm_wsms.evaluation.size_curve import SizePredictions, check_factors, compare, predict_sizes, size_curve
+from timm_wsms.evaluation.size_report import Result, Results, as_json, draw, tell
+from timm_wsms.evaluation.stage_drop import predict_without_stages, stage_drops
 from timm_wsms.evaluation.stage_maps import integrated_stages
 from timm_wsms.evaluation.trained_sizes import trained_sizes
 from timm_wsms.network import WsmsNet
@@ -52,47 +37,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-@dataclass
-class ScaleOptions(Options):
-    """What an evaluation at several object sizes can be told."""
-
-    factors: list[float] = field(default_factory=lambda: list(FACTORS))
-    """Sizes of the object, relative to the image's own; 1 is always among them."""
-    border: Border = "mean"
-    """What surrounds a smaller object: the image's mean color, the image mirrored, or the image blurred."""
-    stages: bool = False
-    """Also: accuracy lost without each stage, and heat maps a stage."""
-    heat_images: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
-    """The images, by their place in the split, whose heat maps `--stages` draws."""
-    gallery: bool = False
-    """Also: images that all models but the last miss and the last gets, beside a random draw (the paper's Fig. 5)."""
-    seed: int = 0
-    """Of the bootstrap and of the gallery's draw; and of the training run, for the embedded digits."""
-    json: str | None = None
-    """A file for all figures."""
-    output: str | None = None
-    """A folder for the pictures: `scale.png`; `stages.png` and `heat_<model>.png`; `gallery.png`."""
-    cache: str | None = None
-    """A folder to keep results in, instead of `$HF_ASSETS_CACHE`; `off`: neither read nor keep any."""
-
-
-@dataclass
-class Result:
-    """What was found about one model."""
-
-    name: str
-    weights: str
-    parameters: int
-    trained: tuple[float, float] | None
-    found: SizePredictions
-    curve: SizeCurve
-    drops: StageDrops | None
-
-
-Results = dict[str, Result]
-Comparisons = dict[tuple[str, str], Comparison]
-
-
 def main(argv: list[str] | None = None) -> None:
     """Evaluates the models that the command line names, prints a table, and writes what the options ask for.
 
@@ -100,14 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         UserError: a mistake that the user can mend; the message names the option.
     """
     names, options = parse(argv, ScaleOptions, "scale", "Accuracy of trained models against object size.")
-    try:
+    with own_terms():
         scale(names, options)
-    except UserError as error:
-        raise UserError(in_own_terms(str(error))) from error
-    except Exception as error:
-        if faults.is_out_of_memory(error):
-            raise UserError("out of memory: lower --batch_size, or take --precision bf16") from error
-        raise
 
 
 def scale(names: list[str], options: ScaleOptions) -> dict[str, Any]:
@@ -209,59 +147,6 @@ def measure(
     folder = Path(path.removeprefix(LOCAL)) if path.startswith(LOCAL) else None
     seen = trained_sizes(folder, model.config["crop_pct"]) if folder else None
     return Result(name, weights, parameters(model.network), seen, found, size_curve(found, options.seed), drops)
-
-
-def as_json(results: Results, comparisons: Comparisons, split: Split, options: ScaleOptions) -> dict[str, Any]:
-    """All figures, for JSON."""
-    models = [
-        {
-            "model": label,
-            "weights_sha256": one.weights,
-            "parameters": one.parameters,
-            "trained_sizes": one.trained,
-            **dataclasses.asdict(one.curve),
-            **({"stages": dataclasses.asdict(one.drops)} if one.drops else {}),
-        }
-        for label, one in results.items()
-    ]
-    pairs = [
-        {"first": first, "second": second, **dataclasses.asdict(found)}
-        for (first, second), found in comparisons.items()
-    ]
-    images = len(next(iter(results.values())).found.index)
-    data = {"data": options.data, "split": split.name, "images": images, "border": options.border}
-    return {**data, "precision": options.precision, "seed": options.seed, "models": models, "comparisons": pairs}
-
-
-def draw(results: Results, models: dict[str, Prepared], split: Split, options: ScaleOptions) -> None:
-    """Writes the pictures that the options ask for, and says where."""
-    folder, title = Path(options.output or "."), f"{split.name} of {Path(options.data).name}"
-    curves, seen = ({label: getattr(one, what) for label, one in results.items()} for what in ("curve", "trained"))
-    written = [plot_size_curves(curves, seen, folder / "scale.png", title)]
-    drops = {label: one.drops for label, one in results.items() if one.drops}
-    if drops:
-        written.append(plot_stage_drops(drops, folder / "stages.png", title))
-    if options.stages:
-        for label, one in models.items():
-            images = one.images(split, options.heat_images)
-            truth = [split.class_names[split.labels[place]] for place in options.heat_images]
-            names = [split.class_names[label] for label in one.data_class]
-            path = folder / f"heat_{label.replace('/', '_')}.png"
-            written.append(plot_heat_maps(one.network, images, truth, names, one.config, path, label, options.border))
-    if options.gallery:
-        found = {label: one.found for label, one in results.items()}
-        written.append(plot_gallery(found, split, folder / "gallery.png", options.seed))
-    print("pictures:", *written)
-
-
-def tell(results: Results, comparisons: Comparisons) -> None:
-    """Prints the tables."""
-    curves, seen = ({label: getattr(one, what) for label, one in results.items()} for what in ("curve", "trained"))
-    first, *others = results
-    print("\n" + size_table(curves, seen, [comparisons[first, other] for other in others]))
-    for label, one in results.items():
-        if one.drops:
-            print(f"\n{label}: points of accuracy without each stage's map\n{drop_table(one.drops)}")
 
 
 if __name__ == "__main__":
