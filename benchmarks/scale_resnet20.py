@@ -2,8 +2,8 @@
 
     python benchmarks/scale_resnet20.py --source ../shared/data/cifar10
 
-Both were trained at size 1 only. Runs `timm_wsms.scale`: curves and gallery on the whole test set, what each stage carries
-on its first images. Figures go to benchmarks/results/, pictures to docs/.
+Both were trained at size 1 only. Runs `timm_wsms.scale`: curves and gallery on the whole test set, what each stage
+carries on its first images. Figures go to benchmarks/results/, pictures to docs/.
 """
 
 import argparse
