@@ -12,7 +12,10 @@ import numpy as np
 import torch
 
 from timm_wsms.evaluation.accuracy import Predictions
-from timm_wsms.evaluation.plots import plot_confusion
+from timm_wsms.evaluation.plots import plot_confusion, plot_mistakes
+
+MOST_CLASSES = 20  # whose confusion matrix can be read
+MOST_MISTAKES = 30
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,18 @@ def confusion(predictions: Predictions, num_classes: int) -> np.ndarray:
     return multiclass_confusion_matrix(predicted, label, num_classes, validate_args=False).numpy()
 
 
+def mistakes(predictions: Predictions) -> list[tuple[int, int, int]]:
+    """(true class, predicted class, how often) of each mistake, the most frequent first.
+
+    A list, since a matrix of 21,000 classes would not fit into memory.
+    """
+    wrong = ~predictions.correct
+    pairs = np.stack([predictions.label[wrong], predictions.predicted[wrong]], axis=1)  # (n, 2)
+    found, times = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-times, kind="stable")
+    return [(*pair, count) for pair, count in zip(found[order].tolist(), times[order].tolist(), strict=True)]
+
+
 def by_class(predictions: Predictions, class_names: Sequence[str]) -> list[ClassResult]:
     """Results of each class, in the classes' order.
 
@@ -55,27 +70,42 @@ def by_class(predictions: Predictions, class_names: Sequence[str]) -> list[Class
         predictions: of a whole data set or a part of it.
         class_names: one for each logit.
     """
-    matrix = confusion(predictions, len(class_names))
-    in_top5 = np.bincount(predictions.label[predictions.in_top5], minlength=len(class_names))
-    mistakes = matrix - np.diag(np.diag(matrix))
-    worst = mistakes.argmax(axis=1)
+    images, right, in_top5 = (
+        np.bincount(labels, minlength=len(class_names)).tolist()
+        for labels in (
+            predictions.label,
+            predictions.label[predictions.correct],
+            predictions.label[predictions.in_top5],
+        )
+    )
+    worst: dict[int, tuple[str, int]] = {}
+    for label, predicted, times in mistakes(predictions):
+        worst.setdefault(label, (class_names[predicted], times))
     return [
         ClassResult(
             name,
-            images=(images := int(matrix[label].sum())),
-            top1=100.0 * float(matrix[label, label] / images) if images else None,
-            top5=100.0 * float(in_top5[label] / images) if images else None,
-            taken_for=class_names[worst[label]] if mistakes[label].any() else None,
-            times=int(mistakes[label].max()),
+            count,
+            100.0 * right[label] / count if count else None,
+            100.0 * in_top5[label] / count if count else None,
+            *worst.get(label, (None, 0)),
         )
-        for label, name in enumerate(class_names)
+        for label, (name, count) in enumerate(zip(class_names, images, strict=True))
     ]
 
 
 def write_classes(predictions: Predictions, class_names: Sequence[str], folder: Path) -> None:
-    """Writes `per_class.csv`, a line for each class, and `confusion.png` into a folder."""
+    """Writes `per_class.csv`, a line for each class, and `confusion.png` into a folder.
+
+    The picture is the confusion matrix, or, of more than 20 classes, the most frequent mistakes.
+    """
+    results = by_class(predictions, class_names)
     with (folder / "per_class.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(ClassResult)])
         writer.writeheader()
-        writer.writerows(map(dataclasses.asdict, by_class(predictions, class_names)))
-    plot_confusion(confusion(predictions, len(class_names)), class_names, folder / "confusion.png")
+        writer.writerows(map(dataclasses.asdict, results))
+    if len(class_names) <= MOST_CLASSES:
+        plot_confusion(confusion(predictions, len(class_names)), class_names, folder / "confusion.png")
+    else:
+        most = mistakes(predictions)[:MOST_MISTAKES]
+        named = [(class_names[one], class_names[other], times, results[one].images) for one, other, times in most]
+        plot_mistakes(named, folder / "confusion.png")

@@ -57,14 +57,8 @@ def plot_heat_maps(
         shown = resize_object(images, factor, border)
         with evaluating(model):
             predicted = model(shown).argmax(1)
-        lines.append(
-            (
-                factor,
-                _as_pixels(shown, config["mean"], config["std"]),
-                predicted,
-                stage_heat_maps(model, shown, predicted).cpu(),
-            )
-        )
+        pixels = _as_pixels(shown, config["mean"], config["std"])
+        lines.append((factor, pixels, predicted, stage_heat_maps(model, shown, predicted).cpu()))
     stages = lines[0][3].shape[1]
     figure = _figure(width=1.3 * (1 + stages) * len(images))
     figure.set_figheight(0.6 + 1.55 * len(lines))

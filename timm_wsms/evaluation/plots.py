@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 # a marker each, so that the curves differ in black and white too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-MOST_CLASSES = 20  # whose confusion matrix can be read; of more classes the most confused pairs are shown
-MOST_PAIRS = 30
 
 
 def plot_curves(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
@@ -71,7 +69,7 @@ def plot_sizes(curves: Mapping[str, Mapping[int, float]], path: str | Path, titl
 
 
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | Path, title: str = "") -> Path:
-    """Draws the confusion matrix, or, of more than 20 classes, the pairs that are confused most often.
+    """Draws a confusion matrix with its numbers, readable for up to 20 classes.
 
     Args:
         matrix: Number of images of each class (row) that are taken for each class (column), int64 (classes, classes).
@@ -84,34 +82,36 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | P
     """
     from torchmetrics.utilities.plot import plot_confusion_matrix
 
-    if len(class_names) > MOST_CLASSES:
-        figure = _draw_pairs(matrix, class_names)
-    else:
-        side = 2.5 + 0.65 * len(class_names)
-        figure = _figure(width=side, height=side)
-        plot_confusion_matrix(torch.from_numpy(matrix), figure.subplots(), labels=list(class_names), cmap="Blues")
+    side = 2.5 + 0.65 * len(class_names)
+    figure = _figure(width=side, height=side)
+    plot_confusion_matrix(torch.from_numpy(matrix), figure.subplots(), labels=list(class_names), cmap="Blues")
     return _save(figure, path, title)
 
 
-def _draw_pairs(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """A bar for each of the most frequent mistakes, the most frequent on top."""
+def plot_mistakes(mistakes: Sequence[tuple[str, str, int, int]], path: str | Path, title: str = "") -> Path:
+    """Draws a bar for each of the most frequent mistakes, the first on top.
+
+    Args:
+        mistakes: True class, predicted class, how often, number of images of the true class.
+        path: PNG file to write.
+        title: What was evaluated.
+
+    Returns:
+        `path`.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    mistakes = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:MOST_PAIRS]
-    pairs = [(row, column) for row, column in zip(*np.unravel_index(order, matrix.shape), strict=True)]
-    pairs = [pair for pair in pairs if mistakes[pair]]
-    figure = _figure(width=9.0, height=1.2 + 0.26 * len(pairs))
+    figure = _figure(width=9.0, height=1.2 + 0.26 * len(mistakes))
     axes = figure.subplots()
-    labels = [f"{class_names[row][:35]} → {class_names[column][:35]}" for row, column in pairs]
-    bars = axes.barh(range(len(pairs)), [mistakes[pair] for pair in pairs], color=COLORS[0])
-    axes.bar_label(bars, [f"{mistakes[pair]} of {matrix[pair[0]].sum()}" for pair in pairs], padding=3, fontsize=8)
-    axes.set_yticks(range(len(pairs)), labels, fontsize=8)
+    bars = axes.barh(range(len(mistakes)), [times for _, _, times, _ in mistakes], color=COLORS[0])
+    axes.bar_label(bars, [f"{times} of {images}" for _, _, times, images in mistakes], padding=3, fontsize=8)
+    labels = [f"{label[:35]} → {predicted[:35]}" for label, predicted, _, _ in mistakes]
+    axes.set_yticks(range(len(mistakes)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _dress(axes, f"images taken for another class: the {len(pairs)} most frequent mistakes")
-    return figure
+    _dress(axes, f"images taken for another class: the {len(mistakes)} most frequent mistakes")
+    return _save(figure, path, title)
 
 
 def _draw_columns(axes: Axes, rows: Sequence[Mapping[str, Any]], endings: tuple[str, ...]) -> None:
