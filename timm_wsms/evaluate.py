@@ -12,21 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from timm_wsms import evaluation
-from timm_wsms.data import Split, data_config, load_splits, make_loader
-from timm_wsms.errors import UserError
-from timm_wsms.evaluation.options import Options, in_own_terms, parse
+from timm_wsms.data import Split, load_splits
+from timm_wsms.evaluation.options import Options, own_terms, parse
+from timm_wsms.evaluation.prepare import prepare, start
 from timm_wsms.training import faults
-from timm_wsms.training.build import build_accelerator, check_input
-from timm_wsms.training.settings import Settings
 from timm_wsms.training.whole import write_text
 
 if TYPE_CHECKING:
@@ -41,15 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: a mistake that the user can mend; the message names the option.
     """
-    names, options = parse(argv)
-    try:
+    names, options = parse(argv, Options, "evaluate", __doc__.splitlines()[0])
+    with own_terms():
         evaluate(names, options)
-    except UserError as error:
-        raise UserError(in_own_terms(str(error))) from error
-    except Exception as error:
-        if faults.is_out_of_memory(error):
-            raise UserError("out of memory: lower --batch_size, or take --precision bf16") from error
-        raise
 
 
 def evaluate(names: list[str], options: Options) -> None:
@@ -72,27 +61,6 @@ def evaluate(names: list[str], options: Options) -> None:
     accelerator.end_training()
 
 
-def start(options: Options, model: str) -> Accelerator:
-    """The accelerator, and the folders for what is to be written.
-
-    Raises:
-        UserError: the device or the precision is not to be had here, or a folder cannot be made.
-    """
-    if options.device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    accelerator = build_accelerator(Settings(model, precision=options.precision))
-    if options.device not in (None, accelerator.device.type):
-        raise UserError(f"--device {options.device} is not to be had here; Accelerate chose {accelerator.device.type}")
-    folders = [Path(options.json).parent] if options.json else []
-    folders += [Path(options.output)] if options.output else []
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be made ({error.strerror}); choose another --json or --output") from error
-    return accelerator
-
-
 def measure(
     name: str, split: Split, options: Options, accelerator: Accelerator
 ) -> tuple[dict[str, Any], evaluation.Row]:
@@ -104,27 +72,11 @@ def measure(
     Raises:
         UserError: it cannot be loaded, or does not fit the data.
     """
-    model = evaluation.load_model(name, **options.model_kwargs)
-    if model.num_classes != len(split.class_names):
-        raise UserError(
-            f"{name} has {model.num_classes} classes, but split {split.name!r} of {options.data} has "
-            f"{len(split.class_names)}; name a model or a --label_column that fits"
-        )
-    if options.input_size:  # before its mean and std are looked at, which are three for three channels
-        check_input(model, name, options.input_size, model.num_classes)
-    settings = options.data_settings()
-    config = data_config(model, settings, use_test_size=True)
-    check_input(model, name, config["input_size"], model.num_classes)
-    cost = evaluation.parameters(model), evaluation.multiplications(model, config["input_size"])
-    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    loader = make_loader(split, settings, config, batch_size=options.batch_size, train=False, **share)
-    ordered, remark = evaluation.in_order_of(model, split.class_names)
-    if remark:
-        accelerator.print(f"{name}: {remark}")
-    ordered.to(accelerator.device)
-    if options.channels_last:
-        ordered.to(memory_format=torch.channels_last)
-    found = evaluation.predict(ordered, loader, accelerator, len(split), progress=True)
+    one = prepare(name, split, options, accelerator)
+    if one.remark:
+        accelerator.print(f"{name}: {one.remark}")
+    cost = evaluation.parameters(one.network), evaluation.multiplications(one.network, one.config["input_size"])
+    found = evaluation.predict(one.ordered, one.loader, accelerator, len(split), progress=True)
     by_size = {} if split.object_sizes is None else evaluation.accuracy_by_size(found, split.object_sizes)
     if options.output and accelerator.is_main_process:
         folder = Path(options.output) / re.sub(r"[^\w.-]+", "_", name)
@@ -140,7 +92,7 @@ def measure(
         **({"by_size": by_size} if by_size else {}),
         "parameters": cost[0],
         "multiplications": cost[1],
-        "data_config": config,
+        "data_config": one.config,
         "per_class": [dataclasses.asdict(one) for one in evaluation.by_class(found, split.class_names)],
     }
     return result, evaluation.Row(name, *cost, top1, by_size, top5)

@@ -6,6 +6,8 @@ from timm_wsms.evaluation.cost import multiplications, parameters
 from timm_wsms.evaluation.load import in_order_of, load_model, timm_name
 from timm_wsms.evaluation.object_size import accuracy_by_size, mean_over_sizes
 from timm_wsms.evaluation.plots import plot_confusion, plot_curves, plot_mistakes, plot_sizes
+from timm_wsms.evaluation.resize import resize_object
+from timm_wsms.evaluation.stage_maps import stage_heat_maps
 from timm_wsms.evaluation.table import Row, aligned, markdown_table, text_table
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "plot_mistakes",
     "plot_sizes",
     "predict",
+    "resize_object",
+    "stage_heat_maps",
     "text_table",
     "timm_name",
     "top1",

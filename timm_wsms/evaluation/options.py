@@ -3,13 +3,20 @@
 import argparse
 import dataclasses
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import zip_longest
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import jsonargparse
 
 from timm_wsms.data import DataSettings
 from timm_wsms.errors import UserError
+from timm_wsms.evaluation.resize import Border
+from timm_wsms.evaluation.size_curve import FACTORS
+from timm_wsms.training.faults import is_out_of_memory
 
 # The training script's settings that have another name here.
 OTHER_NAMES = {
@@ -78,16 +85,49 @@ class Options:
         )
 
 
-def parse(argv: list[str] | None = None) -> tuple[list[str], Options]:
+@dataclass
+class ScaleOptions(Options):
+    """What an evaluation at several object sizes can be told."""
+
+    factors: list[float] = field(default_factory=lambda: list(FACTORS))
+    """Sizes of the object, relative to the image's own; 1 is always among them."""
+    border: Border = "mean"
+    """What surrounds a smaller object: the image's mean color, the image mirrored, or the image blurred."""
+    stages: bool = False
+    """Also: accuracy lost without each stage, and heat maps a stage."""
+    heat_images: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
+    """The images, by their place in the split, whose heat maps `--stages` draws."""
+    gallery: bool = False
+    """Also: images that all models but the last miss and the last gets, beside a random draw (the paper's Fig. 5)."""
+    seed: int = 0
+    """Of the bootstrap and of the gallery's draw; and of the training run, for the embedded digits."""
+    json: str | None = None
+    """A file for all figures."""
+    output: str | None = None
+    """A folder for the pictures: `scale.png`; `stages.png` and `heat_<model>.png`; `gallery.png`."""
+    cache: str | None = None
+    """A folder to keep results in, instead of `$HF_ASSETS_CACHE`; `off`: neither read nor keep any."""
+
+
+T = TypeVar("T", bound=Options)
+
+
+def parse(argv: list[str] | None, kind: type[T], command: str, description: str) -> tuple[list[str], T]:
     """Reads the models' names and the options from the command line.
+
+    Args:
+        argv: its words; None: this program's.
+        kind: `Options`, or a class with more of them.
+        command: the module that is run, `timm_wsms.<command>`.
+        description: what it does.
 
     Raises:
         UserError: unknown option, wrong type.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
-        prog="python -m timm_wsms.evaluate",
-        description="Accuracy of trained models on images: top-1, top-5, and class by class.",
+        prog=f"python -m timm_wsms.{command}",
+        description=description,
         exit_on_error=False,
         allow_abbrev=False,
         default_env=False,
@@ -95,17 +135,31 @@ def parse(argv: list[str] | None = None) -> tuple[list[str], Options]:
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="A checkpoint folder, `hf-hub:owner/name`, or a name of timm's."
     )
-    parser.add_class_arguments(Options, nested_key=None)
+    parser.add_class_arguments(kind, nested_key=None)
+    words = list(sys.argv[1:] if argv is None else argv)
+    switches = {f"--{name}" for name, hint in get_type_hints(kind).items() if hint is bool}
+    for word, value in zip_longest(tuple(words), tuple(words[1:])):
+        if word in switches and value not in ("true", "false"):  # `--stages` for `--stages true`
+            words[words.index(word)] = f"{word}=true"
     try:
-        namespace = parser.instantiate(parser.parse_args(argv))
+        namespace = parser.instantiate(parser.parse_args(words))
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         raise UserError(str(error)) from None
     values = namespace.as_dict()
-    return values.pop("models"), Options(**values)
+    return values.pop("models"), kind(**values)
 
 
-def in_own_terms(message: str) -> str:
-    """What the data room says of the training script's settings, said of these options."""
-    for setting, option in OTHER_NAMES.items():
-        message = message.replace(setting, option)
-    return re.sub(r"\bdata\.(\w+)", r"--\1", message)
+@contextmanager
+def own_terms() -> Iterator[None]:
+    """Says what the data room says of the training script's settings of these options, and what to do for memory."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for setting, option in OTHER_NAMES.items():
+            message = message.replace(setting, option)
+        raise UserError(re.sub(r"\bdata\.(\w+)", r"--\1", message)) from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError("out of memory: lower --batch_size, or take --precision bf16") from error
+        raise
