@@ -213,22 +213,27 @@ class WsmsNet(FeatureMaps):
             images.append(F.avg_pool2d(images[-1], 2))
         return images
 
-    def forward_features(self, x: torch.Tensor) -> Any:
-        """(B, in_chans, H, W) → the integrated map (B, num_features, h, w), laid out as the backbone's features.
-
-        Where these are tokens, the map is added to those of the patches, and its mean to the class token's.
-        """
+    def stage_maps(self, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
+        """(B, in_chans, H, W) → the backbone's features, and S maps (B, C_s, h, w) that wait for their integration."""
         images = self.pyramid(x)
         if self.map_apart:
             features, (f1,) = self.backbone.forward_intermediates(images[0], indices=1)
         else:
             features = self.backbone.forward_features(images[0])  # first, since then it draws its random numbers first
             f1 = features
-        if self.integration is None:
-            return features
         f1 = to_map(f1, x, self.reduction, "NCHW" if self.map_apart else self.layout)  # (B, C1, h, w)
         others = [stage(image, f1) for stage, image in zip(self.shallow_stages(), images[1:], strict=True)]
-        return self.merged(features, self.integration([f1, *others]))
+        return features, [f1, *others]
+
+    def forward_features(self, x: torch.Tensor) -> Any:
+        """(B, in_chans, H, W) → the integrated map (B, num_features, h, w), laid out as the backbone's features.
+
+        Where these are tokens, the map is added to those of the patches, and its mean to the class token's.
+        """
+        if self.integration is None:
+            return self.backbone.forward_features(x)
+        features, maps = self.stage_maps(x)
+        return self.merged(features, self.integration(maps))
 
     def merged(self, features: Any, x: torch.Tensor) -> Any:
         """The backbone's features with the integrated map (B, C, h, w); of several features in the last."""

@@ -4,6 +4,8 @@ from timm_wsms.evaluation.accuracy import Predictions, predict, top1, top5
 from timm_wsms.evaluation.cost import multiplications, parameters
 from timm_wsms.evaluation.object_size import accuracy_by_size, mean_over_sizes
 from timm_wsms.evaluation.plots import plot_curves, plot_sizes
+from timm_wsms.evaluation.resize import resize_object
+from timm_wsms.evaluation.stage_maps import stage_heat_maps
 from timm_wsms.evaluation.table import Row, markdown_table, text_table
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "plot_curves",
     "plot_sizes",
     "predict",
+    "resize_object",
+    "stage_heat_maps",
     "text_table",
     "top1",
     "top5",

@@ -1,0 +1,108 @@
+"""The same picture with a smaller or a larger object: shrunk onto a canvas of its own size, or zoomed about its center.
+
+An image is resampled along its height and along its width by one matrix each, made for the exact factor, so that nothing
+is rounded to whole pixels and the center stays where it is.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+
+from timm_wsms.errors import UserError
+
+Border = Literal["mean", "reflect", "blur"]
+BLUR = 1 / 8  # standard deviation of the blurred background, as part of the image's side
+
+
+def resize_object(images: torch.Tensor, factor: float, border: Border = "mean") -> torch.Tensor:
+    """Shows what is on the images `factor` times as large, on a canvas of the same size.
+
+    Bicubic with antialiasing (Pillow's filter: a = -0.5, widened by 1 / factor when shrinking), kept within the range of
+    each image's channel, as pixels are. Where an image is shrunk, what it does not cover is the border; a pixel that it
+    covers in part is a mixture.
+
+    Args:
+        images: Floating point, (B, C, H, W); values in any range, normalized or not.
+        factor: Size of the object afterwards divided by its size before; 1 gives `images` themselves.
+        border: "mean": each image's mean color; "reflect": the image goes on, mirrored at its edges, again and again;
+            "blur": the image itself at its old size, blurred (Gaussian, standard deviation an eighth of the side).
+
+    Returns:
+        (B, C, H, W)
+
+    Raises:
+        UserError: `factor` is not positive, or there is no such border.
+    """
+    if not (factor > 0 and math.isfinite(factor)):
+        raise UserError(f"the factor of an object's size must be positive, not {factor}")
+    if border not in get_args(Border):
+        raise UserError(f"border must be one of {', '.join(get_args(Border))}; not {border!r}")
+    if factor == 1:
+        return images
+    mirrored = border == "reflect"
+    resized = _along_both(images, lambda side: _resampling(side, factor, mirrored))
+    resized = resized.clamp(images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True))
+    if factor > 1 or mirrored:
+        return resized
+    height, width = (_coverage(side, factor).to(images) for side in images.shape[-2:])
+    cover = height[:, None] * width  # (H, W)
+    return cover * resized + (1 - cover) * _background(images, border)
+
+
+def _along_both(images: torch.Tensor, matrix) -> torch.Tensor:
+    """Applies the matrix for a side of n pixels, (n, n) from old to new ones, along the height and the width."""
+    height, width = (matrix(side).to(images) for side in images.shape[-2:])
+    return height @ images @ width.T
+
+
+def _resampling(side: int, factor: float, mirrored: bool) -> torch.Tensor:
+    """The weight of each old pixel in each new one, (side, side), float64; each row's sum is 1.
+
+    Beyond the edge, the filter stops and its weights are made to sum to 1 (as in Pillow), or it meets mirrored pixels.
+    """
+    centers = (torch.arange(side, dtype=torch.float64) + 0.5 - side / 2) / factor + side / 2  # in old pixels
+    widening = max(1.0, 1 / factor)
+    reach = math.ceil((side / 2) * widening + 2 * widening) if mirrored else 0  # pixels needed beyond each edge
+    places = torch.arange(-reach, side + reach)
+    if not mirrored:
+        centers = centers.clamp(0, side)  # new pixels outside the image are covered by the border
+    weights = _cubic((places + 0.5 - centers[:, None]) / widening)  # (side, places)
+    weights /= weights.sum(1, keepdim=True)
+    return torch.zeros(side, side, dtype=torch.float64).index_add_(1, _mirror(places, side), weights)
+
+
+def _background(images: torch.Tensor, border: Border) -> torch.Tensor:
+    if border == "mean":
+        return images.mean((2, 3), keepdim=True)
+    return _along_both(images, _blurring)
+
+
+def _blurring(side: int) -> torch.Tensor:
+    """A Gaussian blur that meets mirrored pixels beyond the edge, (side, side), float64."""
+    places = torch.arange(-side, 2 * side)  # a whole image beyond each edge, that is eight standard deviations
+    distances = (places - torch.arange(side)[:, None]) / (BLUR * side)
+    weights = torch.exp(-0.5 * distances.double() ** 2)
+    weights /= weights.sum(1, keepdim=True)
+    return torch.zeros(side, side, dtype=torch.float64).index_add_(1, _mirror(places, side), weights)
+
+
+def _mirror(places: torch.Tensor, side: int) -> torch.Tensor:
+    """Places on the line of pixels … 1 0 | 0 1 … side-1 | side-1 … → the pixels there, 0 to side - 1."""
+    places = places % (2 * side)
+    return torch.minimum(places, 2 * side - 1 - places)
+
+
+def _coverage(side: int, factor: float) -> torch.Tensor:
+    """The part of each new pixel that a shrunk image covers, (side,), float64."""
+    start = torch.arange(side, dtype=torch.float64)
+    first, last = side / 2 - side * factor / 2, side / 2 + side * factor / 2
+    return ((start + 1).clamp(max=last) - start.clamp(min=first)).clamp(0, 1)
+
+
+def _cubic(x: torch.Tensor) -> torch.Tensor:
+    """Keys' cubic convolution kernel with a = -0.5, zero from 2 on."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
