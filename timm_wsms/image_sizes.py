@@ -5,6 +5,7 @@ from typing import Any
 
 from timm.layers import to_2tuple
 from timm.models.coat import CoaT
+from timm.models.dla import DLA
 from timm.models.efficientformer import EfficientFormer
 from timm.models.efficientformer_v2 import EfficientFormerV2
 from timm.models.gcvit import GlobalContextVit
@@ -40,6 +41,9 @@ IMAGE_MULTIPLE: dict[type[nn.Module], int] = {
     Levit: 16,
     Nest: 32,
 }
+# … and where the backbone is whole.
+WHOLE_MULTIPLE: dict[type[nn.Module], int] = IMAGE_MULTIPLE | {DLA: 32, GlobalContextVit: 32, MaxxVit: 32}
+ONE_SIZE = (EfficientFormer,)  # whole, these take images of no size but one, and have no `img_size`
 # … and to at least so many: below, a kernel without padding would not fit into a map.
 IMAGE_LEAST: dict[type[nn.Module], int] = {
     InceptionResnetV2: 43,

@@ -4,15 +4,14 @@ What an average of the predictions at several sizes says of an object doesn't de
 it was learned at (scale channels; Jansson and Lindeberg, 2022); what the layers behind a concatenation say does.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from timm_wsms.errors import check_choice
-from timm_wsms.image_sizes import IMAGE_MULTIPLE, Size, build_part, of_kind, size_arguments
+from timm_wsms.errors import UserError, check_choice
+from timm_wsms.image_sizes import ONE_SIZE, WHOLE_MULTIPLE, Size, build_part, of_kind, size_arguments
 from timm_wsms.layouts import pad_to_multiple
 from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.pyramid import choose_factors
@@ -32,10 +31,25 @@ class WholeStage(nn.Module):
     def __init__(self, backbone: TimmModel, factor: float, multiple: int):
         super().__init__()
         self.backbone, self.factor, self.multiple = backbone, factor, multiple
+        self.reduction = levels(backbone)[0].reduction
 
     def forward(self, image: torch.Tensor) -> Any:
-        """(B, in_chans, H, W) → the backbone's features."""
-        return self.backbone.forward_features(pad_to_multiple(image, self.multiple))
+        """(B, in_chans, H, W) → the backbone's features.
+
+        Raises:
+            UserError: If the image is too small for the backbone.
+        """
+        padded = pad_to_multiple(image, self.multiple)
+        try:
+            return self.backbone.forward_features(padded)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            height, width = image.shape[-2:]
+            if min(height, width) >= 2 * self.reduction:  # then it is something else
+                raise
+            raise UserError(
+                f"{height}×{width} pixels, {self.factor} of the image's size, are too few for the backbone ({error}); "
+                f"give larger images, or a pyramid without {self.factor}"
+            ) from error
 
 
 class WsmsMeanNet(MultiStageNet):
@@ -78,6 +92,8 @@ class WsmsMeanNet(MultiStageNet):
         check_choice("unshared_norms", unshared_norms, UnsharedNorms)
         factors = choose_factors(pyramid, stages)
         super().__init__(backbone := build_backbone())
+        if len(factors) > 1 and isinstance(backbone, ONE_SIZE):
+            raise UserError(f"{type(backbone).__name__} takes images of one size only; leave out fusion='mean'")
         self.share_weights, self.unshared_norms = share_weights, unshared_norms
         multiple = _multiple(backbone)
         for number, factor in enumerate(factors[1:], start=2):
@@ -111,6 +127,7 @@ class WsmsMeanNet(MultiStageNet):
 
 
 def _multiple(backbone: TimmModel) -> int:
-    """What the sides of the images of stages 2 … are padded to: whole patches, whole windows on every level."""
-    even = is_flat(backbone) or getattr(backbone, "default_cfg", {}).get("fixed_input_size")
-    return math.lcm(of_kind(IMAGE_MULTIPLE, backbone) or 1, levels(backbone)[0].reduction if even else 1)
+    """Of so many pixels are the sides of the images that a whole backbone takes: whole patches, whole blocks."""
+    reduction = levels(backbone)[0].reduction
+    blocks = max(getattr(module, "block_size", 1) for module in backbone.modules())  # halo and bilinear attention
+    return reduction * blocks if is_flat(backbone) or blocks > 1 else of_kind(WHOLE_MULTIPLE, backbone) or 1

@@ -46,7 +46,7 @@ def make_pyramid(image: torch.Tensor, factors: Sequence[float]) -> list[torch.Te
     """The image at each of the factors.
 
     1, 1/2, 1/4 … by repeated 2×2 average pooling, which leaves out an odd last row or column; all others by bilinear
-    interpolation, antialiased, to the nearest whole number of pixels.
+    interpolation, antialiased. Parts of pixels are left out.
 
     Args:
         image: (B, C, H, W).
@@ -74,9 +74,10 @@ def make_pyramid(image: torch.Tensor, factors: Sequence[float]) -> list[torch.Te
 @register_notrace_function
 def resize(image: torch.Tensor, factor: float) -> torch.Tensor:
     """(B, C, H, W) → (B, C, about factor · H, about factor · W)."""
-    size = [max(1, int(side * factor + 0.5)) for side in image.shape[-2:]]
-    # enlarged, nothing can alias, and without the filter PyTorch knows more types and devices
-    return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=factor < 1)
+    size = [max(1, int(side * factor)) for side in image.shape[-2:]]
+    x = image.to(torch.promote_types(image.dtype, torch.float32))  # PyTorch's filter knows no others on a CPU
+    x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=factor < 1)
+    return x.to(image.dtype)
 
 
 @register_notrace_function  # torch.fx finds no names that begin with an underscore
