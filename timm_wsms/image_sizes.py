@@ -41,9 +41,6 @@ IMAGE_MULTIPLE: dict[type[nn.Module], int] = {
     Levit: 16,
     Nest: 32,
 }
-# … and where the backbone is whole.
-WHOLE_MULTIPLE: dict[type[nn.Module], int] = IMAGE_MULTIPLE | {DLA: 32, GlobalContextVit: 32, MaxxVit: 32}
-ONE_SIZE = (EfficientFormer,)  # whole, these take images of no size but one, and have no `img_size`
 # … and to at least so many: below, a kernel without padding would not fit into a map.
 IMAGE_LEAST: dict[type[nn.Module], int] = {
     InceptionResnetV2: 43,
@@ -52,6 +49,10 @@ IMAGE_LEAST: dict[type[nn.Module], int] = {
     NextViT: 28,
     PyramidVisionTransformerV2: 32,
 }
+# The same for a backbone that is not cut.
+WHOLE_MULTIPLE: dict[type[nn.Module], int] = IMAGE_MULTIPLE | {DLA: 32, GlobalContextVit: 32, MaxxVit: 32}
+WHOLE_LEAST: dict[type[nn.Module], int] = {InceptionResnetV2: 75, InceptionV3: 75, InceptionV4: 75}
+ONE_SIZE = (EfficientFormer,)  # whole, these take images of no size but one, and have no `img_size`
 # How windows keep stage 1's size where timm derives them from the image: (backbone, image size, divisor) → arguments
 WINDOWS: dict[type[nn.Module], Callable[[TimmModel, Size, int], dict[str, Any]]] = {
     MaxxVit: lambda backbone, size, divisor: {"transformer_partition_ratio": backbone.partition_ratio // divisor},

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from timm_wsms.errors import UserError, check_choice
-from timm_wsms.image_sizes import ONE_SIZE, WHOLE_MULTIPLE, Size, build_part, of_kind, size_arguments
+from timm_wsms.image_sizes import ONE_SIZE, WHOLE_LEAST, WHOLE_MULTIPLE, Size, build_part, of_kind, size_arguments
 from timm_wsms.layouts import pad_to_multiple
 from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.pyramid import choose_factors
@@ -26,11 +26,12 @@ class WholeStage(nn.Module):
         backbone: Built for the image's size.
         factor: Size of its image divided by that of stage 1's.
         multiple: Of so many pixels are the sides of the images that the backbone takes.
+        least: So many pixels at least.
     """
 
-    def __init__(self, backbone: TimmModel, factor: float, multiple: int):
+    def __init__(self, backbone: TimmModel, factor: float, multiple: int, least: int = 1):
         super().__init__()
-        self.backbone, self.factor, self.multiple = backbone, factor, multiple
+        self.backbone, self.factor, self.multiple, self.least = backbone, factor, multiple, least
         self.reduction = levels(backbone)[0].reduction
 
     def forward(self, image: torch.Tensor) -> Any:
@@ -39,7 +40,7 @@ class WholeStage(nn.Module):
         Raises:
             UserError: If the image is too small for the backbone.
         """
-        padded = pad_to_multiple(image, self.multiple)
+        padded = pad_to_multiple(image, self.multiple, self.least)
         try:
             return self.backbone.forward_features(padded)
         except (RuntimeError, ValueError, AssertionError) as error:
@@ -95,13 +96,13 @@ class WsmsMeanNet(MultiStageNet):
         if len(factors) > 1 and isinstance(backbone, ONE_SIZE):
             raise UserError(f"{type(backbone).__name__} takes images of one size only; leave out fusion='mean'")
         self.share_weights, self.unshared_norms = share_weights, unshared_norms
-        multiple = _multiple(backbone)
+        multiple, least = _multiple(backbone), of_kind(WHOLE_LEAST, backbone) or 1
         for number, factor in enumerate(factors[1:], start=2):
             arguments = size_arguments(backbone, factor, multiple, img_size)
             part = build_part(build_backbone, backbone, arguments, share_weights, unshared_norms)
             if share_weights:
                 share_dictionaries(part, backbone)
-            self.stages[str(number)] = WholeStage(part, factor, multiple)
+            self.stages[str(number)] = WholeStage(part, factor, multiple, least)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier of every stage (0: none), and the pooling unless it is None ("": none)."""
