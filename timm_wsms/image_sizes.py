@@ -50,7 +50,12 @@ IMAGE_LEAST: dict[type[nn.Module], int] = {
     PyramidVisionTransformerV2: 32,
 }
 # The same for a backbone that is not cut.
-WHOLE_MULTIPLE: dict[type[nn.Module], int] = IMAGE_MULTIPLE | {DLA: 32, GlobalContextVit: 32, MaxxVit: 32}
+WHOLE_MULTIPLE: dict[type[nn.Module], int] = IMAGE_MULTIPLE | {
+    DLA: 32,
+    GlobalContextVit: 32,
+    MaxxVit: 32,
+    Twins: 32,
+}
 WHOLE_LEAST: dict[type[nn.Module], int] = {InceptionResnetV2: 75, InceptionV3: 75, InceptionV4: 75}
 ONE_SIZE = (EfficientFormer,)  # whole, these take images of no size but one, and have no `img_size`
 # How windows keep stage 1's size where timm derives them from the image: (backbone, image size, divisor) → arguments

@@ -131,4 +131,8 @@ def _multiple(backbone: TimmModel) -> int:
     """Of so many pixels are the sides of the images that a whole backbone takes: whole patches, whole blocks."""
     reduction = levels(backbone)[0].reduction
     blocks = max(getattr(module, "block_size", 1) for module in backbone.modules())  # halo and bilinear attention
-    return reduction * blocks if is_flat(backbone) or blocks > 1 else of_kind(WHOLE_MULTIPLE, backbone) or 1
+    # beside a convolution that rounds odd sides up, this pooling rounds them down (resnetaa50)
+    pooled = any(isinstance(getattr(module, "aa", None), nn.AvgPool2d) for module in backbone.modules())
+    if is_flat(backbone) or blocks > 1 or pooled:
+        return reduction * blocks
+    return of_kind(WHOLE_MULTIPLE, backbone) or 1
