@@ -288,3 +288,31 @@ def test_the_gradient_of_activation_checkpointing():
         torch.testing.assert_close(gradient, expected[key], rtol=1e-9, atol=1e-9, msg=key)
     for key, value in other.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[key], msg=key)
+
+
+# ---- backbones that need more of an image than a pixel
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    "name",
+    ["bat_resnext26ts", "botnet26t_256", "coat_tiny", "coatnet_nano_rw_224", "dla34", "efficientformerv2_s0",
+     "gcvit_xxtiny", "halonet26t", "hiera_tiny_224", "hrnet_w18_small", "inception_resnet_v2", "inception_v3",
+     "inception_v4", "lambda_resnet26t", "levit_128s", "maxvit_tiny_rw_224", "mvitv2_tiny", "nest_tiny",
+     "nextvit_small", "pit_ti_224", "pvt_v2_b0", "resnetaa50", "swiftformer_xs", "swin_s3_tiny_224", "swinv2_cr_tiny_224",
+     "swinv2_tiny_window8_256", "twins_pcpvt_small", "twins_svt_small", "vit_tiny_patch16_224", "volo_d1_224"],
+)  # fmt: skip
+@pytest.mark.parametrize("pyramid", [[1, 0.5, 0.25], [2, 1, 0.7]])
+def test_whole_at_every_size(name, pyramid):
+    """Shapes alone, on PyTorch's meta device."""
+    with torch.device("meta"):
+        model = timm.create_model(f"wsms_{name}", fusion="mean", pyramid=pyramid)
+        plain = timm.create_model(name)
+        x = torch.zeros(2, *model.default_cfg["input_size"])
+        logits = model.train()(x)
+        assert logits.shape == (2, 1000)
+        logits.sum().backward()
+        plain.train()(x).sum().backward()
+    unused = {key for key, parameter in plain.named_parameters() if parameter.grad is None}
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None or key.partition("backbone.")[2] in unused, key

@@ -129,10 +129,11 @@ class WsmsMeanNet(MultiStageNet):
 
 def _multiple(backbone: TimmModel) -> int:
     """Of so many pixels are the sides of the images that a whole backbone takes: whole patches, whole blocks."""
-    reduction = levels(backbone)[0].reduction
-    blocks = max(getattr(module, "block_size", 1) for module in backbone.modules())  # halo and bilinear attention
+    modules = [*backbone.modules()]
+    blocks = max(getattr(module, "block_size", 1) for module in modules)  # halo and bilinear attention
+    attends = blocks > 1 or any(hasattr(module, "self_attn") for module in modules)  # BoTNet: positions of whole maps
     # beside a convolution that rounds odd sides up, this pooling rounds them down (resnetaa50)
-    pooled = any(isinstance(getattr(module, "aa", None), nn.AvgPool2d) for module in backbone.modules())
-    if is_flat(backbone) or blocks > 1 or pooled:
-        return reduction * blocks
+    pooled = any(isinstance(getattr(module, "aa", None), nn.AvgPool2d) for module in modules)
+    if is_flat(backbone) or attends or pooled:
+        return levels(backbone)[0].reduction * blocks
     return of_kind(WHOLE_MULTIPLE, backbone) or 1
