@@ -21,7 +21,7 @@ from torch import nn
 
 from hub import card
 from timm_wsms import evaluation
-from timm_wsms.data import Loader, Split, data_config, load_splits, make_loader
+from timm_wsms.data import Loader, Split, data_config, load_data, make_loader
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint, faults
 from timm_wsms.training.build import adapt, build, build_accelerator, build_optimizer, check_input, check_name
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         check_name(one.model)
     accelerator = build_accelerator(settings)
     with accelerator.main_process_first():  # the others then find the data in the cache
-        splits = load_splits(settings.data, settings.seed)
+        splits = load_data(settings.data, settings.seed)
     runs = [prepare(one, splits, accelerator) for one in plan(settings)]
     accelerator.wait_for_everyone()
     if settings.dry_run:

@@ -18,9 +18,9 @@ from timm_wsms.errors import UserError
 
 ASK = """
 import json, os, sys
-from timm_wsms.data import DataSettings, load_splits
+from timm_wsms.data import DataSettings, load_data
 from timm_wsms.training import build, faults
-def data(name): load_splits(DataSettings(name, streaming=name.endswith("streamed")), 0)
+def data(name): load_data(DataSettings(name, streaming=name.endswith("streamed")), 0)
 def model(name): build.build(name, {}, 2)
 for what, name, token in json.loads(sys.argv[1]):
     os.environ["HF_TOKEN"] = token

@@ -6,14 +6,14 @@ import pytest
 from PIL import Image
 from stream_sources import contents, places, write_shards
 
-from timm_wsms.data import DataSettings, Stream, load_splits
+from timm_wsms.data import DataSettings, Stream, load_data
 from timm_wsms.errors import UserError
 
 TRAIN, TEST = (9, 7, 11, 3, 12, 8), (4, 1, 5)
 
 
 def streams(folder, **settings) -> tuple[Stream, Stream]:
-    return load_splits(DataSettings(str(folder), streaming=True, **settings), 0)  # type: ignore[return-value]
+    return load_data(DataSettings(str(folder), streaming=True, **settings), 0)  # type: ignore[return-value]
 
 
 def rows_of(stream: Stream) -> list:
@@ -91,5 +91,5 @@ def test_a_file_that_breaks_off_is_one_clear_line(tmp_path):
 
 
 def test_the_embedded_digits_are_no_stream():
-    train, _ = load_splits(DataSettings("digits", streaming=True), 0)
+    train, _ = load_data(DataSettings("digits", streaming=True), 0)
     assert not isinstance(train, Stream)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from stream_sources import contents, places, write_shards
 
-from timm_wsms.data import DataSettings, Stream, TimmAugmentation, load_splits, make_loader
+from timm_wsms.data import DataSettings, Stream, TimmAugmentation, load_data, make_loader
 from timm_wsms.data.columns import Columns
 from timm_wsms.data.stream_loader import lane_count, read_ahead, shuffled, take_turns
 from timm_wsms.errors import UserError
@@ -47,7 +47,7 @@ def source(tmp_path_factory) -> str:
 
 
 def loader_of(source, settings=PLAIN, *, train=True, batch_size=4, epoch=1, start=0, **arguments):
-    split = load_splits(replace(settings, source=source), 0)[0 if train else 1]
+    split = load_data(replace(settings, source=source), 0)[0 if train else 1]
     loader = make_loader(split, settings, CONFIG, batch_size=batch_size, train=train, **arguments)
     loader.set_epoch(epoch, start)
     return loader
@@ -197,7 +197,7 @@ def test_evaluation_sees_every_image_once_as_timms_transform_gives_it(source, wo
 
 def test_bad_images_are_left_out_and_their_labels_with_them(tmp_path):
     source = write_shards(tmp_path / "d", train=(6, 6))
-    split = load_splits(DataSettings(str(source), streaming=True), 0)[0]
+    split = load_data(DataSettings(str(source), streaming=True), 0)[0]
     original = split.image
 
     def image(index, undecoded, crop):

@@ -2,7 +2,7 @@
 
 from .loader import Batch, Loader, make_loader
 from .settings import DataSettings, TimmAugmentation
-from .sources import Split, load_splits
+from .sources import Split, load_data, load_splits
 from .stream import Stream
 from .transforms import data_config, eval_transform, train_transform
 
@@ -15,6 +15,7 @@ __all__ = [
     "TimmAugmentation",
     "data_config",
     "eval_transform",
+    "load_data",
     "load_splits",
     "make_loader",
     "train_transform",

@@ -118,7 +118,7 @@ def make_loader(
     reading a stream.
 
     Args:
-        split: from `load_splits`.
+        split: from `load_splits` or `load_data`.
         settings: of which `augmentation`, `timm`, `on_bad_image` and `workers` count.
         data_config: from `transforms.data_config`.
         batch_size: images per step and process.

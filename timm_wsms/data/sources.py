@@ -62,7 +62,7 @@ class Split:
         sizes = None if self.object_sizes is None else self.object_sizes[:limit]
         return replace(self, labels=self.labels[:limit], pixels=pixels, rows=rows, object_sizes=sizes)
 
-    def image(self, index: int, crop: JpegCrop | None = None) -> Image.Image:
+    def image(self, index: int, *, crop: JpegCrop | None = None) -> Image.Image:
         """One image, in RGB, or a crop of it.
 
         Raises:
@@ -85,25 +85,36 @@ def progress(items: Iterable, what: str) -> Iterable:
     return tqdm(items, desc=what, delay=1, mininterval=0.5, disable=os.environ.get("RANK", "0") != "0")
 
 
-def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split] | tuple[Stream, Stream]:
+def load_data(settings: DataSettings, seed: int) -> tuple[Split, Split] | tuple[Stream, Stream]:
+    """What `load_splits` does; or, if `streaming` is set, opens streams (the embedded digits never are).
+
+    Args:
+        settings: of which those of `load_splits` and what is said of streams count.
+        seed: as there.
+
+    Raises:
+        UserError: as there, or because it is not known how many images or classes a stream has.
+    """
+    if not settings.streaming or settings.source == "digits":
+        return load_splits(settings, seed)
+    _check_counts(settings)
+    return open_streams(settings)
+
+
+def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
     """Loads the images and labels to train on and to evaluate on.
 
     Args:
-        settings: of which `source`, `config`, the names of splits and columns, `on_bad_image`, the limits and what is
-            said of streams count.
+        settings: of which `source`, `config`, the names of splits and columns, `on_bad_image` and the limits count.
         seed: of the embedded digits; other sources do not depend on it.
 
     Returns:
-        (train, test), with the same class names; streams if `streaming` is set, except of the embedded digits.
+        (train, test), with the same class names.
 
     Raises:
         UserError: if the source, a split or a column is missing, or an image cannot be decoded.
     """
-    sizes = ("train_limit", "test_limit", "train_size", "test_size", "num_classes", "shuffle_buffer", "lanes")
-    for key, least in (*((key, 1) for key in sizes), ("workers", 0)):
-        value = getattr(settings, key)
-        if value is not None and value < least:
-            raise UserError(f"data.{key} is {value}; give at least {least}.")
+    _check_counts(settings)
     names = settings.train_split, settings.test_split
     limits = settings.train_limit, settings.test_limit
     if settings.source == "digits":
@@ -112,8 +123,6 @@ def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split] | tupl
         digits = dict(zip(("train", "test"), load_digits(seed), strict=True))
         train, test = (_from_digits(pick_split(digits, name), name) for name in names)
         return train.first(limits[0]), test.first(limits[1])
-    if settings.streaming:
-        return open_streams(settings)
     found = open_source(settings.source, settings.config)
     tables = [pick_split(found, name) for name in names]
     image_column, label_column = columns.find_columns(tables[0], settings)
@@ -126,6 +135,14 @@ def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split] | tupl
     if (names[0], limits[0]) == (names[1], limits[1]):  # the same images, decoded once
         return train, train
     return train, keep_decoded(test, settings.on_bad_image)
+
+
+def _check_counts(settings: DataSettings) -> None:
+    sizes = ("train_limit", "test_limit", "train_size", "test_size", "num_classes", "shuffle_buffer", "lanes")
+    for key, least in (*((key, 1) for key in sizes), ("workers", 0)):
+        value = getattr(settings, key)
+        if value is not None and value < least:
+            raise UserError(f"data.{key} is {value}; give at least {least}.")
 
 
 def _from_digits(digits: Digits, name: str) -> Split:

@@ -101,7 +101,7 @@ class Stream:
                 f" --resume auto. {one_line(error)}"
             ) from error
 
-    def image(self, index: int, undecoded: dict[str, Any], crop: JpegCrop | None = None) -> Image.Image:
+    def image(self, index: int, undecoded: dict[str, Any], *, crop: JpegCrop | None = None) -> Image.Image:
         """One image, in RGB, or a crop of it.
 
         Args:
