@@ -12,13 +12,13 @@ import pytest
 import timm
 import torch
 import yaml
-from demo import views
-from demo.networks import MODELS, Pair, Seen, load_pair
-from demo.pictures import open_picture
 from huggingface_hub.errors import EntryNotFoundError
 from packaging.requirements import Requirement
 from PIL import Image
 
+from demo import views
+from demo.networks import MODELS, Pair, Seen, load_pair
+from demo.pictures import open_picture
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.resize import resize_object
 from timm_wsms.evaluation.stage_maps import stage_heat_maps
@@ -126,7 +126,7 @@ def test_damaged(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = save(tmp_path, Image.fromarray(noise), name)
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match="damaged|no picture"):
+    with pytest.raises(UserError, match=r"damaged|no picture"):
         open_picture(path)
 
 
@@ -232,8 +232,8 @@ def test_bars(seen):
     html = views.answers(seen, "cat")
     rows = re.findall(r'<li><span>(.*?)</span><span>(.*?)</span><i style="width:(.*?)">', html)
     wsms, plain = rows[:2], rows[2:]
-    assert wsms == [("cat ✓", "75 %", "75.0%"), ("&lt;dog&gt;", "25 %", "25.0%")]
-    assert plain == [("&lt;dog&gt;", "60 %", "60.0%"), ("cat ✓", "40 %", "40.0%")]
+    assert wsms == [("✓ cat", "75 %", "75.0%"), ("&lt;dog&gt;", "25 %", "25.0%")]
+    assert plain == [("&lt;dog&gt;", "60 %", "60.0%"), ("✓ cat", "40 %", "40.0%")]
     assert "✓" not in views.answers(seen, None)
 
 
@@ -254,6 +254,11 @@ def test_message_and_plot():
     assert "&lt;b&gt;" in views.message("<b>") and 'role="alert"' in views.message("wrong")
     assert "python -m timm_wsms.scale" in views.scale(None)
     assert base64.b64encode(b"plot").decode() in views.scale(b"plot")
+
+
+def test_what_they_know():
+    assert "know cat, &lt;dog&gt;, and" in views.known(["cat", "<dog>"])
+    assert "1,000 kinds" in views.known([str(number) for number in range(1000)])
 
 
 # ---- the Space

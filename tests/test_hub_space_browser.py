@@ -68,13 +68,16 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(server, browser):
-    """The page, freshly loaded and filled, at a desktop's size."""
-    return load(browser, server[0], 1280, 800)
+    """The page, freshly loaded and filled, at a desktop's size; afterwards the console must hold no error."""
+    yield load(browser, server[0], 1280, 800)
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 def load(browser, address, width, height):
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get("about:blank")
+    browser.get_log("browser")  # leaving a page breaks its requests off, and Gradio calls that an error
     browser.get(address)
     wait(lambda: text(browser, "#answers") and text(browser, "#stages"))
     return browser
@@ -118,9 +121,9 @@ def test_examples(page):
     picture = find(page, "#picture img").get_attribute("src")
     page.find_elements("css selector", "#examples button")[9].click()
     wait(lambda: find(page, "#picture img").get_attribute("src") != picture)
-    wait(lambda: "truck ✓" in text(page, "#answers"))
+    wait(lambda: "✓ truck" in text(page, "#answers"))
     slide(page, -2)  # of the new picture
-    assert "truck ✓" in text(page, "#answers")
+    assert "✓ truck" in text(page, "#answers")
 
 
 def test_uploads(page, tmp_path):
@@ -146,7 +149,7 @@ def test_uploads_that_gradio_refuses(page, tmp_path):
     wait(lambda: "Invalid file type" in text(page, "body"))
     (tmp_path / "huge.png").write_bytes(bytes(21_000_000))
     upload(page, tmp_path / "huge.png")
-    wait(lambda: "File size exceeds" in text(page, "body"))
+    wait(lambda: "exceed the maximum allowed size" in text(page, "body"))
     slide(page, 1)  # goes on
 
 
@@ -155,16 +158,17 @@ def test_looks(server, browser):
     (ROOT / "outputs").mkdir(exist_ok=True)
     for width, height in ((1280, 800), (390, 844)):
         page = load(browser, server[0], width, height)
-        slide(page, -3)
+        page.find_elements("css selector", "#examples button")[1].click()
+        wait(lambda page=page: "✓ automobile" in text(page, "#answers"))
+        slide(page, -2)
         assert page.execute_script("return document.documentElement.scrollWidth") <= width
         page.save_screenshot(ROOT / "outputs" / f"demo-{width}.png")
 
 
 def test_nothing_calls_home_and_nothing_failed(server, page):
-    """After all of the above: no request beyond loopback, no error in the console or in the server's log."""
+    """After all of the above: no request beyond loopback, no traceback in the server's log."""
     messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     urls = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
     assert server[0] in urls
     assert not [url for url in urls if not url.startswith((server[0], "data:", "blob:", "chrome:"))]
-    assert not [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
     assert "Traceback" not in server[1].read_text()

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import gradio as gr
+
 from demo import views
 from demo.networks import Pair, load_pair
 from demo.pictures import open_picture
-
 from timm_wsms.errors import UserError
 from timm_wsms.training import faults
 
@@ -21,8 +21,8 @@ EXAMPLES = sorted((HERE / "examples").glob("*.png"))  # each named by what it sh
 INTRO = """
 # Recognized at any size?
 
-Two networks trained on objects of one size: **WSMS** looks at a picture at three resolutions, its **plain backbone** at one.
-Pick a picture and drag the slider: which of them still knows what it is?
+Two networks that were trained at one size: **WSMS** looks at a picture at three resolutions, its **plain backbone** at
+one. Pick a picture and drag the slider: which of them still knows what it is?
 """
 
 
@@ -74,6 +74,7 @@ def build(pair: Pair) -> gr.Blocks:
             with gr.Column(scale=3):
                 answers = gr.HTML(elem_id="answers")
                 stages = gr.HTML(elem_id="stages")
+        gr.HTML(views.known(pair.labels))
         gr.HTML(views.scale(pair.scale_plot()), elem_id="scale")
 
         shown = [picture, answers, stages]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from html import escape
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ def answers(seen: Seen, truth: str | None) -> str:
 
 def _bars(name: str, what: str, top5: TopFive, truth: str | None) -> str:
     rows = "".join(
-        f"<li><span>{escape(label)}{' ✓' if label == truth else ''}</span><span>{100 * value:.0f} %</span>"
+        f"<li><span>{'✓ ' if label == truth else ''}{escape(label)}</span><span>{100 * value:.0f} %</span>"
         f'<i style="width:{100 * value:.1f}%"></i></li>'
         for label, value in top5
     )
@@ -49,7 +48,9 @@ def stages(seen: Seen) -> str:
         f"<figcaption><b>{total:+.1f}</b>stage {number}<br>{_size(number)}</figcaption></figure>"
         for number, (heat, total) in enumerate(zip(seen.maps, totals, strict=True), start=1)
     )
-    what = f"where each stage of WSMS spoke <i>for</i> {escape(seen.wsms[0][0])} or <i>against</i> it, and what that added"
+    what = (
+        f"where each stage of WSMS spoke <i>for</i> {escape(seen.wsms[0][0])} or <i>against</i> it, and what that added"
+    )
     carrier = 1 + totals.index(max(totals))
     return f"<section><h3>Stage {carrier} carried the decision<small>{what}</small></h3><div>{figures}</div></section>"
 
@@ -79,6 +80,12 @@ def _png(image: Image.Image) -> str:
 def message(text: str) -> str:
     """What is wrong with an upload, and that the picture before it stays."""
     return f'<p role="alert">{escape(text)} The picture before it stays.</p>'
+
+
+def known(labels: list[str]) -> str:
+    """What the networks can tell apart: the labels, or of very many how many."""
+    what = escape(", ".join(labels)) if len(labels) <= 20 else f"{len(labels):,} kinds of things"
+    return f'<p class="known">They know {what}, and take whatever they see for one of these.</p>'
 
 
 def scale(plot: bytes | None) -> str:
