@@ -212,7 +212,7 @@ def seen():
     image = torch.zeros(3, 4, 4)
     image[0, 0, 0] = 1  # one red pixel
     maps = torch.zeros(2, 2, 2)
-    maps[0, 0, 0], maps[1, 1, 1], maps[1, 0, 0] = -2.0, 4.0, 1.0
+    maps[0, 0, 0], maps[1, 1, 1], maps[1, 0, 0] = -4.0, 2.0, 1.0
     return Seen(image, [("cat", 0.75), ("<dog>", 0.25)], [("<dog>", 0.6), ("cat", 0.4)], maps)
 
 
@@ -240,9 +240,9 @@ def test_bars(seen):
 def test_heat_maps(seen):
     html = views.stages(seen)
     _, first, _, second = images_in(html)  # each over the picture
-    assert tuple(first[0, 0]) == (*views.AGAINST, 115) and tuple(second[1, 1]) == (*views.FOR, 230)
+    assert tuple(first[0, 0]) == (*views.AGAINST, 230) and tuple(second[1, 1]) == (*views.FOR, 115)
     assert second[0, 0, 3] == 58 and second[0, 1, 3] == 0  # opaque by strength, on one scale for all stages
-    assert re.findall(r"<b>([+-].*?)</b>stage (\d)", html) == [("-2.0", "1"), ("+5.0", "2")]
+    assert re.findall(r"<b>([+-].*?)</b>stage (\d)", html) == [("-4.0", "1"), ("+3.0", "2")]
     assert "Stage 2 carried" in html and "1/2 size" in html and "cat" in html
 
 
