@@ -1,10 +1,9 @@
-"""The demo without Gradio and without a browser: what it opens, what the networks say, what the page shows."""
+"""The demo without Gradio and without a browser: what the networks say, what the page shows, what a Space needs."""
 
 import base64
 import io
+import json
 import re
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,98 +35,6 @@ EXAMPLES = sorted((SPACE / "examples").glob("*.png"))
 @pytest.fixture(scope="module")
 def pair():
     return load_pair()
-
-
-# ---- pictures
-
-COLORS = np.array([[[200, 30, 60], [10, 120, 250]], [[90, 90, 90], [255, 255, 0]]], np.uint8)  # 2×2, all different
-
-
-def save(folder, image, name="picture.png", **options):
-    path = folder / name
-    image.save(path, **options)
-    return path
-
-
-def test_opens_what_it_is_given(tmp_path):
-    image = Image.fromarray(COLORS)
-    assert np.array_equal(open_picture(save(tmp_path, image)), COLORS)
-    assert np.array_equal(open_picture(save(tmp_path, image, "a.bmp")), COLORS)
-    assert np.array_equal(open_picture(save(tmp_path, image, "a.webp", lossless=True)), COLORS)
-    assert np.array_equal(open_picture(save(tmp_path, image.quantize(4))), COLORS)  # palette
-
-
-def test_gray(tmp_path):
-    gray = COLORS[..., 0]
-    expected = np.repeat(gray[..., None], 3, -1)
-    assert np.array_equal(open_picture(save(tmp_path, Image.fromarray(gray))), expected)
-    deep = Image.fromarray(gray.astype(np.uint16) * 257)  # 16 bits
-    assert np.array_equal(open_picture(save(tmp_path, deep)), expected)
-
-
-def test_transparent_parts_are_white(tmp_path):
-    alpha = np.array([[255, 0], [128, 255]], np.uint8)[..., None]
-    opened = np.asarray(open_picture(save(tmp_path, Image.fromarray(np.concatenate([COLORS, alpha], -1))))).astype(int)
-    expected = 255 + (COLORS.astype(float) - 255) * alpha / 255
-    assert np.abs(opened - expected).max() <= 1
-
-
-def test_cmyk(tmp_path):
-    image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan
-    red, green, blue = open_picture(save(tmp_path, image, "a.jpg", quality=100)).getpixel((8, 8))
-    assert red < 10 and green > 245 and blue > 245
-
-
-def test_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn right by a quarter
-    opened = open_picture(save(tmp_path, Image.fromarray(COLORS), exif=exif))
-    assert np.array_equal(opened, np.rot90(COLORS, -1))
-
-
-def test_first_frame_of_an_animation(tmp_path):
-    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
-    opened = open_picture(save(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:]))
-    assert opened.size == (4, 4) and opened.getpixel((0, 0)) == (255, 0, 0)
-
-
-def png_header(width, height):
-    """A PNG file that says how large it is and ends where its pixels should begin."""
-    data = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + data + struct.pack(">I", zlib.crc32(data))
-    return head + struct.pack(">I", 1000) + b"IDAT"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"dear diary", "no picture"),
-        (b"", "no picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
-        # without a pixel in the file: the size is looked at before anything is decoded
-        (png_header(10_000, 5_000), "50 megapixels, 25 at most"),
-        (png_header(10_000, 10_000), "100 megapixels"),  # Pillow would warn
-        (png_header(20_000, 20_000), "too large"),  # Pillow would raise
-        (png_header(20, 20), "damaged"),
-    ],
-    ids=["text", "empty", "svg", "eps", "50 MP", "100 MP", "400 MP", "no pixels"],
-)
-@pytest.mark.filterwarnings("error")
-def test_what_is_no_picture_or_too_large(tmp_path, content, message):
-    path = tmp_path / "picture.png"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        open_picture(path)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.webp"])
-def test_damaged(tmp_path, name):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    path = save(tmp_path, Image.fromarray(noise), name)
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=r"damaged|no picture"):
-        open_picture(path)
 
 
 # ---- networks
@@ -171,19 +78,46 @@ def test_any_picture_is_cut_to_the_networks_size(pair):
     torch.testing.assert_close(seen.image[:, 16, 16], torch.tensor([0.0, 0.0, 1.0]), atol=1e-5, rtol=0)
 
 
-def test_networks_that_do_not_belong_together(tmp_path):
-    model = timm.create_model("test_resnet", num_classes=10)
+def local(name):
+    return f"local-dir:{MODELS / name}"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A small network's folder, without labels."""
+    torch.manual_seed(0)
+    model = timm.create_model("wsms_test_resnet", num_classes=3)
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    return tmp_path
+
+
+def test_networks_that_do_not_belong_together(saved):
     with pytest.raises(UserError, match="same images and labels"):
-        Pair(f"local-dir:{MODELS / 'wsms_resnet20_cifar10'}", f"local-dir:{tmp_path}")
+        Pair(local("wsms_resnet20_cifar10"), f"local-dir:{saved}")
+    with pytest.raises(UserError, match="label_names"):
+        Pair(f"local-dir:{saved}", local("resnet20_cifar10"))
+    with pytest.raises(UserError, match="several stages"):
+        Pair(local("resnet20_cifar10"), local("resnet20_cifar10"))
 
 
-def test_models_by_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("WSMS_MODEL", f"local-dir:{MODELS / 'resnet20_cifar10'}")
-    assert load_pair().wsms.pretrained_cfg["architecture"] == "resnet20_cifar"
-    monkeypatch.setenv("PLAIN_MODEL", f"local-dir:{tmp_path / 'nowhere'}")
-    with pytest.raises(UserError, match="set WSMS_MODEL and PLAIN_MODEL"):
+def test_networks_of_few_classes(saved):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "label_names": ["a", "b", "c"]}))
+    pair = Pair(f"local-dir:{saved}", f"local-dir:{saved}")
+    seen = pair.see(pair.prepare(Image.new("RGB", (50, 50), "red")), 2.0)
+    assert seen.wsms == seen.plain and {label for label, _ in seen.wsms} == {"a", "b", "c"}
+
+
+def test_models_by_environment(monkeypatch, saved):
+    monkeypatch.setenv("WSMS_MODEL", f"local-dir:{saved}")
+    with pytest.raises(UserError, match=f"{saved} does not say"):
         load_pair()
+    monkeypatch.delenv("WSMS_MODEL")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in (f"local-dir:{saved / 'nowhere'}", "hf-hub:org/name"):
+        monkeypatch.setenv("PLAIN_MODEL", name)
+        with pytest.raises(UserError, match=r"cannot be loaded .*set WSMS_MODEL and PLAIN_MODEL"):
+            load_pair()
 
 
 def test_plot_that_comes_with_the_model(pair, monkeypatch, tmp_path):

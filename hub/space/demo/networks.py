@@ -16,11 +16,9 @@ from PIL import Image
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.resize import resize_object
-from timm_wsms.evaluation.stage_maps import stage_heat_maps
+from timm_wsms.evaluation.stage_maps import integrated_stages, stage_heat_maps
 
 MODELS = Path(__file__).resolve().parents[2] / "models"  # in a clone of the repository
-
-
 TopFive = list[tuple[str, float]]  # (label, probability), the likeliest first
 
 
@@ -52,13 +50,17 @@ class Pair:
             plain: The same for the backbone alone. It must expect the same images.
 
         Raises:
-            UserError: The two are not trained for the same images and labels.
+            UserError: One cannot be loaded, the first has no stages to look into or no labels, or the two were not
+                trained for the same images and labels.
         """
         self.name = wsms
-        self.wsms, self.plain = (timm.create_model(name, pretrained=True).eval() for name in (wsms, plain))
+        self.wsms, self.plain = (_load(name) for name in (wsms, plain))
+        integrated_stages(self.wsms)
         self.config, other = (timm.data.resolve_model_data_config(model) for model in (self.wsms, self.plain))
-        self.labels = self.wsms.pretrained_cfg["label_names"]
-        if self.config != other or self.labels != self.plain.pretrained_cfg["label_names"]:
+        self.labels, others = (model.pretrained_cfg.get("label_names") for model in (self.wsms, self.plain))
+        if not self.labels:
+            raise UserError(f"{wsms} does not say what its classes are: its config.json needs label_names")
+        if self.config != other or self.labels != others:
             raise UserError(f"{wsms} and {plain} must be trained for the same images and labels")
         self.transform = timm.data.create_transform(**self.config)
 
@@ -81,7 +83,7 @@ class Pair:
 
     @torch.inference_mode()
     def _top5(self, model: torch.nn.Module, images: torch.Tensor) -> TopFive:
-        values, places = model(images)[0].softmax(0).topk(5)
+        values, places = model(images)[0].softmax(0).topk(min(5, len(self.labels)))
         return [(self.labels[place], value) for value, place in zip(values.tolist(), places.tolist(), strict=True)]
 
     def scale_plot(self) -> bytes | None:
@@ -101,13 +103,18 @@ def load_pair() -> Pair:
     """The pair that the environment names (WSMS_MODEL, PLAIN_MODEL), else the one that comes with the repository.
 
     Raises:
-        UserError: Neither is there.
+        UserError: As for `Pair`.
     """
-    names = [
-        os.environ.get(variable, f"local-dir:{MODELS / folder}")
-        for variable, folder in (("WSMS_MODEL", "wsms_resnet20_cifar10"), ("PLAIN_MODEL", "resnet20_cifar10"))
-    ]
-    for name in names:
-        if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
-            raise UserError("no model: set WSMS_MODEL and PLAIN_MODEL to hf-hub:ORG/NAME or local-dir:FOLDER")
-    return Pair(*names)
+    return Pair(
+        os.environ.get("WSMS_MODEL", f"local-dir:{MODELS / 'wsms_resnet20_cifar10'}"),
+        os.environ.get("PLAIN_MODEL", f"local-dir:{MODELS / 'resnet20_cifar10'}"),
+    )
+
+
+def _load(name: str) -> torch.nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True).eval()
+    except (OSError, RuntimeError) as error:  # no folder, no repository, no network; not the weights of that network
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        remedy = "set WSMS_MODEL and PLAIN_MODEL to hf-hub:ORG/NAME or local-dir:FOLDER"
+        raise UserError(f"{name} cannot be loaded ({reason}); {remedy}") from error

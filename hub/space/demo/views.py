@@ -12,8 +12,8 @@ from PIL import Image
 
 from demo.networks import Seen, TopFive
 
-# Okabe and Ito's, which color-blind readers can tell apart, as in timm_wsms.evaluation.plots
 TICKS = '<div class="ticks"><span>¼</span><span>½</span><span>as it is</span><span>2 ×</span><span>4 ×</span></div>'
+# Okabe and Ito's, which color-blind readers can tell apart, as in timm_wsms.evaluation.plots
 FOR, AGAINST = (0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)
 
 
@@ -43,14 +43,14 @@ def stages(seen: Seen) -> str:
     """A heat map a stage over the picture: where it speaks for the WSMS network's first guess, and where against."""
     strongest = float(seen.maps.abs().max()) or 1.0
     totals = seen.maps.sum((1, 2)).tolist()
+    pixels = _pixels(seen)
     figures = "".join(
-        f'<figure><div>{_pixels(seen)}<img class="heat" alt="heat map" src="{_png(_heat(heat / strongest))}"></div>'
+        f'<figure><div>{pixels}<img class="heat" alt="heat map" src="{_png(_heat(heat / strongest))}"></div>'
         f"<figcaption><b>{total:+.1f}</b>stage {number}<br>{_size(number)}</figcaption></figure>"
         for number, (heat, total) in enumerate(zip(seen.maps, totals, strict=True), start=1)
     )
-    what = (
-        f"where each stage of WSMS spoke <i>for</i> {escape(seen.wsms[0][0])} or <i>against</i> it, and what that added"
-    )
+    label = escape(seen.wsms[0][0])
+    what = f"where each stage of WSMS spoke <i>for</i> {label} or <i>against</i> it, and what that added"
     carrier = 1 + totals.index(max(totals))
     return f"<section><h3>Stage {carrier} carried the decision<small>{what}</small></h3><div>{figures}</div></section>"
 
