@@ -2,8 +2,8 @@
 
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -29,13 +29,9 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("space")
     shutil.copytree(ROOT / "hub" / "space", folder, dirs_exist_ok=True)
     shutil.copytree(ROOT / "timm_wsms", folder / "timm_wsms")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     models = ROOT / "hub" / "models"
     environment = {
         **os.environ,
-        "GRADIO_SERVER_PORT": str(port),
         "WSMS_MODEL": f"local-dir:{models / 'wsms_resnet20_cifar10'}",
         "PLAIN_MODEL": f"local-dir:{models / 'resnet20_cifar10'}",
     }
@@ -44,9 +40,9 @@ def server(tmp_path_factory):
         command = [sys.executable, "app.py"]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
-        wait(lambda: "Running on local URL" in log.read_text() or process.poll() is not None)
+        found = wait(lambda: re.search(r"http://127\.0\.0\.1:\d+", log.read_text()) or process.poll() is not None)
         assert process.poll() is None, log.read_text()
-        yield f"http://127.0.0.1:{port}/", log
+        yield f"{found[0]}/", log  # Gradio took the first port that is free
     finally:
         process.terminate()
         process.wait(PATIENCE)
@@ -156,7 +152,7 @@ def test_uploads_that_gradio_refuses(page, tmp_path):
 def test_looks(server, browser):
     """Nothing is wider than the screen; what it looks like is left in outputs/ for human eyes."""
     (ROOT / "outputs").mkdir(exist_ok=True)
-    for width, height in ((1280, 800), (390, 844)):
+    for width, height in ((1280, 1140), (390, 844)):
         page = load(browser, server[0], width, height)
         page.find_elements("css selector", "#examples button")[1].click()
         wait(lambda page=page: "✓ automobile" in text(page, "#answers"))

@@ -89,11 +89,7 @@ def main() -> None:
     """Serves the page until it is stopped."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing to download
     style = HERE / "style.css"
-    page = build(load_pair())
-    try:
-        page.launch(theme=theme, css_paths=style, max_file_size="20mb", footer_links=[], run_history=False)
-    except OSError as error:  # the port is taken; Gradio names the remedy
-        raise UserError(str(error)) from error
+    build(load_pair()).launch(theme=theme, css_paths=style, max_file_size="20mb", footer_links=[], run_history=False)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from timm_wsms.errors import UserError
 
-MOST_MEGAPIXELS = 25  # 75 MB decoded
+MOST_MEGAPIXELS = 25  # takes up to 0.5 GB for a moment
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no reader that runs other programs
 
 
