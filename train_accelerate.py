@@ -189,7 +189,7 @@ def finish(
     run: Run, final: nn.Module, metrics: list[dict], rows: list[evaluation.Row], accelerator: Accelerator
 ) -> evaluation.Row:
     """Evaluates the model in float32, as its folder will hold it, and writes the folder."""
-    figures, by_size = evaluate(InFloat32(final), run.test_loader, accelerator)
+    figures, by_size = evaluate(InFloat32(final), run.test_loader, accelerator, run.output)
     metrics[-1] |= {**figures, "by_size": by_size} if by_size else figures
     row = evaluation.Row(
         run.settings.model,
@@ -210,11 +210,18 @@ def finish(
     return row
 
 
-def evaluate(model: nn.Module, loader: Loader, accelerator: Accelerator) -> tuple[dict[str, float], dict[int, float]]:
-    """Top-1 and top-5 accuracy, and top-1 for each object size where sizes are known, in percent."""
+def evaluate(
+    model: nn.Module, loader: Loader, accelerator: Accelerator, folder: Path | None = None
+) -> tuple[dict[str, float], dict[int, float]]:
+    """Top-1 and top-5 accuracy, and top-1 for each object size where sizes are known, in percent.
+
+    Into `folder`, if given, goes what each class is taken for.
+    """
     split = loader.split
     found = evaluation.predict(model, loader, accelerator, len(split), progress=True)
     by_size = {} if split.object_sizes is None else evaluation.accuracy_by_size(found, split.object_sizes)
+    if folder and accelerator.is_main_process:
+        evaluation.write_classes(found, split.class_names, folder)
     return {"test_top1": evaluation.top1(found), "test_top5": evaluation.top5(found)}, by_size
 
 

@@ -5,6 +5,10 @@
 Reads the checkpoints that benchmarks/cifar10_resnet20.py left. For each: accuracy on CIFAR-10's test set; the same with
 one stage's maps replaced by their mean over the test set (so that the stage says nothing about the image); and the same
 on images whose content is made smaller (on a canvas of mean color) or larger (center crop): sizes not trained on.
+`python -m timm_wsms.scale` does the same for any model.
+
+What stands in results/ was measured with sizes rounded to whole pixels, on a canvas of the data set's mean color; it is
+each image's by now.
 """
 
 import argparse
@@ -14,12 +18,13 @@ from pathlib import Path
 
 import timm
 import torch
-import torch.nn.functional as F
 from cifar10_resnet20 import FORMS, ROOT, folder
 from machine import record
 
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
+from timm_wsms.evaluation import resize_object
+from timm_wsms.evaluation.stage_drop import StageMeans, logits_without_stages
 
 FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)
 
@@ -39,36 +44,15 @@ def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor)
     return 100 * sum(hits).item() / len(labels)
 
 
-def at_size(images: torch.Tensor, factor: float) -> torch.Tensor:
-    """The content `factor` times as large: shrunk onto a canvas of the mean color, or the center enlarged."""
-    side = images.shape[-1]
-    scaled = round(side * factor)
-    resized = F.interpolate(images, size=(scaled, scaled), mode="bicubic", antialias=True)
-    if scaled <= side:
-        before = (side - scaled) // 2
-        return F.pad(resized, (before, side - scaled - before) * 2)  # zero is the mean, after normalization
-    start = (scaled - side) // 2
-    return resized[..., start : start + side, start : start + side]
-
-
 @torch.no_grad()
 def without_each_stage(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> list[float]:
     """Accuracy with the maps of stage 1, of stage 2 … replaced by their mean."""
-    seen: list[list[torch.Tensor]] = []
-    watch = model.integration.register_forward_pre_hook(lambda _, args: seen.append([m.mean(0) for m in args[0]]))
-    accuracy(model, images, labels)
-    watch.remove()
-    means = [torch.stack(maps).mean(0) for maps in zip(*seen, strict=True)]
-    found = []
-    for stage, mean in enumerate(means):
-
-        def blank(_module, args, stage=stage, mean=mean):
-            return ([mean.expand_as(m) if i == stage else m for i, m in enumerate(args[0])],)
-
-        handle = model.integration.register_forward_pre_hook(blank)
-        found.append(accuracy(model, images, labels))
-        handle.remove()
-    return found
+    means = StageMeans()
+    for x in images.split(500):
+        means.add(model, x)
+    batches = zip(images.split(500), labels.split(500), strict=True)
+    hits = sum((logits_without_stages(model, x, means).argmax(2) == y).sum(1) for x, y in batches)  # (1 + S,)
+    return [100 * count / len(labels) for count in hits[1:].tolist()]
 
 
 def main() -> None:
@@ -85,7 +69,9 @@ def main() -> None:
             model = timm.create_model(f"local-dir:{folder(options.outputs, form, seed)}/model", pretrained=True).eval()
             data = data or test_set(options.source, model, options.limit)
             row = {"form": form, "seed": seed, "top1": accuracy(model, *data)}
-            row["by_size"] = {str(factor): accuracy(model, at_size(data[0], factor), data[1]) for factor in FACTORS}
+            row["by_size"] = {
+                str(factor): accuracy(model, resize_object(data[0], factor), data[1]) for factor in FACTORS
+            }
             if hasattr(model, "integration"):
                 row["without_stage"] = without_each_stage(model, *data)
                 if model.integration.gamma is not None:

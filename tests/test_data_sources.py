@@ -115,6 +115,19 @@ def test_limits_take_the_first_images(tmp_path):
     assert len(digits) == len(digits.pixels) == len(digits.object_sizes) == 10
 
 
+def test_one_split_for_both_is_decoded_once(tmp_path, monkeypatch):
+    source = write_splits(tmp_path / "d", {"train": noise(6, 9, 7, 3), "test": noise(4, 9, 7, 3)})
+    decoded = []
+    image = sources.Split.image
+    monkeypatch.setattr(sources.Split, "image", lambda split, row: decoded.append(row) or image(split, row))
+    both = load_splits(DataSettings(source, train_split="test"), 0)
+    assert decoded == [0, 1, 2, 3]
+    for split in both:
+        np.testing.assert_array_equal(split.pixels, noise(4, 9, 7, 3))
+    train, test = load_splits(DataSettings(source, train_split="test", train_limit=3), 0)
+    assert (len(train), len(test)) == (3, 4)
+
+
 def test_digits_know_their_sizes():
     train, test = load_splits(DataSettings("digits"), 0)
     assert (len(train), len(test), train.class_names) == (1437, 2520, [str(i) for i in range(10)])

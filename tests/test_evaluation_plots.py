@@ -2,10 +2,11 @@
 
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from timm_wsms.evaluation import plot_curves, plot_sizes, plots
+from timm_wsms.evaluation import plot_confusion, plot_curves, plot_sizes, plots
 
 ROWS = [
     {"epoch": 1, "train_loss": 2.0, "lr": 0.1},
@@ -49,6 +50,35 @@ def test_sizes(drawn, tmp_path):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["plain", "wsms"]
     with Image.open(path) as image:
         assert image.format == "PNG"
+
+
+def test_confusion_of_few_classes_is_a_matrix(drawn, tmp_path):
+    matrix = np.arange(100).reshape(10, 10)
+    names = [f"class {number}" for number in range(10)]
+    path = plot_confusion(matrix, names, tmp_path / "confusion.png", "a model")
+    (axes,) = drawn[0].axes
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written == {(column, row): str(matrix[row, column]) for row in range(10) for column in range(10)}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Predicted class", "True class")
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.width > 1000
+
+
+def test_confusion_of_many_classes_is_the_most_frequent_mistakes(drawn, tmp_path):
+    matrix = 30 * np.eye(1000, dtype=np.int64)
+    matrix[7, 3], matrix[900, 901], matrix[1, 2] = 5, 20, 9
+    plot_confusion(matrix, [f"name {number}" for number in range(1000)], tmp_path / "confusion.png")
+    (axes,) = drawn[0].axes
+    pairs = [label.get_text() for label in axes.get_yticklabels()]
+    assert pairs == ["name 900 → name 901", "name 1 → name 2", "name 7 → name 3"]
+    assert [bar.get_width() for bar in axes.patches] == [20, 9, 5]
+    assert [text.get_text() for text in axes.texts] == ["20 of 50", "9 of 39", "5 of 35"]
+    assert axes.yaxis_inverted()  # the first on top
+
+
+def test_confusion_without_mistakes(tmp_path):
+    assert plot_confusion(np.eye(30, dtype=np.int64), ["a"] * 30, tmp_path / "confusion.png").exists()
 
 
 def test_epochs_are_whole_numbers(drawn, tmp_path):

@@ -113,7 +113,7 @@ def test_networks_without_an_integrated_map(images):
     averaging = build("wsms_test_resnet")
     averaging.integration = None  # as a network that averages its stages' predictions has none
     for analyse in (integrated_stages, lambda model: stage_heat_maps(model, images)):
-        with pytest.raises(UserError, match="averages its stages' predictions.*fusion"):
+        with pytest.raises(UserError, match=r"averages its stages' predictions.*fusion"):
             analyse(averaging)
     with pytest.raises(UserError, match="only a network of several stages"):
         integrated_stages(build("resnet20_cifar"))

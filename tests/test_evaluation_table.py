@@ -24,3 +24,9 @@ def test_markdown_without_sizes():
         "| --- | ---: | ---: | ---: |\n"
         "| resnet20_cifar | 0.270 M | 40.6 M | 90.00 |"
     )
+
+
+def test_top5_has_a_column_where_it_is_known():
+    rows = [Row("a", 1_000_000, 2_000_000, 50.0, top5=75.125), Row("b", 1_000_000, 2_000_000, 40.0)]
+    assert text_table(rows).splitlines()[0].split("  ")[-1] == "top-5 %"
+    assert [line.split()[-1] for line in text_table(rows).splitlines()[2:]] == ["75.12", "–"]

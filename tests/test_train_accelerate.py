@@ -112,6 +112,13 @@ def test_the_model_folder_is_whole_and_computes_what_was_measured(result, part):
         assert accuracy == pytest.approx(
             (logits.argmax(1) == torch.from_numpy(test.labels))[shown].float().mean().item() * 100
         )
+    for digit, line in enumerate((output / "per_class.csv").read_text().splitlines()[1:]):
+        shown = logits.argmax(1)[torch.from_numpy(test.labels) == digit]
+        assert line.split(",")[1] == str(len(shown))
+        assert not len(shown) or float(line.split(",")[2]) == pytest.approx(
+            (shown == digit).float().mean().item() * 100
+        )
+    assert (output / "confusion.png").read_bytes().startswith(b"\x89PNG")
     right = (logits.argmax(1) == torch.from_numpy(test.labels)).float().mean().item() * 100
     assert metrics(folder)[-1]["test_top1"] == pytest.approx(right)  # of float32, though training was in bf16
     assert f"value: {right:.2f}" in (folder / "README.md").read_text()
@@ -120,7 +127,7 @@ def test_the_model_folder_is_whole_and_computes_what_was_measured(result, part):
 def test_a_run_leaves_no_pickle_and_the_settings_it_ran_with(result):
     output = result[0]
     suffixes = {path.suffix for path in output.rglob("*") if path.is_file()}
-    assert suffixes == {".yaml", ".jsonl", ".safetensors", ".json", ".md", ".png"}
+    assert suffixes == {".yaml", ".jsonl", ".safetensors", ".json", ".md", ".png", ".csv"}
     saved = yaml.safe_load((output / "settings.yaml").read_text())
     assert (saved["baseline"], saved["batch_size"], saved["precision"]) == ("resnet20_cifar", 16, "bf16")
     baseline = yaml.safe_load((output / "baseline" / "settings.yaml").read_text())

@@ -114,7 +114,10 @@ def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
         Split(name, of_split, class_names, rows=undecoded(table, image_column), image_column=image_column).first(limit)
         for name, of_split, table, limit in zip(names, labels, tables, limits, strict=True)
     )
-    return keep_decoded(train, settings.on_bad_image), keep_decoded(test, settings.on_bad_image)
+    train = keep_decoded(train, settings.on_bad_image)
+    if (names[0], limits[0]) == (names[1], limits[1]):  # the same images, decoded once
+        return train, train
+    return train, keep_decoded(test, settings.on_bad_image)
 
 
 def _from_digits(digits: Digits, name: str) -> Split:

@@ -14,12 +14,13 @@ from .settings import DataSettings
 PADDING = 4  # pixels on each side, He et al. 2016, Section 4.2
 
 
-def data_config(model: torch.nn.Module, settings: DataSettings) -> dict[str, Any]:
+def data_config(model: torch.nn.Module, settings: DataSettings, *, use_test_size: bool = False) -> dict[str, Any]:
     """What the images must look like: the model's own `pretrained_cfg`, overlaid with the recipe's values.
 
     Args:
         model: a timm model.
         settings: of which `input_size`, `mean`, `std` and `crop_pct` count, where given.
+        use_test_size: take what the model recommends for evaluation, where that differs from its training.
 
     Returns:
         timm's data config: input_size, interpolation, mean, std, crop_pct, crop_mode.
@@ -27,7 +28,7 @@ def data_config(model: torch.nn.Module, settings: DataSettings) -> dict[str, Any
     Raises:
         UserError: if a value of the recipe cannot be used.
     """
-    config = timm.data.resolve_data_config(model=model)
+    config = timm.data.resolve_data_config(model=model, use_test_size=use_test_size)
     for name in ("input_size", "mean", "std", "crop_pct"):
         value = getattr(settings, name)
         if value is not None:

@@ -1,10 +1,13 @@
-"""Pictures of a run: training curves, and accuracy against object size."""
+"""Pictures of a run: training curves, accuracy against object size, and what is taken for what."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 # a marker each, so that the curves differ in black and white too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_CLASSES = 20  # whose confusion matrix can be read; of more classes the most confused pairs are shown
+MOST_PAIRS = 30
 
 
 def plot_curves(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
@@ -65,6 +70,50 @@ def plot_sizes(curves: Mapping[str, Mapping[int, float]], path: str | Path, titl
     return _save(figure, path, title)
 
 
+def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | Path, title: str = "") -> Path:
+    """Draws the confusion matrix, or, of more than 20 classes, the pairs that are confused most often.
+
+    Args:
+        matrix: Number of images of each class (row) that are taken for each class (column), int64 (classes, classes).
+        class_names: One for each row.
+        path: PNG file to write.
+        title: What was evaluated.
+
+    Returns:
+        `path`.
+    """
+    from torchmetrics.utilities.plot import plot_confusion_matrix
+
+    if len(class_names) > MOST_CLASSES:
+        figure = _draw_pairs(matrix, class_names)
+    else:
+        side = 2.5 + 0.65 * len(class_names)
+        figure = _figure(width=side, height=side)
+        plot_confusion_matrix(torch.from_numpy(matrix), figure.subplots(), labels=list(class_names), cmap="Blues")
+    return _save(figure, path, title)
+
+
+def _draw_pairs(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """A bar for each of the most frequent mistakes, the most frequent on top."""
+    from matplotlib.ticker import MaxNLocator
+
+    mistakes = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:MOST_PAIRS]
+    pairs = [(row, column) for row, column in zip(*np.unravel_index(order, matrix.shape), strict=True)]
+    pairs = [pair for pair in pairs if mistakes[pair]]
+    figure = _figure(width=9.0, height=1.2 + 0.26 * len(pairs))
+    axes = figure.subplots()
+    labels = [f"{class_names[row][:35]} → {class_names[column][:35]}" for row, column in pairs]
+    bars = axes.barh(range(len(pairs)), [mistakes[pair] for pair in pairs], color=COLORS[0])
+    axes.bar_label(bars, [f"{mistakes[pair]} of {matrix[pair[0]].sum()}" for pair in pairs], padding=3, fontsize=8)
+    axes.set_yticks(range(len(pairs)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _dress(axes, f"images taken for another class: the {len(pairs)} most frequent mistakes")
+    return figure
+
+
 def _draw_columns(axes: Axes, rows: Sequence[Mapping[str, Any]], endings: tuple[str, ...]) -> None:
     """One curve for each name among `rows` that has one of the `endings`."""
     names = dict.fromkeys(name for row in rows for name in row if name.endswith(endings))
@@ -96,12 +145,12 @@ def _dress(axes: Axes, x_label: str) -> None:
         axes.legend(frameon=False)
 
 
-def _figure(width: float) -> Figure:
+def _figure(width: float, height: float = 3.8) -> Figure:
     """A figure outside pyplot, so that a user's own plots and back end are left alone; PNG files come from Agg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, 3.8), layout="constrained")  # inches
+    figure = Figure(figsize=(width, height), layout="constrained")  # inches
     FigureCanvasAgg(figure)
     return figure
 

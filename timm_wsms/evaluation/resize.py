@@ -1,7 +1,7 @@
-"""The same picture with a smaller or a larger object: shrunk onto a canvas of its own size, or zoomed about its center.
+"""The same picture with a smaller or a larger object: shrunk onto a canvas of its size, or zoomed about its center.
 
-An image is resampled along its height and along its width by one matrix each, made for the exact factor, so that nothing
-is rounded to whole pixels and the center stays where it is.
+An image is resampled along its height and along its width by one matrix each, made for the exact factor, so that
+nothing is rounded to whole pixels and the center stays where it is.
 """
 
 import math
@@ -18,9 +18,9 @@ BLUR = 1 / 8  # standard deviation of the blurred background, as part of the ima
 def resize_object(images: torch.Tensor, factor: float, border: Border = "mean") -> torch.Tensor:
     """Shows what is on the images `factor` times as large, on a canvas of the same size.
 
-    Bicubic with antialiasing (Pillow's filter: a = -0.5, widened by 1 / factor when shrinking), kept within the range of
-    each image's channel, as pixels are. Where an image is shrunk, what it does not cover is the border; a pixel that it
-    covers in part is a mixture.
+    Bicubic with antialiasing (Pillow's filter: a = -0.5, widened by 1 / factor when shrinking), kept within the range
+    of each image's channel, as pixels are. Where an image is shrunk, what it does not cover is the border; a pixel that
+    it covers in part is a mixture.
 
     Args:
         images: Floating point, (B, C, H, W); values in any range, normalized or not.

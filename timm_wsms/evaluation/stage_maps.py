@@ -35,13 +35,13 @@ def stage_heat_maps(
 
     The gradient of the class's logit with respect to the map f_s that stage s gives to the integration layer, times the
     map, summed over channels (HiResCAM; Draelos and Carin 2020). No ReLU follows: a negative value speaks against the
-    class. In eval mode, behind a convolution, batch norm, ReLU, average pooling and a linear classifier the logit is linear
-    in the maps as long as no ReLU switches, so all stages' values at all places sum to the logit less what biases alone
-    give; that makes stages comparable. With `residual`, f_1's value counts on both of its ways, straight on and through
-    the integration layer. Class tokens have no place and are left out.
+    class. In eval mode, behind a convolution, batch norm, ReLU, average pooling and a linear classifier the logit is
+    linear in the maps as long as no ReLU switches, so all stages' values at all places sum to the logit less what
+    biases alone give; that makes stages comparable. With `residual`, f_1 counts on both of its ways, straight on and
+    through the integration layer. Class tokens have no place and are left out.
 
-    For a plain timm model the map is that of `forward_features`, and with average pooling and a linear classifier this is
-    the class activation map of Zhou et al. 2016.
+    For a plain timm model the map is that of `forward_features`, and with average pooling and a linear classifier this
+    is the class activation map of Zhou et al. 2016.
 
     Args:
         model: A timm model; its mode is restored and its gradients are left alone.

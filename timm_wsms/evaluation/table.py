@@ -16,6 +16,7 @@ class Row:
         multiplications: Multiplications of one forward pass for one image.
         accuracy: Top-1 in percent over the whole test set.
         by_size: Object size in pixels → top-1 in percent; empty where sizes are not known.
+        top5: Top-5 in percent; None, and there is no such column.
     """
 
     model: str
@@ -23,13 +24,18 @@ class Row:
     multiplications: int
     accuracy: float
     by_size: dict[int, float] = field(default_factory=dict)
+    top5: float | None = None
 
 
 def text_table(rows: Sequence[Row]) -> str:
     """The table for a terminal: columns aligned, a rule under the header, no line ends in blanks."""
-    cells = _cells(rows)
+    return aligned(_cells(rows))
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Any table for a terminal: the header first, the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    lines = [_aligned(row, widths) for row in cells]
+    lines = [_line(row, widths) for row in cells]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
@@ -43,19 +49,21 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def _cells(rows: Sequence[Row]) -> list[list[str]]:
     """Header and rows as strings; a dash where a model has no value for a size."""
     sizes = sorted({size for row in rows for size in row.by_size})
-    header = ["model", "parameters", "multiplications", "accuracy %", *[f"{size} px" for size in sizes]]
+    top5 = ["top-5 %"] * any(row.top5 is not None for row in rows)
+    header = ["model", "parameters", "multiplications", "accuracy %", *top5, *[f"{size} px" for size in sizes]]
     return [header] + [
         [
             row.model,
             f"{row.parameters / 1e6:.3f} M",
             f"{row.multiplications / 1e6:,.1f} M",
             f"{row.accuracy:.2f}",
+            *["–" if row.top5 is None else f"{row.top5:.2f}" for _ in top5],
             *[f"{row.by_size[size]:.1f}" if size in row.by_size else "–" for size in sizes],
         ]
         for row in rows
     ]
 
 
-def _aligned(row: list[str], widths: list[int]) -> str:
+def _line(row: Sequence[str], widths: list[int]) -> str:
     numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
     return "  ".join([row[0].ljust(widths[0]), *numbers]).rstrip()

@@ -1,0 +1,117 @@
+"""Accuracy of trained models on images: top-1, top-5, and class by class.
+
+    python -m timm_wsms.evaluate MODEL [MODEL …] --data SOURCE [--json FILE] [--output FOLDER]
+
+A model is a checkpoint folder, a name on the Hub (`hf-hub:owner/name`), or a name of timm's. The source is what
+`--data.source` of the training script takes. Images are prepared as timm's validate.py does: by the model's own config,
+at the size it recommends for evaluation. With several processes (`accelerate launch -m timm_wsms.evaluate …`) the
+figures are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timm_wsms import evaluation
+from timm_wsms.data import Split, load_splits
+from timm_wsms.evaluation.options import Options, own_terms, parse
+from timm_wsms.evaluation.prepare import prepare, start
+from timm_wsms.training import faults
+from timm_wsms.training.whole import write_text
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MOST_CLASSES = 20  # that are all printed; of more, so many of those that are recognized least
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Evaluates the models that the command line names, prints a table, and writes what the options ask for.
+
+    Raises:
+        UserError: a mistake that the user can mend; the message names the option.
+    """
+    names, options = parse(argv, Options, "evaluate", __doc__.splitlines()[0])
+    with own_terms():
+        evaluate(names, options)
+
+
+def evaluate(names: list[str], options: Options) -> None:
+    """Evaluates models on one source."""
+    for name in names:
+        evaluation.timm_name(name)  # all of them, before the first is evaluated
+    accelerator = start(options, names[0])
+    with accelerator.main_process_first():  # the others then find the data in the cache
+        split = load_splits(options.data_settings(), options.seed)[1]
+    results, rows = [], []
+    for name in names:
+        result, row = measure(name, split, options, accelerator)
+        results.append(result)
+        rows.append(row)
+        accelerator.print(f"{name}: {row.accuracy:.2f} % of {result['images']} images")
+        if options.json and accelerator.is_main_process:
+            what = {"data": options.data, "split": split.name, "precision": options.precision, "models": results}
+            write_text(Path(options.json), json.dumps(what, indent=2, ensure_ascii=False) + "\n")
+    accelerator.print(f"\n{evaluation.text_table(rows)}\n\n{class_table(results)}")
+    accelerator.end_training()
+
+
+def measure(
+    name: str, split: Split, options: Options, accelerator: Accelerator
+) -> tuple[dict[str, Any], evaluation.Row]:
+    """Evaluates one model.
+
+    Returns:
+        All its figures, and its row in the table.
+
+    Raises:
+        UserError: it cannot be loaded, or does not fit the data.
+    """
+    one = prepare(name, split, options, accelerator)
+    if one.remark:
+        accelerator.print(f"{name}: {one.remark}")
+    cost = evaluation.parameters(one.network), evaluation.multiplications(one.network, one.config["input_size"])
+    found = evaluation.predict(one.ordered, one.loader, accelerator, len(split), progress=True)
+    by_size = {} if split.object_sizes is None else evaluation.accuracy_by_size(found, split.object_sizes)
+    if options.output and accelerator.is_main_process:
+        folder = Path(options.output) / re.sub(r"[^\w.-]+", "_", name)
+        folder.mkdir(exist_ok=True)
+        evaluation.write_classes(found, split.class_names, folder)
+    top1, top5 = evaluation.top1(found), evaluation.top5(found)
+    result = {
+        "model": name,
+        "images": len(found),
+        "left_out": split.skipped + len(split) - len(found),
+        "top1": top1,
+        "top5": top5,
+        **({"by_size": by_size} if by_size else {}),
+        "parameters": cost[0],
+        "multiplications": cost[1],
+        "data_config": one.config,
+        "per_class": [dataclasses.asdict(one) for one in evaluation.by_class(found, split.class_names)],
+    }
+    return result, evaluation.Row(name, *cost, top1, by_size, top5)
+
+
+def class_table(results: list[dict[str, Any]]) -> str:
+    """Top-1 of each class, a column a model; of many classes only those that the first model knows least."""
+    classes = [one for one in zip(*(result["per_class"] for result in results), strict=True) if one[0]["images"]]
+    few = classes
+    if len(classes) > MOST_CLASSES:
+        few = sorted(classes, key=lambda one: one[0]["top1"])[:MOST_CLASSES]
+    cells = [["class", "images", *(f"{number}. model" for number in range(1, len(results) + 1))]]
+    cells += [[one[0]["name"], str(one[0]["images"]), *(f"{each['top1']:.2f}" for each in one)] for one in few]
+    rest = len(classes) - len(few)
+    more = (
+        f"\n… and {rest} classes more, which the first model knows better: --json or --output has them" if rest else ""
+    )
+    return evaluation.aligned(cells) + more
+
+
+if __name__ == "__main__":
+    sys.exit(faults.run(main))

@@ -1,0 +1,165 @@
+"""What an evaluation can be told, named as timm's validate.py names it where it has the same."""
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import jsonargparse
+
+from timm_wsms.data import DataSettings
+from timm_wsms.errors import UserError
+from timm_wsms.evaluation.resize import Border
+from timm_wsms.evaluation.size_curve import FACTORS
+from timm_wsms.training.faults import is_out_of_memory
+
+# The training script's settings that have another name here.
+OTHER_NAMES = {
+    "data.source": "--data",
+    "data.train_split and data.test_split": "--split",
+    "data.train_limit": "--limit",
+}
+
+
+@dataclass
+class Options:
+    """What an evaluation can be told."""
+
+    data: str
+    """`digits`, a local folder (image folder or parquet files), or a Hub name."""
+    config: str | None = None
+    """The Hub data set's configuration, where it has several."""
+    split: str = "test"
+    """Name of the split."""
+    image_column: str | None = None
+    """The column of images; by default the only one there is."""
+    label_column: str | None = None
+    """The column of labels; by default the only one of class labels, else of integers."""
+    limit: int | None = None
+    """Evaluate on the first so many images only."""
+    seed: int = 0
+    """Of the training run, on which the embedded digits' split depends; other sources do not."""
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the models, e.g. `--model_kwargs.img_size 256`."""
+    input_size: list[int] | None = None
+    """Channels, height and width of what the network is fed; by default the model's own for evaluation."""
+    crop_pct: float | None = None
+    """The part of the resized image that the center crop keeps; by default the model's own for evaluation."""
+    mean: list[float] | None = None
+    """Mean of each channel, of pixels between 0 and 1, to be subtracted; by default the model's own."""
+    std: list[float] | None = None
+    """Standard deviation of each channel, to be divided by; by default the model's own."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """An image that cannot be decoded is an error, or is left out and counted."""
+    batch_size: int = 128
+    """Images of one forward pass in each process."""
+    workers: int = 2
+    """Processes that decode images, for each process that evaluates."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision; by default float32."""
+    channels_last: bool = False
+    """Keep weights in channels-last order, which is faster for convolutions on most machines."""
+    device: Literal["cpu", "cuda", "mps", "xpu"] | None = None
+    """By default what Accelerate chooses."""
+    json: str | None = None
+    """A file for all figures, written anew after each model."""
+    output: str | None = None
+    """A folder for each model's `per_class.csv` and `confusion.png`."""
+
+    def data_settings(self) -> DataSettings:
+        """The same in the data room's terms."""
+        same = {one.name for one in dataclasses.fields(DataSettings)} & {one.name for one in dataclasses.fields(self)}
+        # There is nothing to train on; the same split a second time costs nothing.
+        return DataSettings(
+            source=self.data,
+            train_split=self.split,
+            train_limit=self.limit,
+            test_split=self.split,
+            test_limit=self.limit,
+            **{name: getattr(self, name) for name in same},
+        )
+
+
+@dataclass
+class ScaleOptions(Options):
+    """What an evaluation at several object sizes can be told."""
+
+    factors: list[float] = field(default_factory=lambda: list(FACTORS))
+    """Sizes of the object, relative to the image's own; 1 is always among them."""
+    border: Border = "mean"
+    """What surrounds a smaller object: the image's mean color, the image mirrored, or the image blurred."""
+    stages: bool = False
+    """Also: accuracy lost without each stage, and heat maps a stage."""
+    heat_images: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
+    """The images, by their place in the split, whose heat maps `--stages` draws."""
+    gallery: bool = False
+    """Also: images that all models but the last miss and the last gets, beside a random draw (the paper's Fig. 5)."""
+    seed: int = 0
+    """Of the bootstrap and of the gallery's draw; and of the training run, for the embedded digits."""
+    json: str | None = None
+    """A file for all figures."""
+    output: str | None = None
+    """A folder for the pictures: `scale.png`; `stages.png` and `heat_<model>.png`; `gallery.png`."""
+    cache: str | None = None
+    """A folder to keep results in, instead of `$HF_ASSETS_CACHE`; `off`: neither read nor keep any."""
+
+
+T = TypeVar("T", bound=Options)
+
+
+def parse(argv: list[str] | None, kind: type[T], command: str, description: str) -> tuple[list[str], T]:
+    """Reads the models' names and the options from the command line.
+
+    Args:
+        argv: its words; None: this program's.
+        kind: `Options`, or a class with more of them.
+        command: the module that is run, `timm_wsms.<command>`.
+        description: what it does.
+
+    Raises:
+        UserError: unknown option, wrong type.
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"python -m timm_wsms.{command}",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="A checkpoint folder, `hf-hub:owner/name`, or a name of timm's."
+    )
+    parser.add_class_arguments(kind, nested_key=None)
+    words = list(sys.argv[1:] if argv is None else argv)
+    switches = {f"--{name}" for name, hint in get_type_hints(kind).items() if hint is bool}
+    for word, value in zip_longest(tuple(words), tuple(words[1:])):
+        if word in switches and value not in ("true", "false"):  # `--stages` for `--stages true`
+            words[words.index(word)] = f"{word}=true"
+    try:
+        namespace = parser.instantiate(parser.parse_args(words))
+    except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
+        raise UserError(str(error)) from None
+    values = namespace.as_dict()
+    return values.pop("models"), kind(**values)
+
+
+@contextmanager
+def own_terms() -> Iterator[None]:
+    """Says what the data room says of the training script's settings of these options, and what to do for memory."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for setting, option in OTHER_NAMES.items():
+            message = message.replace(setting, option)
+        raise UserError(re.sub(r"\bdata\.(\w+)", r"--\1", message)) from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError("out of memory: lower --batch_size, or take --precision bf16") from error
+        raise

@@ -1,0 +1,81 @@
+"""Results kept on the disk, so that what was computed once is read the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import cached_assets_path
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import nn
+
+from timm_wsms.data import Split
+from timm_wsms.errors import UserError
+from timm_wsms.training.states import write_tensors
+from timm_wsms.training.whole import written_beside
+
+Arrays = dict[str, np.ndarray]
+
+
+def cached(name: str, key: Mapping[str, Any], compute: Callable[[], Arrays], folder: str | None = None) -> Arrays:
+    """What `compute` returns; the next time, the same from the disk.
+
+    It lies where the Hub's library keeps such files, in `$HF_ASSETS_CACHE/timm-wsms/<name>/<hash of key>`. Where that
+    variable is not set, its place is taken by `$HF_HOME/assets`, `$XDG_CACHE_HOME/huggingface/assets` or
+    `~/.cache/huggingface/assets`.
+
+    Args:
+        name: Of this kind of results.
+        key: All that the results depend on, for JSON. The versions of this package and of timm are added.
+        compute: Gives arrays by name.
+        folder: Keep them in this folder instead of `$HF_ASSETS_CACHE`; "off": neither read nor keep anything.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
+    if folder == "off":
+        return compute()
+    whole = {**key, "versions": {package: version(package) for package in ("timm-wsms", "timm")}}
+    place = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
+    try:
+        path = cached_assets_path("timm-wsms", name, place, assets_dir=folder) / "arrays"
+    except (OSError, ValueError) as error:  # a file in its place, for instance
+        raise UserError(f"the cache cannot be used ({error}); name another folder, or --cache off") from error
+    with suppress(FileNotFoundError, SafetensorError):  # not there, or damaged
+        return load_file(path / "arrays.safetensors")
+    arrays = compute()
+    try:
+        with written_beside(path) as temporary:
+            write_tensors(temporary / "arrays.safetensors", {key: torch.tensor(array) for key, array in arrays.items()})
+            (temporary / "key.json").write_text(json.dumps(whole, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the cache cannot be written ({error}); name another folder, or --cache off") from error
+    return arrays
+
+
+def model_hash(model: nn.Module) -> str:
+    """SHA-256 of what a model computes: its weights and running statistics, and its modules."""
+    digest = hashlib.sha256(str(model).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def data_fingerprint(split: Split) -> str:
+    """SHA-256 of a split's images and labels; of images that are not kept decoded, `datasets`' own fingerprint."""
+    digest = hashlib.sha256(split.labels.tobytes())
+    digest.update(json.dumps(split.class_names).encode())
+    if split.pixels is not None:
+        digest.update(str(split.pixels.shape).encode())
+        digest.update(split.pixels.tobytes())
+    else:
+        digest.update(split.rows._fingerprint.encode())  # type: ignore[union-attr]
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""What an evaluation at several object sizes leaves behind: figures for JSON, pictures, tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm_wsms.data import Split
+from timm_wsms.evaluation.gallery import plot_gallery
+from timm_wsms.evaluation.heat_plots import plot_heat_maps
+from timm_wsms.evaluation.options import ScaleOptions
+from timm_wsms.evaluation.prepare import Prepared
+from timm_wsms.evaluation.size_curve import Comparison, SizeCurve, SizePredictions
+from timm_wsms.evaluation.size_plots import plot_size_curves, plot_stage_drops
+from timm_wsms.evaluation.size_table import drop_table, size_table
+from timm_wsms.evaluation.stage_drop import StageDrops
+
+
+@dataclass
+class Result:
+    """What was found about one model."""
+
+    name: str
+    weights: str
+    parameters: int
+    trained: tuple[float, float] | None
+    found: SizePredictions
+    curve: SizeCurve
+    drops: StageDrops | None
+
+
+Results = dict[str, Result]
+Comparisons = dict[tuple[str, str], Comparison]
+
+
+def as_json(results: Results, comparisons: Comparisons, split: Split, options: ScaleOptions) -> dict[str, Any]:
+    """All figures, for JSON."""
+    models = [
+        {
+            "model": label,
+            "weights_sha256": one.weights,
+            "parameters": one.parameters,
+            "trained_sizes": one.trained,
+            **dataclasses.asdict(one.curve),
+            **({"stages": dataclasses.asdict(one.drops)} if one.drops else {}),
+        }
+        for label, one in results.items()
+    ]
+    pairs = [
+        {"first": first, "second": second, **dataclasses.asdict(found)}
+        for (first, second), found in comparisons.items()
+    ]
+    images = len(next(iter(results.values())).found.index)
+    data = {"data": options.data, "split": split.name, "images": images, "border": options.border}
+    return {**data, "precision": options.precision, "seed": options.seed, "models": models, "comparisons": pairs}
+
+
+def draw(results: Results, models: dict[str, Prepared], split: Split, options: ScaleOptions) -> None:
+    """Writes the pictures that the options ask for, and says where."""
+    folder, title = Path(options.output or "."), f"{split.name} of {Path(options.data).name}"
+    curves, seen = ({label: getattr(one, what) for label, one in results.items()} for what in ("curve", "trained"))
+    written = [plot_size_curves(curves, seen, folder / "scale.png", title)]
+    drops = {label: one.drops for label, one in results.items() if one.drops}
+    if drops:
+        written.append(plot_stage_drops(drops, folder / "stages.png", title))
+    if options.stages:
+        for label, one in models.items():
+            images = one.images(split, options.heat_images)
+            truth = [split.class_names[split.labels[place]] for place in options.heat_images]
+            names = [split.class_names[number] for number in one.data_class]
+            path = folder / ("heat_" + re.sub(r"[^\w.-]+", "_", label) + ".png")
+            written.append(plot_heat_maps(one.network, images, truth, names, one.config, path, label, options.border))
+    if options.gallery:
+        found = {label: one.found for label, one in results.items()}
+        written.append(plot_gallery(found, split, folder / "gallery.png", options.seed))
+    print("pictures:", *written)
+
+
+def tell(results: Results, comparisons: Comparisons) -> None:
+    """Prints the tables."""
+    curves, seen = ({label: getattr(one, what) for label, one in results.items()} for what in ("curve", "trained"))
+    first, *others = results
+    print("\n" + size_table(curves, seen, [comparisons[first, other] for other in others]))
+    for label, one in results.items():
+        if one.drops:
+            print(f"\n{label}: points of accuracy without each stage's map\n{drop_table(one.drops)}")

@@ -1,0 +1,52 @@
+"""Which object sizes a model has seen in training, as far as its checkpoint folder tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from timm_wsms.data.settings import DataSettings, TimmAugmentation
+
+# timm's smallest and largest area of a crop by the mode, where the settings leave it open
+AREAS = {"rrc": (0.08, 1.0), "rkrc": (0.8, 1.0), "rkrr": (0.8, 1.0)}
+TOLERANCE = 0.02  # of a factor: a setting may say 1.4 for √2
+
+
+def trained_sizes(folder: Path, crop_pct: float) -> tuple[float, float] | None:
+    """The smallest and the largest size in training, relative to that at evaluation.
+
+    A crop of the part a of the image's area, resized to the input, shows things 1 / √a times as large as the whole
+    image resized to the input does; evaluation, which resizes to input / crop_pct and cuts out the center, 1 / crop_pct
+    times (Touvron et al. 2019, Fixing the train-test resolution discrepancy, Section 3). So it is crop_pct / √a.
+    Changes of the aspect ratio are left aside, and so is that the images themselves show things at many sizes: 1 is as
+    in the data.
+
+    Args:
+        folder: A checkpoint folder; its `settings.yaml` counts, which the training script writes.
+        crop_pct: At evaluation, the part of the resized image that the center crop keeps.
+
+    Returns:
+        (smallest, largest); None if there are no settings, or none that can be read.
+    """
+    try:
+        settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
+        data: dict[str, Any] = settings["data"]
+        augmentation = data.get("augmentation", DataSettings.augmentation)
+        if augmentation != "timm":
+            return (1.0, 1.0) if augmentation in ("none", "pad_crop_flip") else None
+        chosen = data.get("timm") or {}
+        mode = chosen.get("train_crop_mode") or TimmAugmentation.train_crop_mode or "rrc"
+        least, most = chosen.get("scale") or AREAS[mode]
+        sizes = crop_pct / most**0.5, crop_pct / least**0.5
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):
+        return None
+    if mode == "rrc":
+        return sizes
+    return min(crop_pct, sizes[0]), max(crop_pct, sizes[1])  # half of the images are not resized
+
+
+def was_trained(factor: float, sizes: tuple[float, float] | None) -> bool:
+    """Whether a factor lies within `trained_sizes`; False where they are not known."""
+    return sizes is not None and sizes[0] * (1 - TOLERANCE) <= factor <= sizes[1] * (1 + TOLERANCE)

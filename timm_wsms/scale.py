@@ -1,0 +1,153 @@
+"""Accuracy of trained models against the size at which things appear.
+
+    python -m timm_wsms.scale MODEL [MODEL …] --data SOURCE [--output FOLDER] [--stages] [--gallery]
+
+Models and source are what `timm_wsms.evaluate` takes, and at size 1 the figures are its figures. Every test image is
+shown with its object made smaller, on a canvas of its own size, and larger. What was computed is kept for the next
+time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from timm_wsms.data import Split, load_splits
+from timm_wsms.errors import UserError
+from timm_wsms.evaluation import parameters, timm_name
+from timm_wsms.evaluation.load import LOCAL
+from timm_wsms.evaluation.options import ScaleOptions, own_terms, parse
+from timm_wsms.evaluation.prepare import Prepared, prepare, start
+from timm_wsms.evaluation.result_cache import cached, data_fingerprint, model_hash
+from timm_wsms.evaluation.size_curve import SizePredictions, check_factors, compare, predict_sizes, size_curve
+from timm_wsms.evaluation.size_report import Result, Results, as_json, draw, tell
+from timm_wsms.evaluation.stage_drop import predict_without_stages, stage_drops
+from timm_wsms.evaluation.stage_maps import integrated_stages
+from timm_wsms.evaluation.trained_sizes import trained_sizes
+from timm_wsms.network import WsmsNet
+from timm_wsms.training import faults
+from timm_wsms.training.whole import write_text
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Evaluates the models that the command line names, prints a table, and writes what the options ask for.
+
+    Raises:
+        UserError: a mistake that the user can mend; the message names the option.
+    """
+    names, options = parse(argv, ScaleOptions, "scale", "Accuracy of trained models against object size.")
+    with own_terms():
+        scale(names, options)
+
+
+def scale(names: list[str], options: ScaleOptions) -> dict[str, Any]:
+    """Evaluates models on one source at several object sizes.
+
+    Returns:
+        What `--json` writes.
+    """
+    factors = check(names, options)
+    accelerator = start(options, names[0])
+    if accelerator.num_processes > 1:
+        raise UserError("object sizes are evaluated by one process; start it with python -m timm_wsms.scale")
+    split = load_splits(options.data_settings(), options.seed)[1]
+    models = dict(zip(labels(names), (prepare(name, split, options, accelerator) for name in names), strict=True))
+    if options.stages:
+        check_stages([*models.values()], split, options)
+    results: Results = {}
+    for name, (label, model) in zip(names, models.items(), strict=True):
+        if model.remark:
+            print(f"{name}: {model.remark}")
+        results[label] = measure(name, model, split, factors, options, accelerator)
+    comparisons = {
+        (first, second): compare(results[first].found, results[second].found, options.seed)
+        for first, second in itertools.combinations(results, 2)
+    }
+    figures = as_json(results, comparisons, split, options)
+    if options.json:
+        write_text(Path(options.json), json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    if options.output:
+        draw(results, models, split, options)
+    tell(results, comparisons)
+    return figures
+
+
+def check(names: list[str], options: ScaleOptions) -> tuple[float, ...]:
+    """Refuses what can be refused before anything is loaded; returns the sizes."""
+    for name in names:
+        timm_name(name)
+    if len(set(names)) < len(names):
+        raise UserError("a model is named twice; name each once")
+    if (options.stages or options.gallery) and not options.output:
+        raise UserError("--stages and --gallery draw pictures; name a folder for them with --output")
+    if options.gallery and len(names) < 2:
+        raise UserError("--gallery compares models; name the backbones first and the network to be shown last")
+    return check_factors(options.factors)
+
+
+def check_stages(models: list[Prepared], split: Split, options: ScaleOptions) -> None:
+    """Refuses, before anything is computed, networks whose stages cannot be analysed, and images that are not there."""
+    several = [model.network for model in models if isinstance(model.network, WsmsNet) and len(model.network.stages)]
+    for network in several or [models[0].network]:
+        integrated_stages(network)
+    if bad := [place for place in options.heat_images if not 0 <= place < len(split)]:
+        raise UserError(f"--heat_images {bad[0]} is no image of split {split.name!r}; name 0 to {len(split) - 1}")
+
+
+def labels(names: list[str]) -> list[str]:
+    """Short names for tables and pictures: of a folder its last part, or the one above where that is `model`."""
+    paths = [Path(name.removeprefix(LOCAL)) for name in names]
+    short = [path.parent.name if path.name == "model" and path.parent.name else path.name for path in paths]
+    return short if len(set(short)) == len(names) else names
+
+
+def measure(
+    name: str,
+    model: Prepared,
+    split: Split,
+    factors: tuple[float, ...],
+    options: ScaleOptions,
+    accelerator: Accelerator,
+) -> Result:
+    """Evaluates one model, or reads what was found when it was evaluated before."""
+    weights = model_hash(model.network)
+    key = {
+        "weights": weights,
+        "classes": model.data_class,
+        "data": data_fingerprint(split),
+        "config": model.config,
+        "factors": factors,
+        "border": options.border,
+        "precision": options.precision,
+        "device": accelerator.device.type,
+    }
+
+    def at_all_sizes() -> dict[str, np.ndarray]:
+        found = predict_sizes(model.ordered, model.loader, accelerator, factors, options.border, progress=True)
+        return {"index": found.index, "label": found.label, "predicted": found.predicted}
+
+    def without_stages() -> dict[str, np.ndarray]:
+        predicted = predict_without_stages(model.network, model.loader, accelerator, factors, options.border)
+        return {"predicted": np.array(model.data_class)[predicted]}
+
+    found = SizePredictions(factors, **cached("scale", key, at_all_sizes, options.cache))
+    drops = None
+    if options.stages and isinstance(model.network, WsmsNet) and len(model.network.stages):
+        predicted = cached("stages", key, without_stages, options.cache)["predicted"]
+        drops = stage_drops(predicted, found.label, factors, options.seed)
+    path = timm_name(name)
+    folder = Path(path.removeprefix(LOCAL)) if path.startswith(LOCAL) else None
+    seen = trained_sizes(folder, model.config["crop_pct"]) if folder else None
+    return Result(name, weights, parameters(model.network), seen, found, size_curve(found, options.seed), drops)
+
+
+if __name__ == "__main__":
+    sys.exit(faults.run(main))
