@@ -65,5 +65,5 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/pip
 
 $(VENV)/.demo-test: pyproject.toml | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[demo-test]"
-	@command -v chromium chromedriver >/dev/null || { apt-get update && apt-get install -y chromium chromium-driver; }
+	@type chromium chromedriver >/dev/null || { apt-get update && apt-get install -y chromium chromium-driver; }
 	@touch $@

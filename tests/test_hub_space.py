@@ -168,7 +168,7 @@ def test_bars(seen):
     wsms, plain = rows[:2], rows[2:]
     assert wsms == [("✓ cat", "75 %", "75.0%"), ("&lt;dog&gt;", "25 %", "25.0%")]
     assert plain == [("&lt;dog&gt;", "60 %", "60.0%"), ("✓ cat", "40 %", "40.0%")]
-    assert "✓" not in views.answers(seen, None)
+    assert "✓" not in views.answers(seen, None) and "2 resolutions" in html
 
 
 def test_heat_maps(seen):

@@ -21,8 +21,8 @@ EXAMPLES = sorted((HERE / "examples").glob("*.png"))  # each named by what it sh
 INTRO = """
 # Recognized at any size?
 
-Two networks that were trained at one size: **WSMS** looks at a picture at three resolutions, its **plain backbone** at
-one. Pick a picture and drag the slider: which of them still knows what it is?
+Two networks that were trained at one size: **WSMS** looks at a picture at several resolutions, its **plain backbone**
+at one. Pick a picture and drag the slider: which of them still knows what it is?
 """
 
 

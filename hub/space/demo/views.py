@@ -21,13 +21,13 @@ def picture(seen: Seen, factor: float) -> str:
     """The picture as the networks get it, pixel by pixel, and how large its object is."""
     height, width = seen.image.shape[1:]
     caption = f"<b>× {factor:.2f}</b>what both networks get: {width}×{height} pixels"
-    return f'<figure class="seen">{_pixels(seen)}<figcaption>{caption}</figcaption></figure>'
+    return f"<figure>{_pixels(seen)}<figcaption>{caption}</figcaption></figure>"
 
 
 def answers(seen: Seen, truth: str | None) -> str:
     """Both networks' five likeliest labels, side by side; the true one, if it is known, has a check mark."""
-    wsms = _bars("WSMS", "three resolutions", seen.wsms, truth)
-    return f'<div class="pair">{wsms}{_bars("Plain backbone", "one resolution", seen.plain, truth)}</div>'
+    wsms = _bars("WSMS", f"{len(seen.maps)} resolutions", seen.wsms, truth)
+    return f'<div class="pair">{wsms}{_bars("Plain backbone", "1 resolution", seen.plain, truth)}</div>'
 
 
 def _bars(name: str, what: str, top5: TopFive, truth: str | None) -> str:
