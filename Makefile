@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 ARGS ?=
+TEST_PROCESSES ?= 2
 RECIPE ?= recipes/quickstart.yaml
 # A run has a folder of its own: nothing is overwritten, and `make train OUTPUT=outputs/… ARGS="--resume auto"` goes on
 # with a run that was interrupted.
@@ -31,7 +32,7 @@ train: $(INSTALLED)  ## train the quick start on the embedded digits: WSMS besid
 	$(LAUNCH) train_accelerate.py --recipe $(RECIPE) --output $(OUTPUT) $(ARGS)
 
 test: $(INSTALLED)  ## run the tests
-	$(BIN)/python -m pytest -m "not sweep and not browser" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not sweep and not browser" -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 sweep: $(INSTALLED)  ## run the long tests over all of timm's backbones
 	$(BIN)/python -m pytest -m sweep $(ARGS)
