@@ -241,3 +241,18 @@ def test_intermediates_of_a_classifier(name):
         torch.testing.assert_close(found[-1] - own[-1], added, rtol=1e-3, atol=1e-3)
         nhwc = model.forward_intermediates(x, indices=1, output_fmt="NHWC", intermediates_only=True)
         torch.testing.assert_close(nhwc[0].permute(0, 3, 1, 2), found[-1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv1_100h", "regnetv_040", "test_resnet"])
+def test_pruned_to_its_last_map_a_network_gives_it_still(name):
+    """Also where `forward_features` has another layer, as wide, behind that map (a convolution, an activation)."""
+    torch.manual_seed(0)
+    model = timm.create_model(f"wsms_{name}").eval()
+    x = torch.randn(1, 3, 64, 64)
+    last = len(model.feature_info) - 1
+    with torch.no_grad():
+        expected = model.forward_intermediates(x, indices=[last], intermediates_only=True)[0]
+        model.prune_intermediate_layers([last])
+        found = model.forward_intermediates(x, indices=[last], intermediates_only=True)[0]
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

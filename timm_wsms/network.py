@@ -7,13 +7,15 @@ import torch
 from timm.layers import ClassifierHead
 from timm.models._input import _get_global_pool
 from timm.models.coat import CoaT
+from timm.models.efficientnet import EfficientNet
 from timm.models.efficientvim import EfficientViM
 from timm.models.pit import PoolingVisionTransformer
+from timm.models.regnet import RegNet
 from torch import nn
 
 from timm_wsms.errors import UserError, check_choice
 from timm_wsms.feature_maps import FeatureMaps
-from timm_wsms.image_sizes import Size
+from timm_wsms.image_sizes import Size, of_kind
 from timm_wsms.integration import Integration, IntegrationKind
 from timm_wsms.layouts import Layout, merge, to_map
 from timm_wsms.pruning import remove_head
@@ -23,6 +25,8 @@ from timm_wsms.stages import Level, is_flat, levels, make_stage, parts
 
 NO_PATCHES = (PoolingVisionTransformer,)  # forward_features gives class tokens alone
 GIVES_SEVERAL = (CoaT, EfficientViM)  # features, of which `num_features` is the sum, or the width of all
+# Between the last map and the features, which may be as wide.
+AFTER_LAST_MAP: dict[type[nn.Module], str] = {EfficientNet: "conv_head", RegNet: "final_conv"}
 KERNEL_SIZE = {"conv1x1": 1, "conv3x3": 3, "none": 0}
 
 
@@ -87,9 +91,9 @@ class WsmsNet(FeatureMaps):
         self.reduction = cuts[0].reduction
         self.map_apart = isinstance(backbone, NO_PATCHES)
         self.feature_info = [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]
-        # not where a convolution stands between the last map and the features (EfficientNet)
         width = self.feature_info[-1]["num_chs"] if isinstance(backbone, GIVES_SEVERAL) else self.num_features
-        self.integrates_last = bool(self.stages) and self.feature_info[-1]["num_chs"] == width
+        as_wide = self.feature_info[-1]["num_chs"] == width
+        self.integrates_last = bool(self.stages) and as_wide and not _goes_on(backbone)
         self.residual = residual
         self.integration: Integration | None = None
         if self.stages:
@@ -187,6 +191,12 @@ def _choose_levels(backbone: TimmModel, stages: int | None) -> list[Level]:
         what = "blocks" if flat else "levels"
         raise UserError(f"stages must be 1 to {most}, the {what} of this backbone; not {stages}")
     return parts(backbone, stages) if flat else levels(backbone)[:stages]
+
+
+def _goes_on(backbone: TimmModel) -> bool:
+    """Whether a layer stands between the backbone's last map and its features."""
+    path = of_kind(AFTER_LAST_MAP, backbone)
+    return path is not None and not isinstance(backbone.get_submodule(path), nn.Identity)
 
 
 def _layout(backbone: TimmModel) -> Layout:
