@@ -10,9 +10,9 @@ import timm_wsms  # noqa: F401  registers the names
 torch.set_num_threads(1)
 
 
-def build(name):
+def build(name, **kwargs):
     torch.manual_seed(0)
-    return timm.create_model(name).eval()
+    return timm.create_model(name, **kwargs).eval()
 
 
 # stages that a tracer cannot enter (VoVNet: a part of its stem), features in a list (EfficientViM), tokens
@@ -31,6 +31,15 @@ def test_traced_network_gives_the_same(name):
         model(images)
     torch.testing.assert_close(found["stage"], seen[0])
     torch.testing.assert_close(found["map"], seen[1])
+
+
+@pytest.mark.parametrize("name, pyramid", [("test_resnet", [2, 1, 0.5]), ("vit_tiny_patch16_224", [1, 0.7])])
+def test_traced_network_of_averaged_stages_gives_the_same(name, pyramid):
+    model = build(f"wsms_{name}", fusion="mean", pyramid=pyramid)
+    images = torch.randn(1, *model.default_cfg["input_size"])
+    traced = create_feature_extractor(model, [get_graph_node_names(model)[1][-1]])
+    with torch.no_grad():
+        torch.testing.assert_close(next(iter(traced(images).values())), model(images), rtol=1e-5, atol=1e-6)
 
 
 def test_traced_network_trains():

@@ -350,6 +350,6 @@ def test_import_is_quick_and_light():
 
 
 def test_public_names():
-    assert set(timm_wsms.__all__) == {"UserError", "WsmsNet", "fuse", "recalibrate", "register"}
+    assert set(timm_wsms.__all__) == {"UserError", "WsmsMeanNet", "WsmsNet", "fuse", "recalibrate", "register"}
     assert all(getattr(timm_wsms, name).__doc__ for name in timm_wsms.__all__)
     assert issubclass(UserError, ValueError)

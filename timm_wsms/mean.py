@@ -4,6 +4,7 @@ What an average of the predictions at several sizes says of an object doesn't de
 it was learned at (scale channels; Jansson and Lindeberg, 2022); what the layers behind a concatenation say does.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,8 +48,9 @@ class WholeStage(nn.Module):
             height, width = image.shape[-2:]
             if min(height, width) >= 2 * self.reduction:  # then it is something else
                 raise
+            what = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" …")
             raise UserError(
-                f"{height}×{width} pixels, {self.factor} of the image's size, are too few for the backbone ({error}); "
+                f"{height}×{width} pixels, {self.factor} of the image's size, are too few for the backbone ({what}); "
                 f"give larger images, or a pyramid without {self.factor}"
             ) from error
 

@@ -171,6 +171,10 @@ class WsmsNet(FeatureMaps):
         head = self.backbone.forward_head if self.head is None else self.head
         return head(x, pre_logits=pre_logits)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # here, since torch.fx finds `merge` and the like beside it
+        """(B, in_chans, H, W) → (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
 
 def _count_halvings(pyramid: Sequence[float], stages: int | None) -> int:
     factors = choose_factors(pyramid, stages)

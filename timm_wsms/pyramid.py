@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 import torch.nn.functional as F
-from timm.models import register_notrace_function
 
 from timm_wsms.errors import UserError
 
@@ -71,7 +71,7 @@ def make_pyramid(image: torch.Tensor, factors: Sequence[float]) -> list[torch.Te
     return images
 
 
-@register_notrace_function
+@torch.fx.wrap  # opaque to a tracer, since it looks at sizes
 def resize(image: torch.Tensor, factor: float) -> torch.Tensor:
     """(B, C, H, W) → (B, C, about factor · H, about factor · W)."""
     size = [max(1, int(side * factor)) for side in image.shape[-2:]]
@@ -80,7 +80,7 @@ def resize(image: torch.Tensor, factor: float) -> torch.Tensor:
     return x.to(image.dtype)
 
 
-@register_notrace_function  # torch.fx finds no names that begin with an underscore
+@torch.fx.wrap
 def check_size(image: torch.Tensor, least: float, stages: int) -> None:
     """Raise a UserError if the smallest image of the pyramid, `least` times as large, had no pixel."""
     height, width = image.shape[-2:]
