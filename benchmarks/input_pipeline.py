@@ -58,15 +58,19 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     torch.set_num_threads(1)
     photographs = load_splits(DataSettings(arguments.source, train_limit=1000, test_limit=1), 0)[0].pixels
-    report = {"what": __doc__.splitlines()[0], **record(), "targets": TARGETS, "rounds": arguments.rounds, "sets": {}}
+    report = {"what": __doc__.splitlines()[0], **record(), "targets": TARGETS}
     report["versions"] |= {"simplejpeg": simplejpeg.__version__, "pillow": Image.__version__}
-    for name, count in (("imagenet", arguments.images), ("large", arguments.large)):
+    out = arguments.out
+    report["sets"] = json.loads(out.read_text(encoding="utf-8"))["sets"] if out.exists() else {}
+    for name in arguments.sets:
+        count = {"imagenet": arguments.images, "large": arguments.large}[name]
         with tempfile.TemporaryDirectory() as folder:
             images = write_images(Path(folder) / "train", count, photographs, **SETS[name])
             write_images(Path(folder) / "test", 2, photographs, **SETS[name])  # a source has two splits
-            report["sets"][name] = {"images": images, **measure(Path(folder), arguments.rounds)}
+            figures = measure(Path(folder), arguments.rounds)
+        report["sets"][name] = {"date": report["date"], "rounds": arguments.rounds, "images": images, **figures}
         print(describe(name, report["sets"][name]), flush=True)
-    arguments.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:
@@ -190,7 +194,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="uoft-cs/cifar10", help="CIFAR-10: its Hub name, or a local folder")
     parser.add_argument("--images", type=int, default=2000, help="files of ImageNet's sizes")
-    parser.add_argument("--large", type=int, default=100, help="files of 1600 × 1200")
+    parser.add_argument("--large", type=int, default=200, help="files of 1600 × 1200")
+    parser.add_argument(
+        "--sets", nargs="+", choices=list(SETS), default=list(SETS), help="the rest is kept as measured"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "input_pipeline.json")
     return parser

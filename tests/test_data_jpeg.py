@@ -114,6 +114,8 @@ def test_the_smallest_scale_that_covers_the_crop_is_decoded():
         ((0, 0, 640, 800), (10, 20), (80, 100)),  # 1/8, the smallest there is
         ((100, 40, 320, 400), (80, 100), (80, 100)),
         ((100, 40, 320, 400), (81, 100), (120, 150)),
+        ((100, 40, 320, 200), (80, 100), (160, 100)),  # 1/4 would do for the height
+        ((100, 40, 160, 400), (80, 100), (80, 200)),  # and here for the width
         ((100, 40, 20, 30), (81, 100), (20, 30)),
     ]:
         assert decode_crop(file, (800, 640), box, least).shape == (*size, 3)
