@@ -40,3 +40,13 @@ def test_train_overhead_runs(benchmark, tmp_path):
     found = json.loads(out.read_text())["models"]["resnet20_cifar"]
     assert found["ratio"] == pytest.approx(found["script"]["median"] / found["bare"]["median"], abs=1e-4)
     assert (found["rounds"], found["steps_per_round"], len(found["bare"]["each"])) == (2, 2, 2)
+
+
+@pytest.mark.sweep
+def test_stream_runs(benchmark, tmp_path):
+    out = tmp_path / "stream.json"
+    small = ["--shards", "2", "--images_per_shard", "64", "--workers", "0", "--rounds", "1"]
+    benchmark("stream").main([*small, "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert found["dropped_to_stream"] == pytest.approx(found["dropped"]["median"] / found["stream"]["median"], abs=0.01)
+    assert (found["images_per_epoch"], len(found["map_style"]["each"])) == (128, 1)
