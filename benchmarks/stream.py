@@ -2,7 +2,7 @@
 
     python benchmarks/stream.py
 
-JPEG images of ImageNet's mean size, 500×400 pixels and about 110 KB, in parquet files on the local disk; the
+JPEG images of ImageNet's mean size, 500×400 pixels and 95 KB, in parquet files on the local disk; the
 random-resized crop at 224; nothing is trained. Three kinds of epochs alternate: of a stream, of the same files
 map-style, and of a stream that is gone on with at its last batch, so that all before it is read and dropped. What a
 network between the files and the machine costs is not in here.
@@ -24,7 +24,7 @@ import numpy as np
 from machine import ROOT, record
 from PIL import Image
 
-from timm_wsms.data import DataSettings, Loader, TimmAugmentation, load_splits, make_loader
+from timm_wsms.data import DataSettings, Loader, TimmAugmentation, load_data, make_loader
 
 CONFIG = {
     "input_size": (3, 224, 224),
@@ -92,7 +92,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict:
     mapped.timm = TimmAugmentation(color_jitter=None)
     streamed = replace(mapped, streaming=True, train_size=count, test_size=count, shuffle_buffer=count // 4)
     loaders = {
-        name: make_loader(load_splits(settings, 0)[0], settings, CONFIG, batch_size=BATCH, train=True)
+        name: make_loader(load_data(settings, 0)[0], settings, CONFIG, batch_size=BATCH, train=True)
         for name, settings in (("stream", streamed), ("map_style", mapped))
     }
     last = len(loaders["stream"]) - 1
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--images_per_shard", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "stream.json"))
     return parser
 

@@ -81,3 +81,13 @@ def test_images_of_the_input_benchmark_are_photographs_to_a_decoder(benchmark, t
     field = images.noise(256, np.random.default_rng(0))
     power = np.abs(np.fft.fft(field, axis=1)[:, 1:128]).mean(axis=0) ** 2
     assert power[:4].mean() > 20 * power[60:].mean()
+
+
+@pytest.mark.sweep
+def test_stream_runs(benchmark, tmp_path):
+    out = tmp_path / "stream.json"
+    small = ["--shards", "2", "--images_per_shard", "64", "--workers", "0", "--rounds", "1"]
+    benchmark("stream").main([*small, "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert found["dropped_to_stream"] == pytest.approx(found["dropped"]["median"] / found["stream"]["median"], abs=0.01)
+    assert (found["images_per_epoch"], len(found["map_style"]["each"])) == (128, 1)

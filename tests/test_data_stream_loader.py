@@ -175,7 +175,9 @@ def test_an_epoch_begun_in_the_middle_is_the_tail_of_a_whole_one(source, setting
 def test_what_comes_before_the_start_is_not_decoded(source, monkeypatch):
     decoded = []
     original = Stream.image
-    monkeypatch.setattr(Stream, "image", lambda self, index, raw: decoded.append(index) or original(self, index, raw))
+    monkeypatch.setattr(
+        Stream, "image", lambda self, index, raw, **crop: decoded.append(index) or original(self, index, raw)
+    )
     assert indices(loader_of(source, start=10)) == decoded and len(decoded) == 8
 
 
