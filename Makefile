@@ -6,10 +6,12 @@
 
 SHELL := /bin/bash
 PYTHON ?= python3
-BIN := .venv/bin
-INSTALLED := .venv/.installed
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 
 ARGS ?=
+TEST_PROCESSES ?= 2
 RECIPE ?= recipes/quickstart.yaml
 # A run has a folder of its own: nothing is overwritten, and `make train OUTPUT=outputs/… ARGS="--resume auto"` goes on
 # with a run that was interrupted.
@@ -18,11 +20,11 @@ OUTPUT ?= outputs/$(basename $(notdir $(RECIPE)))-$(shell date +%Y%m%d-%H%M%S)
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $$($(BIN)/python -c "import torch; print(torch.get_num_threads())")
 
-.PHONY: help install train test sweep check format
+.PHONY: help install train test sweep demo demo-test check format
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 install: $(INSTALLED)  ## set up .venv with the package and its tools
 
@@ -30,10 +32,16 @@ train: $(INSTALLED)  ## train the quick start on the embedded digits: WSMS besid
 	$(LAUNCH) train_accelerate.py --recipe $(RECIPE) --output $(OUTPUT) $(ARGS)
 
 test: $(INSTALLED)  ## run the tests
-	$(BIN)/python -m pytest -m "not sweep" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not sweep and not browser" -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 sweep: $(INSTALLED)  ## run the long tests over all of timm's backbones
 	$(BIN)/python -m pytest -m sweep $(ARGS)
+
+demo: $(VENV)/.demo  ## see it: one picture at every size, in the browser
+	$(BIN)/python hub/space/app.py
+
+demo-test: $(VENV)/.demo-test  ## drive the demo in headless Chromium
+	$(BIN)/python -m pytest -m browser tests/test_hub_space_browser.py $(ARGS)
 
 check: $(INSTALLED)  ## check format, lint and types
 	$(BIN)/ruff format --check .
@@ -44,7 +52,19 @@ format: $(INSTALLED)  ## put the code into the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(INSTALLED): pyproject.toml
-	@test -x $(BIN)/pip || { echo "Setting up .venv: once, PyTorch is a download of some GB."; $(PYTHON) -m venv .venv; }
+$(BIN)/pip:
+	@echo "Setting up $(VENV): once, PyTorch is a download of some GB."
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[demo]"
+	@touch $@
+
+$(VENV)/.demo-test: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[demo-test]"
+	@type chromium chromedriver >/dev/null || { apt-get update && apt-get install -y chromium chromium-driver; }
 	@touch $@

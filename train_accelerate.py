@@ -17,24 +17,28 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from hub import card
 from timm_wsms import evaluation
-from timm_wsms.data import Loader, Split, data_config, load_splits, make_loader
+from timm_wsms.data import Loader, Split, data_config, load_data, make_loader
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint, faults
-from timm_wsms.training.build import build, build_accelerator, build_optimizer, check_input, check_name
-from timm_wsms.training.epoch import InFloat32, SoFar, micro_batch_size, train_epoch
+from timm_wsms.training.build import adapt, build, build_accelerator, build_optimizer, check_input, check_name
+from timm_wsms.training.distill import Teacher, build_teacher
+from timm_wsms.training.dry_run import dry_run
+from timm_wsms.training.early_stop import no_better
+from timm_wsms.training.epoch import InFloat32, SoFar, micro_batch_size
 from timm_wsms.training.guard import Guard
 from timm_wsms.training.keeper import Keeper
+from timm_wsms.training.learner import Learner
 from timm_wsms.training.loss import build_mix
 from timm_wsms.training.model_folder import save_model_folder
 from timm_wsms.training.same_run import check_same_run
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, dump, parse, plan, portable
 from timm_wsms.training.stop import StopRequest
+from timm_wsms.training.trackers import tracking
 from timm_wsms.training.watch import Watch
 from timm_wsms.training.whole import write_text, written_beside
 
@@ -49,6 +53,7 @@ class Run:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
+    teacher: Teacher | None
     data_config: dict
     train_loader: Loader
     test_loader: Loader
@@ -68,9 +73,15 @@ def main(argv: list[str] | None = None) -> None:
         check_name(one.model)
     accelerator = build_accelerator(settings)
     with accelerator.main_process_first():  # the others then find the data in the cache
-        splits = load_splits(settings.data, settings.seed)
+        splits = load_data(settings.data, settings.seed)
     runs = [prepare(one, splits, accelerator) for one in plan(settings)]
     accelerator.wait_for_everyone()
+    if settings.dry_run:
+        for run in runs:
+            learner = Learner(run.network, run.optimizer, run.teacher, run.settings, accelerator)
+            needs = dry_run(learner, run.train_loader, run.test_loader, run.schedule, run.settings, accelerator)
+            accelerator.print(f"{run.settings.model}: {needs}")
+        return
 
     # 2. Training, one model after the other.
     if accelerator.is_main_process:
@@ -120,24 +131,23 @@ def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accele
     if len(train_loader) < settings.grad_accumulation:
         raise UserError(f"{len(train_split)} training images do not fill a batch; lower --batch_size")
     build_mix(settings, len(train_split.class_names), train_loader.batch_size)  # refuses what cannot be paired
-    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-    network.to(accelerator.device, memory_format=memory_format)
+    teacher = build_teacher(settings, config, len(train_split.class_names))
+    network = adapt(network, settings, accelerator.device)
     optimizer = build_optimizer(network, settings)
     schedule = Schedule(optimizer, settings, len(train_loader) // settings.grad_accumulation)
-    return Run(settings, network, optimizer, schedule, config, train_loader, test_loader)
+    return Run(settings, network, optimizer, schedule, teacher, config, train_loader, test_loader)
 
 
 def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator, stop: StopRequest) -> evaluation.Row:
     """Trains and evaluates one model, and writes its folder; `rows` are the results of the models before it."""
-    settings, network, optimizer = run.settings, run.network, run.optimizer
-    ema = ModelEmaV3(network, decay=settings.ema_decay) if settings.ema_decay is not None else None
+    settings = run.settings
+    learner = Learner(run.network, run.optimizer, run.teacher, settings, accelerator)
     watch = Watch(accelerator, settings.hang_timeout)
     guard = Guard(accelerator, stop, settings.checkpoint_every_minutes, watch)
-    keeper = Keeper(settings, network, optimizer, ema and ema.module, run.train_loader, accelerator, guard)
+    ema = learner.ema and learner.ema.module
+    keeper = Keeper(settings, run.network, run.optimizer, ema, run.train_loader, accelerator, guard)
     done, so_far = keeper.resume()
-    # Accelerate replaces the forward of what it prepares; inside a Sequential the network keeps its own.
-    model = nn.Sequential(torch.compile(network) if settings.compile else network)
-    model, stepper = accelerator.prepare(model, optimizer)
+    learner.set_epoch(done + 1)
 
     def to_be_measured(epoch: int) -> bool:
         return epoch % settings.eval_every == 0 and epoch < settings.epochs  # `finish` measures the last
@@ -145,35 +155,44 @@ def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator, stop: 
     def measure(row: dict) -> None:
         if to_be_measured(row["epoch"]) and "test_top1" not in row:
             watch.note("")  # takes its time
-            row |= evaluate(ema.module if ema else model, run.test_loader, accelerator)[0]
+            row |= evaluate(ema or learner.model, run.test_loader, accelerator)[0]
+            if ema:
+                row |= of_raw_weights(evaluate(learner.model, run.test_loader, accelerator)[0])
 
     metrics = keeper.metrics
     for row in metrics[-1:]:
         measure(row)  # unless it had been when the checkpoint was written
-    for epoch in range(done + 1, settings.epochs + 1):
-        with watch:
-            result = train_epoch(
-                *(model, run.train_loader, stepper, run.schedule, accelerator, settings),
-                epoch=epoch,
-                ema=ema,
-                network=network,
-                so_far=so_far,
-                guard=guard,
-                after_update=keeper.in_epoch(epoch),
-            )
-        so_far = SoFar()
-        metrics.append({"epoch": epoch, **dataclasses.asdict(result)})
-        if (
-            epoch % settings.checkpoint_every == 0
-            or epoch == settings.epochs
-            or (settings.keep_best and to_be_measured(epoch))
-        ):
-            keeper.save(epoch)
-        measure(metrics[-1])
-        accelerator.print(progress_line(metrics[-1], settings))
-        if accelerator.is_main_process:
-            write_metrics(run.output / "metrics.jsonl", metrics)
-    return finish(run, ema.module if ema else network, metrics, rows, accelerator)
+    with tracking(settings, accelerator) as track:
+        for epoch in range(done + 1, settings.epochs + 1):
+            if no_better(metrics, settings.early_stop):
+                accelerator.print(f"no better accuracy in {settings.early_stop} epochs: the run ends")
+                break
+            with watch:
+                result = learner.train_epoch(
+                    *(run.train_loader, run.schedule),
+                    epoch=epoch,
+                    so_far=so_far,
+                    guard=guard,
+                    after_update=keeper.in_epoch(epoch),
+                )
+            so_far = SoFar()
+            metrics.append({"epoch": epoch, **dataclasses.asdict(result)})
+            if epoch % settings.checkpoint_every == 0 or (settings.keep_best and to_be_measured(epoch)):
+                keeper.save(epoch)
+            measure(metrics[-1])
+            track(metrics[-1])
+            accelerator.print(progress_line(metrics[-1], settings))
+            if accelerator.is_main_process:
+                write_metrics(run.output / "metrics.jsonl", metrics)
+        keeper.save(len(metrics))
+        row = finish(run, learner.final, metrics, rows, accelerator)
+        track(metrics[-1])
+    return row
+
+
+def of_raw_weights(figures: dict[str, float]) -> dict[str, float]:
+    """Renames the figures of the weights that are not averaged, which stand beside the average's."""
+    return {name.replace("test_", "test_raw_"): value for name, value in figures.items()}
 
 
 def progress_line(row: dict, settings: Settings) -> str:
@@ -182,7 +201,9 @@ def progress_line(row: dict, settings: Settings) -> str:
     line += f"  {row['images_per_second']:.0f} images/s, {row['data_wait']:.0%} of the time waiting for them"
     if row["skipped"]:
         line += f"  {row['skipped']} steps left out, not finite"
-    return line + (f"  test {row['test_top1']:.2f} %" if "test_top1" in row else "")
+    for name, label in (("test_top1", "test"), ("test_raw_top1", "without averaging")):
+        line += f"  {label} {row[name]:.2f} %" if name in row else ""
+    return line
 
 
 def finish(
@@ -191,6 +212,8 @@ def finish(
     """Evaluates the model in float32, as its folder will hold it, and writes the folder."""
     figures, by_size = evaluate(InFloat32(final), run.test_loader, accelerator, run.output)
     metrics[-1] |= {**figures, "by_size": by_size} if by_size else figures
+    if final is not run.network:
+        metrics[-1] |= of_raw_weights(evaluate(InFloat32(run.network), run.test_loader, accelerator)[0])
     row = evaluation.Row(
         run.settings.model,
         evaluation.parameters(final),

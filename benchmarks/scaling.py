@@ -52,8 +52,9 @@ def main(argv: list[str] | None = None) -> None:
     }
     Path(arguments.out).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for name, found in models.items():
-        exchanged = found["communication"]["gradient_bytes"] / 1e6
-        print(f"{name}: {exchanged:.1f} MB of gradients a step; {found['speed']['two_to_one']} × the images/s of one")
+        print(f"{name}: {found['communication']['gradient_bytes'] / 1e6:.1f} MB of gradients a step")
+        if "speed" in found:
+            print(f"{name}: two processes {found['speed']['two_to_one']} × the images/s of one")
 
 
 def process(rank: int, arguments: argparse.Namespace, folder: str) -> None:
@@ -63,8 +64,9 @@ def process(rank: int, arguments: argparse.Namespace, folder: str) -> None:
     found = {}
     for name in arguments.models:
         loop = Loop(name, arguments.batch_size, arguments.size)
-        communication = loop.communication()
-        found[name] = {"communication": communication, "speed": measure(loop, arguments.rounds, arguments.steps)}
+        found[name] = {"communication": loop.communication()}
+        if arguments.rounds:
+            found[name]["speed"] = measure(loop, arguments.rounds, arguments.steps)
     if rank == 0:
         Path(folder, "models.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -165,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=2, help="images of a step in each process")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--steps", type=int, default=1, help="steps of each side in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: only the bytes")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "scaling.json"))
     return parser
 

@@ -14,8 +14,11 @@ FORMS = {  # every way in which tensors are shared, or not
     "ms": ("test_resnet", {"share_weights": False}),
     "own head": ("test_resnet", {"integration": "none", "residual": False}),
     "own table": ("test_vit", {}),  # one module holds tensors that are shared and others that are not
+    "mean": ("test_resnet", {"fusion": "mean", "pyramid": [2, 1, 0.5]}),
+    "mean own table": ("test_vit", {"fusion": "mean", "stages": 2}),
     "own end": ("densenet100_k24_cifar", {"depth": 10}),  # stages that end in a norm of their own
 }
+SHARED = ("batch", "none", "all", "own table", "mean", "mean own table")  # convolutions and matrices, by all stages
 each_form = pytest.mark.parametrize("form", FORMS)
 
 

@@ -1,10 +1,13 @@
-"""What a results file says about its origin, and that the benchmark of the training loop runs."""
+"""What a results file says about its origin, and that the benchmarks of training loop and input pipeline run."""
 
 import importlib
 import json
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,3 +43,41 @@ def test_train_overhead_runs(benchmark, tmp_path):
     found = json.loads(out.read_text())["models"]["resnet20_cifar"]
     assert found["ratio"] == pytest.approx(found["script"]["median"] / found["bare"]["median"], abs=1e-4)
     assert (found["rounds"], found["steps_per_round"], len(found["bare"]["each"])) == (2, 2, 2)
+
+
+@pytest.mark.sweep
+def test_input_pipeline_runs(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    photographs = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    columns = {"image": [Image.fromarray(pixels) for pixels in photographs], "label": [0, 1, 0, 1]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "source" / f"{split}.parquet")
+    out = tmp_path / "input.json"
+    arguments = ["--source", str(tmp_path / "source"), "--images", "40", "--large", "40", "--rounds", "2"]
+    benchmark("input_pipeline").main([*arguments, "--out", str(out)])
+    for of_set in json.loads(out.read_text())["sets"].values():
+        found = of_set["found"]
+        assert {"fast", "full", "timm", "timm_uint8_jitter", "torchvision", "stage_decode", "bound"} <= found.keys()
+        assert found["timm"]["of_timm_cpu"] == found["timm_jitter"]["of_timm_wall"] == 1
+        assert found["bound"]["cpu_ms"] == pytest.approx(
+            found["fast"]["cpu_ms"] - found["stage_decode"]["cpu_ms"], abs=2e-3
+        )
+        assert of_set["fast_minus_full_pixels"]["mean"] < 8
+
+
+def test_images_of_the_input_benchmark_are_photographs_to_a_decoder(benchmark, tmp_path, monkeypatch):
+    images = benchmark("input_images")
+    monkeypatch.setattr(images, "FIELDS", 2)
+    monkeypatch.setattr(images, "SIDE", 1024)
+    assert sum(images.SIZES.values()) == pytest.approx(1)
+    means = [sum(size[side] * share for size, share in images.SIZES.items()) for side in (0, 1)]
+    assert means == pytest.approx([500, 400], rel=0.02)
+    photographs = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    found = images.write_images(tmp_path, 6, photographs, amplitude=32, size=(500, 375))
+    files = sorted(tmp_path.glob("class?/*.jpg"))
+    assert found["count"] == len(files) == 6 and {Image.open(file).size for file in files} == {(500, 375)}
+    assert 60 < found["kb"] < 180  # flat color would make 3 KB, white noise 200
+    field = images.noise(256, np.random.default_rng(0))
+    power = np.abs(np.fft.fft(field, axis=1)[:, 1:128]).mean(axis=0) ** 2
+    assert power[:4].mean() > 20 * power[60:].mean()

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from timm_wsms.data import DataSettings
-from timm_wsms.data.columns import find_columns, pick_split, read_labels
+from timm_wsms.data.columns import find_columns, read_labels
+from timm_wsms.data.opening import pick_split
 from timm_wsms.errors import UserError
 
 VALUE = datasets.Value

@@ -241,7 +241,7 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
 for name in ("TERM", "INT", "USR1"):  # torchrun reaches the workers, too
     subprocess.run(["sh", "-c", f"trap '' {name}; kill -{name} 0"], check=True)
-print(len(list(batches)), [worker.pid for worker in loader._loader._iterator._workers])
+print(len(list(batches)), [worker.pid for worker in loader._workers._loader._iterator._workers])
 """
 
 

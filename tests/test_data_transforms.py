@@ -9,7 +9,15 @@ import timm.data
 import torch
 from PIL import Image
 
-from timm_wsms.data import DataSettings, TimmAugmentation, data_config, eval_transform, train_transform
+from timm_wsms.data import (
+    DataSettings,
+    TimmAugmentation,
+    data_config,
+    eval_transform,
+    load_splits,
+    make_loader,
+    train_transform,
+)
 from timm_wsms.data.transforms import draw_pad_crop_flip, normalize, pad_crop_flip
 from timm_wsms.errors import UserError
 
@@ -76,6 +84,43 @@ def test_draws_reach_every_corner_and_flip_half():
     np.add.at(counts, (corners[:, 0], corners[:, 1]), 1)
     assert counts.min() > 60 and counts.max() < 170  # 111 expected, with a standard deviation of 10
     assert 0.47 < flips.mean() < 0.53
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "resnet50.a1_in1k",  # bicubic, as the others are
+        "resnet50.tv_in1k",  # bilinear
+        "vit_base_patch16_clip_224.openai",
+        "convnext_tiny.in12k_ft_in1k_384",  # squashes, where others cut
+        "tf_efficientnet_b0.in1k",
+    ],
+)
+def test_evaluation_of_odd_sizes_has_the_pixels_of_timms_loader(tag, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    sizes = [(1, 1), (37, 61), (301, 77), (224, 224), (225, 223), (5, 400), (500, 375), (501, 333)]
+    for number, (width, height) in enumerate(sizes):
+        for split in ("train", "test"):
+            path = tmp_path / "d" / split / f"class{number % 2}" / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    model = torch.nn.Identity()
+    model.pretrained_cfg = timm.get_pretrained_cfg(tag).to_dict()
+    settings = DataSettings(str(tmp_path / "d"), augmentation="timm", workers=0)
+    _, test = load_splits(settings, 0)
+    (ours,) = make_loader(test, settings, data_config(model, settings), batch_size=8, train=False)
+    dataset = timm.data.ImageDataset(str(tmp_path / "d" / "test"))
+    config = timm.data.resolve_data_config(model=model)
+    (timms,) = timm.data.create_loader(
+        *(dataset, config.pop("input_size"), 8),
+        **config,
+        use_prefetcher=False,
+        num_workers=0,
+        persistent_workers=False,
+    )
+    assert torch.equal(ours.images, timms[0]) and torch.equal(ours.labels, timms[1])
+    assert len(timms[0]) == 8 and len(ours.images.unique()) > 200
 
 
 def test_train_transform_without_timms_augmentation_is_the_eval_transform():

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
+from timm_wsms.errors import UserError
 from timm_wsms.evaluation import Predictions, predict, top1, top5
 
 # Logits of 4 samples for 6 classes; the true classes are 2, 0, 5, 1.
@@ -106,7 +107,7 @@ def test_precision_is_the_accelerators(accelerator_bf16):
 
 
 def test_missing_and_repeated_samples(accelerator):
-    with pytest.raises(RuntimeError, match="3 samples were evaluated, but the data set has 4"):
+    with pytest.raises(UserError, match="3 samples were evaluated, but the data set has 4"):
         predict(Lookup(), batches([0, 1, 3]), accelerator, size=4)
     with pytest.raises(RuntimeError, match="more than once, the first of them number 1"):
         predict(Lookup(), batches([0, 1], [1, 3]), accelerator, size=4)
@@ -125,7 +126,7 @@ class Skipping(list):
 def test_skipped_samples_are_accounted_for(accelerator):
     got = predict(Lookup(), Skipping(batches([0, 3], [1])), accelerator, size=4)
     np.testing.assert_array_equal(got.index, [0, 1, 3])
-    with pytest.raises(RuntimeError, match="4 samples were evaluated, but the data set has 4 less 1 skipped"):
+    with pytest.raises(UserError, match="4 samples were evaluated, but the data set has 4 less 1 skipped"):
         predict(Lookup(), Skipping(batches([0, 3], [1, 2])), accelerator, size=4)
 
 

@@ -45,9 +45,9 @@ def test_gradient_checkpointing(name):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("share_weights", [True, False])
-def test_checkpointing_of_the_whole_model(share_weights):
-    plain = build(share_weights=share_weights).double()
+@pytest.mark.parametrize("form", ["batch", "ms", "mean"])
+def test_checkpointing_of_the_whole_model(form):
+    plain = build(form).double()
     model = copy.deepcopy(plain)
     update_statistics_once(model)
     check_recomputation(plain, model, lambda model, x: checkpoint(model, x, use_reentrant=False))

@@ -13,8 +13,9 @@ from timm_wsms import WsmsNet
 from timm_wsms.backbones.sequential import SequentialBackbone
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("form", ["batch", "own head"])
+@pytest.mark.parametrize(
+    "form, training", [("batch", True), ("batch", False), ("own head", True), ("own head", False), ("mean", True)]
+)
 def test_compiled_as_one_graph(form, training):
     plain = build(form).double().train(training)
     model = copy.deepcopy(plain)

@@ -9,6 +9,7 @@ from network_forms import (
     CLOSE,
     EXACT,
     FORMS,
+    SHARED,
     build,
     check_same,
     check_values_are_shared,
@@ -57,7 +58,7 @@ def test_deepcopy_shares_inside_and_nothing_outside(form):
         for tensor in tensors(model).values():
             tensor.zero_()
     torch.testing.assert_close(logits(copied), expected, **EXACT)
-    if form in ("batch", "all", "none", "own table"):
+    if form in SHARED:
         check_values_are_shared(copied)
 
 
@@ -72,7 +73,7 @@ def test_to_bfloat16(form):
     found = logits(model, torch.bfloat16).float()
     assert (found - exact).norm() < 0.05 * exact.norm()
     gradients(model.train(), images(dtype=torch.bfloat16))  # a parameter that was left behind would raise
-    if form in ("batch", "all", "none", "own table"):
+    if form in SHARED:
         check_values_are_shared(model)
 
 

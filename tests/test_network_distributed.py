@@ -1,5 +1,6 @@
 """Two gloo processes under DistributedDataParallel with its default flags, against one process."""
 
+import itertools
 from datetime import timedelta
 
 import pytest
@@ -14,11 +15,12 @@ import timm_wsms  # noqa: F401  registers the names
 
 PROCESSES = 2
 BATCH = 4  # a process
+FUSIONS = ("concat", "mean")
 
 
-def network():
+def network(fusion):
     torch.manual_seed(0)
-    model = timm.create_model("wsms_test_resnet", num_classes=5).double()
+    model = timm.create_model("wsms_test_resnet", num_classes=5, fusion=fusion).double()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -50,40 +52,46 @@ def process(rank, folder):
     )  # fmt: skip
     part = slice(rank * BATCH, (rank + 1) * BATCH)
     found = {}
-    for mode, training in (("eval", False), ("train", True)):
-        model = DistributedDataParallel(network())
+    for fusion, training in itertools.product(FUSIONS, (False, True)):
+        model = DistributedDataParallel(network(fusion))
         step(model, part, training)
-        found[mode] = step(model, part, training)  # the second forward pass raises if a parameter went unused
+        found[fusion, training] = step(model, part, training)  # it raises if a parameter went unused in the first
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def distributed(tmp_path_factory):
-    """Gradients of each process: rank → mode → parameter → tensor."""
+    """Gradients of each process: rank → (fusion, training) → parameter → tensor."""
     folder = tmp_path_factory.mktemp("ddp")
     torch.multiprocessing.spawn(process, (str(folder),), nprocs=PROCESSES)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
-def check(distributed, mode, expected):
-    for found in distributed:
-        assert found[mode].keys() == expected.keys()
+def check(distributed, fusion, training, expected):
+    for gradients in distributed:
+        found = gradients[fusion, training]
+        assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             assert gradient.abs().max() > 0, name
             torch.testing.assert_close(
-                found[mode][name], gradient, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+                found[name], gradient, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
             )
 
 
-def test_with_fixed_statistics_gradients_are_those_of_one_process_on_the_whole_batch(distributed):
-    check(distributed, "eval", step(network(), slice(None), training=False))
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_with_fixed_statistics_gradients_are_those_of_one_process_on_the_whole_batch(distributed, fusion):
+    check(distributed, fusion, False, step(network(fusion), slice(None), training=False))
 
 
-def test_with_batch_statistics_gradients_are_the_average_of_the_two_halves(distributed):
-    halves = [step(network(), slice(rank * BATCH, (rank + 1) * BATCH), training=True) for rank in range(PROCESSES)]
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_with_batch_statistics_gradients_are_the_average_of_the_two_halves(distributed, fusion):
+    parts = [slice(rank * BATCH, (rank + 1) * BATCH) for rank in range(PROCESSES)]
+    halves = [step(network(fusion), part, training=True) for part in parts]
     average = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
-    check(distributed, "train", average)
-    whole = step(network(), slice(None), training=True)  # which is another thing: each half has its own statistics
+    check(distributed, fusion, True, average)
+    whole = step(
+        network(fusion), slice(None), training=True
+    )  # which is another thing: each half has its own statistics
     name = "backbone.conv1.0.weight"
     assert (whole[name] - average[name]).abs().max() > 1e-6

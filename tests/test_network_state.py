@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from network_forms import EXACT, build, check_same, check_values_are_shared, each_form, logits, sharing, tensors
+from network_forms import EXACT, SHARED, build, check_same, check_values_are_shared, each_form, logits, sharing, tensors
 from torch import nn
 
 
@@ -81,5 +81,5 @@ def test_load_by_assignment(form):
     target.load_state_dict(source.state_dict(), assign=True)
     assert sharing(target) == before
     torch.testing.assert_close(logits(target), logits(source), **EXACT)
-    if form in ("batch", "all", "none", "own table"):
+    if form in SHARED:
         check_values_are_shared(target)

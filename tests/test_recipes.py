@@ -11,6 +11,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
+from test_paper_numbers import CIFAR
 
 import timm_wsms  # noqa: F401
 import train_accelerate
@@ -29,7 +30,8 @@ def settings_of(name: str, *arguments: str) -> Settings:
 def test_there_is_a_recipe_for_each_result():
     depths = {f"imagenet_resnet{depth}" for depth in (50, 101, 152)}
     cifar = {f"cifar{classes}_{network}" for classes in (10, 100) for network in ("resnet110", "densenet100_k24")}
-    assert {"quickstart", "cifar10_resnet20_short", *cifar, *depths} <= set(NAMES)
+    others = {"imagenet_resnet50_modern", "imagenet_finetune", "finetune_folder"}
+    assert {"quickstart", "cifar10_resnet20_short", *cifar, *depths, *others} == set(NAMES)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
@@ -41,7 +43,7 @@ def test_the_header_says_how_to_launch_it_and_what_to_expect(path):
     assert re.search(r"^# Expected: .*\S", header, re.MULTILINE)
     settings = settings_of(path.stem)
     assert settings.output == f"outputs/{path.stem}"
-    assert settings.data.source in ("digits", "uoft-cs/cifar10", "uoft-cs/cifar100", "ILSVRC/imagenet-1k")
+    assert settings.data.source in ("digits", "uoft-cs/cifar10", "uoft-cs/cifar100", "ILSVRC/imagenet-1k", "images")
     for path_like in re.findall(r"\S*/\S+", yaml.safe_dump(yaml.safe_load(text))):
         assert path_like in (settings.data.source, settings.output)  # no local folder
 
@@ -76,6 +78,48 @@ def test_the_papers_settings_and_network(name):
     assert settings.ema_decay is None
     assert settings.clip_grad is None
     assert settings.label_smoothing == 0
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if name.startswith("cifar")])
+def test_the_header_says_how_to_train_the_tables_other_rows(name):
+    header = next(path for path in RECIPES if path.stem == name).read_text(encoding="utf-8")
+    added = re.findall(r"^#   \d+\.\d+ %: add (.*)$", header, re.MULTILINE)
+    found = set()
+    for settings in (settings_of(name, *line.split()) for line in ["", *added]):
+        default = "" if settings.model.startswith(("densenet", "resnet")) else "conv1x1"
+        found.add((settings.model, settings.model_kwargs.get("integration", default)))
+    kind = "densenet" if "densenet" in name else "resnet"
+    assert found == {(row.name, row.integration) for row in CIFAR if re.search(rf"(^|_){kind}", row.name)}
+    assert len(found) == 1 + len(added)
+
+
+def test_the_modern_recipe_is_procedure_a2():
+    settings = settings_of("imagenet_resnet50_modern")  # arXiv:2110.00476, Table 2
+    assert (settings.epochs, settings.batch_size, settings.lr) == (300, 2048, 5e-3)
+    assert (settings.loss, settings.bce_threshold, settings.label_smoothing) == ("bce", 0.2, 0)
+    assert (settings.mixup, settings.cutmix, settings.model_kwargs) == (0.1, 1.0, {"drop_path_rate": 0.05})
+    model = timm.create_model(settings.model, num_classes=2, **settings.model_kwargs)
+    optimizer = train_accelerate.build_optimizer(model, settings)
+    assert type(optimizer).__name__ == "Lamb"
+    decays = {p.ndim > 1: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {True: 0.02, False: 0}
+    schedule = train_accelerate.Schedule(optimizer, settings, 625)
+    assert [schedule.set(epoch * 625) for epoch in (0, 5)] == pytest.approx(
+        [1e-4, 1e-6 + (5e-3 - 1e-6) * (1 + np.cos(np.pi * 5 / 300)) / 2]
+    )
+    steps = str(train_transform(data_config(model, settings.data), settings.data))
+    assert "RandAugment(n=2" in steps
+    assert "ColorJitter" not in steps
+
+
+@pytest.mark.parametrize("name", ["imagenet_finetune", "finetune_folder"])
+def test_fine_tuning_starts_from_timms_weights_and_thaws(name):
+    settings = settings_of(name)
+    assert (settings.model, settings.model_kwargs) == ("wsms_resnet50.a1_in1k", {"pretrained": True})
+    assert timm.get_pretrained_cfg(settings.model).hf_hub_id == "timm/resnet50.a1_in1k"
+    assert settings.freeze == "backbone"
+    assert 0 < settings.freeze_epochs < settings.epochs
+    assert settings_of("imagenet_finetune").epochs == 10
 
 
 def test_imagenet_is_seen_as_in_fb_resnet_torch(data):
@@ -124,6 +168,7 @@ def data(tmp_path_factory) -> dict[str, Path]:
         "cifar10": write("cifar10", {"label": 10}, (32, 32), "test", "img"),
         "cifar100": write("cifar100", {"fine_label": 100, "coarse_label": 20}, (32, 32), "test", "img"),
         "imagenet-1k": write("imagenet-1k", {"label": 2}, (260, 300), "validation", "image"),
+        "images": write("images", {"label": 2}, (260, 300), "test", "image"),
     }
 
 
@@ -132,10 +177,12 @@ def test_it_starts(name, data, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     settings = settings_of(name)
     source = settings.data.source
-    small = ["--data.source", str(data[source.split("/")[1]])] if source != "digits" else []
+    small = ["--data.source", str(data[source.split("/")[-1]])] if source != "digits" else []
     small += ["--data.train_limit", "4", "--data.test_limit", "2", "--batch_size", "2", "--epochs", "1"]
-    if source.startswith("ILSVRC"):
+    if source.startswith("ILSVRC") or source == "images":
         small += ["--data.input_size", "[3, 64, 64]", "--data.workers", "0"]
+    small += ["--schedule.warmup_epochs", "0"] if settings.schedule.name == "cosine" else []
+    small += ["--model_kwargs.pretrained", "false"] if "pretrained" in settings.model_kwargs else []
     recipe = str(Path(__file__).parent.parent / "recipes" / f"{name}.yaml")
     train_accelerate.main(["--recipe", recipe, *small, "--output", str(tmp_path / "run")])
     newest = checkpoint.newest(tmp_path / "run")
@@ -145,4 +192,4 @@ def test_it_starts(name, data, tmp_path):
     (row,) = state["extra"]["metrics"]
     assert np.isfinite(row["train_loss"])
     loaded = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True)
-    assert loaded.pretrained_cfg["architecture"] == settings.model
+    assert loaded.pretrained_cfg["architecture"] == settings.model.partition(".")[0]

@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,13 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from stream_sources import write_shards
 from torch.nn import functional as F
 
 import train_accelerate
 from timm_wsms.data import DataSettings, load_splits, make_loader
 from timm_wsms.errors import UserError
-from timm_wsms.training import checkpoint, epoch, faults
+from timm_wsms.training import checkpoint, epoch, faults, learner
 from timm_wsms.training.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -253,7 +255,7 @@ def interrupt_in(epoch_number: int, monkeypatch) -> None:
             raise KeyboardInterrupt
         return train_epoch(*arguments, **keywords)
 
-    monkeypatch.setattr(train_accelerate, "train_epoch", interrupted)
+    monkeypatch.setattr(learner, "train_epoch", interrupted)
 
 
 def test_an_interrupted_and_resumed_run_gives_the_same_weights(tmp_path, monkeypatch, capsys):
@@ -310,6 +312,7 @@ def refused(capsys, output: Path, *arguments: str) -> str:
         (["--model", "wsms_resnet20_cifar", "--data.input_size", "[3, 2, 2]"], ["2"]),
         (["--model", "resnet20_cifar", "--model_kwargs.stagse", "2"], ["resnet20_cifar", "stagse"]),
         (["--model", "resnet20_cifar", "--model_kwargs.in_chans", "5"], ["in_chans"]),
+        (["--model", "resnet20_cifar", "--model_kwargs.num_classes", "7"], ["10 classes", "model_kwargs.num_classes"]),
         (["--model", "resnet20_cifar", "--optimizer.name", "sdg"], ["sdg"]),
         (["--model", "resnet20_cifar", "--schedule.name", "onecycle", "--schedule.pct_start", "2"], ["pct_start"]),
         (["--model", "resnet20_cifar", "--precision", "fp16", "--data.workers", "0"], ["precision fp16", "cpu"]),
@@ -351,6 +354,33 @@ def test_bad_data_is_one_line_and_leaves_nothing_behind(capsys, tmp_path, images
     assert "1 images of split train left out" in capsys.readouterr().out
 
 
+def test_weights_for_other_classes_are_one_line_and_as_a_checkpoint_a_beginning(capsys, tmp_path, images):
+    folder = ROOT / "hub" / "models" / "resnet20_cifar10"
+    source = ["--data.source", str(images)]
+    file = ["--model", "resnet20_cifar", "--model_kwargs.checkpoint_path", str(folder / "model.safetensors")]
+    line = refused(capsys, tmp_path / "run", *file, *source)
+    assert all(part in line for part in ("size mismatch", "2 classes", "--model local-dir:"))
+    checkpoint_ = ["--model", f"local-dir:{folder}", "--model_kwargs.pretrained", "true"]
+    train_accelerate.main([*checkpoint_, *source, *FEW, "--epochs", "1", "--output", str(tmp_path / "run")])
+    assert load_file(tmp_path / "run" / "model" / "model.safetensors")["fc.weight"].shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "arguments", "says"),
+    [
+        ((17, 2), [], ["Row 1 of split 'train', shard 2, has label 2", "2 classes", "data.label_column"]),
+        (None, ["--data.test_size", "11"], ["10 samples were evaluated, but the data set has 11", "data.test_size"]),
+        (None, ["--batch_size", "60"], ["50 images, fewer than one batch of 60"]),
+    ],
+)
+def test_what_a_stream_turns_out_to_be_is_one_line(capsys, tmp_path, wrong, arguments, says):
+    source = ["--data.source", str(write_shards(tmp_path / "shards", wrong=wrong)), "--data.streaming", "true"]
+    settings = ["--model", "resnet20_cifar", "--batch_size", "16", "--epochs", "1", "--output", str(tmp_path / "run")]
+    assert faults.run(lambda: train_accelerate.main([*settings, *source, *arguments])) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and all(part in line for part in says), line
+
+
 def test_the_image_folders_result_names_its_classes_but_not_its_place(tmp_path, images):
     output = tmp_path / "run"
     train_accelerate.main(
@@ -381,6 +411,38 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(tmp_path, monkeypatch, ca
     assert len(metrics(tmp_path)) == 3
 
 
+def test_a_disk_that_cannot_be_written_to_is_one_line_before_the_run_and_in_it(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)  # root may write wherever the disk lets it
+        line = refused(capsys, tmp_path / "run", "--model", "resnet20_cifar")
+    assert "read-only disk" in line and "choose another --output" in line
+
+    def remounted(self, data):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", remounted)
+    arguments = ["--model", "resnet20_cifar", *FEW, "--epochs", "1", "--output", str(tmp_path / "run")]
+    assert faults.run(lambda: train_accelerate.main(arguments)) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and "a disk that cannot be written to; choose another --output" in line
+
+
+@pytest.mark.sweep  # needs to be root, or user namespaces
+def test_a_real_read_only_disk_is_one_line(tmp_path):
+    run = shlex.join([*command("--model", "resnet20_cifar", *FEW), "--output", str(tmp_path / "run")])
+    mounted = [
+        "unshare",
+        "--mount",
+        "--map-root-user",
+        "sh",
+        "-c",
+        f"mount -t tmpfs -o ro none {tmp_path} && exec {run}",
+    ]
+    done = subprocess.run(mounted, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "read-only disk; choose another --output" in done.stderr.splitlines()[-1]
+
+
 def test_out_of_memory_names_the_settings_that_lower_it(tmp_path, monkeypatch, capsys):
     for fault in (lambda: torch.empty(2**46), torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
 
@@ -389,7 +451,7 @@ def test_out_of_memory_names_the_settings_that_lower_it(tmp_path, monkeypatch, c
                 raise fault
             fault()  # more than the address space has room for
 
-        monkeypatch.setattr(train_accelerate, "train_epoch", train_epoch)
+        monkeypatch.setattr(learner, "train_epoch", train_epoch)
         arguments = ["--model", "resnet20_cifar", *FEW, "--output", str(tmp_path), "--resume", "auto"]
         assert faults.run(lambda: train_accelerate.main(arguments)) == 2  # noqa: B023
         line = capsys.readouterr().err.splitlines()[-1]
@@ -438,6 +500,7 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     arguments = [
         *("--model", "test_convnext", "--data.input_size", "[3, 32, 32]", *FEW, "--epochs", "2"),
         *("--data.augmentation", "pad_crop_flip", "--optimizer.name", "adamw", "--lr", "0.001", "--ema_decay", "0.8"),
+        *("--freeze", "backbone", "--freeze_epochs", "1"),  # so that what DDP has to exchange changes on the way
     ]
     train_accelerate.main([*arguments, "--output", str(tmp_path / "one")])
     done = launch(

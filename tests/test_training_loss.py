@@ -34,6 +34,14 @@ def test_binary_cross_entropy_of_labels_and_of_mixed_labels(smoothing):
     torch.testing.assert_close(loss(LOGITS, y), by_hand)
 
 
+def test_binary_cross_entropy_counts_mixed_labels_above_the_threshold_in_full():
+    loss = build_loss(Settings("a", loss="bce", bce_threshold=0.2))
+    mixed = torch.tensor([[0.7, 0.3, 0.0], [0.1, 0.9, 0.0], [0.0, 0.0, 1.0], [0.5, 0.0, 0.5]])
+    y = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1]])
+    p = LOGITS.sigmoid()
+    torch.testing.assert_close(loss(LOGITS, mixed), -(y * p.log() + (1 - y) * (1 - p).log()).mean())
+
+
 def test_images_are_mixed_as_timm_does_and_an_odd_one_goes():
     images = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0, 2, 1, 1, 0])

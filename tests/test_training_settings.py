@@ -99,6 +99,15 @@ def test_a_bad_key_or_type_in_the_recipe_is_named(recipe, text, named):
         (["--mixup_prob", "1.5"], "mixup_prob"),
         (["--checkpoint_every_steps", "0"], "checkpoint_every_steps"),
         (["--keep_last", "0"], "keep_last"),
+        (["--early_stop", "0"], "early_stop"),
+        (["--freeze_epochs", "2"], "freeze is none, but must be backbone with freeze_epochs"),
+        (["--freeze", "backbone", "--freeze_epochs", "0"], "freeze_epochs"),
+        (["--freeze", "head"], "freeze"),
+        (["--ema_warmup", "true"], "ema_warmup"),
+        (["--optimizer.layer_decay", "1.5"], "optimizer.layer_decay"),
+        (["--distill.alpha", "1.5"], "distill.alpha"),
+        (["--distill.temperature", "0"], "distill.temperature"),
+        (["--bce_threshold", "0.2"], "bce_threshold is 0.2, but must be of loss bce"),
         (["--max_skipped_steps", "-1"], "max_skipped_steps"),
         (["--schedule.milestones", "[30, 20]"], "schedule.milestones"),
         (["--compile", "perhaps"], "compile"),
@@ -136,6 +145,13 @@ def test_what_is_saved_is_a_recipe_for_the_same_settings(recipe):
     assert set(yaml.safe_load(dump(settings))) == everything
 
 
+def test_a_dry_run_is_a_flag_wherever_it_stands(recipe):
+    assert parse(["--dry-run", "--recipe", recipe(RECIPE)]).dry_run
+    assert parse(["--recipe", recipe(RECIPE), "--dry-run", "--lr", "1"]).dry_run
+    assert parse(["--model", "a", "--dry_run", "true"]).dry_run
+    assert not parse(["--model", "a"]).dry_run
+
+
 def test_help_shows_every_setting_with_an_explanation():
     text = " ".join(parser().format_help().split())
     for name, explanation in {
@@ -160,6 +176,15 @@ def test_published_settings_hold_no_path_of_this_machine(tmp_path):
     assert str(tmp_path) not in text
     assert yaml.safe_load(text)["data"]["source"] == "cifar10"
     assert yaml.safe_load(text)["output"] == "outputs/try"
+    own = parse(
+        [
+            *("--model", f"local-dir:{tmp_path}/cifar10", "--distill.teacher", f"local-dir:{tmp_path}/cifar10"),
+            *("--model_kwargs.checkpoint_path", f"{tmp_path}/cifar10", "--model_kwargs.drop_rate", "0.5"),
+        ]
+    )
+    published = portable(own)
+    assert (published.model, published.distill.teacher) == ("local-dir:cifar10", "local-dir:cifar10")
+    assert published.model_kwargs == {"checkpoint_path": "cifar10", "drop_rate": 0.5}
     hub = parse(["--model", "a", "--data.source", "uoft-cs/cifar10"])
     assert portable(hub).data.source == "uoft-cs/cifar10"
 
@@ -178,6 +203,16 @@ def test_only_harmless_settings_may_change_when_a_run_is_resumed(tmp_path):
     told = check_same_run(parse([*same, "--lr", "0.2", "--data.workers", "7", "--resume_with_changes", "true"]), saved)
     assert told == ["data.workers 2 → 7", "lr 0.1 → 0.2"]
     assert check_same_run(parse([*same, "--output", "x", "--resume", "auto"]), saved) == []
+    elsewhere = ["--trackers", "[tensorboard]", "--eval_every", "3", "--grad_checkpointing", "true"]
+    assert len(check_same_run(parse([*same, *elsewhere]), saved)) == 3
+    for changing in (
+        ["--freeze", "backbone"],
+        ["--early_stop", "2"],
+        ["--distill.teacher", "b"],
+        ["--sync_bn", "true"],
+    ):
+        with pytest.raises(UserError, match=rf"{changing[0][2:]} .* → "):
+            check_same_run(parse([*same, *changing]), saved)
     cosine = [*same, "--schedule.name", "cosine"]
     saved.write_text(dump(parse(cosine)), encoding="utf-8")
     with pytest.raises(UserError, match="epochs 10 → 99"):  # its learning rates would be others

@@ -8,11 +8,12 @@ model = timm.create_model("wsms_resnet50", pretrained=True)
 
 from timm_wsms.errors import UserError
 from timm_wsms.fuse import fuse
+from timm_wsms.mean import WsmsMeanNet
 from timm_wsms.network import WsmsNet
 from timm_wsms.recalibrate import recalibrate
 from timm_wsms.wsms import register, register_all
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "WsmsNet", "fuse", "recalibrate", "register"]
+__all__ = ["UserError", "WsmsMeanNet", "WsmsNet", "fuse", "recalibrate", "register"]
 
 register_all()

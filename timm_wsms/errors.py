@@ -1,8 +1,16 @@
 """The one exception for what a user can mend."""
 
+from typing import Any, get_args
+
 
 class UserError(ValueError):
     """A mistake of the user's. The message is one line that says what is wrong and names the remedy.
 
     The commands print it without a traceback and leave with exit code 2.
     """
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise a UserError if an argument's value is none of a `Literal` type's."""
+    if value not in get_args(choices):
+        raise UserError(f"{name} must be one of {', '.join(get_args(choices))}; not {value!r}")

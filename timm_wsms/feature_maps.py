@@ -4,22 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, Format, nchw_to
+from timm.layers import Format, nchw_to
 from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import nn
 
 from timm_wsms.integration import Integration
 from timm_wsms.layouts import Layout, to_map
-from timm_wsms.sharing import TimmModel
+from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.stages import Stage
 
 
-class FeatureMaps(nn.Module):
+class FeatureMaps(MultiStageNet):
     """What a WsmsNet does besides classification: it gives the maps of its levels.
 
     Attributes:
-        backbone: Stage 1.
-        stages: The others, keys "2", "3" …
         integration: Of the last map; None if there is one stage alone.
         feature_pyramid: The integration layers of other levels, by their position; empty but for `features_only`.
         feature_info: timm's list of levels.
@@ -30,10 +28,7 @@ class FeatureMaps(nn.Module):
         residual: Whether the integrated map is added.
     """
 
-    backbone: TimmModel
-    stages: nn.ModuleDict
     integration: Integration | None
-    head: ClassifierHead | None
     feature_pyramid: nn.ModuleDict
     feature_info: list[dict[str, Any]]
     integrates_last: bool
@@ -41,10 +36,6 @@ class FeatureMaps(nn.Module):
     layout: Layout
     reduction: int
     residual: bool
-
-    def pyramid(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """The images of all stages."""
-        raise NotImplementedError
 
     def merged(self, features: Any, x: torch.Tensor) -> Any:
         """Features with the integrated map."""

@@ -12,13 +12,13 @@ from torch import nn
 
 from timm_wsms.errors import UserError
 from timm_wsms.feature_maps import WsmsFeatures
-from timm_wsms.network import WsmsNet
+from timm_wsms.multi_stage import MultiStageNet
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 @torch.no_grad()
-def recalibrate(model: WsmsNet | WsmsFeatures, batches: Iterable[Any]) -> int:
+def recalibrate(model: MultiStageNet | WsmsFeatures, batches: Iterable[Any]) -> int:
     """Re-estimate the running mean and variance of the batch norms of stages 2… and of the integration layers.
 
     Each becomes the mean and the unbiased variance of all values that reach the norm in one pass over the batches, so
@@ -42,7 +42,7 @@ def recalibrate(model: WsmsNet | WsmsFeatures, batches: Iterable[Any]) -> int:
             as it was.
     """
     network = model.model if isinstance(model, WsmsFeatures) else model
-    if not isinstance(network, WsmsNet):
+    if not isinstance(network, MultiStageNet):
         raise UserError(f"recalibrate takes a WsmsNet, not {type(model).__name__}; unwrap the network first")
     norms = _own_batch_norms(network)
     if not norms:
@@ -54,7 +54,7 @@ def recalibrate(model: WsmsNet | WsmsFeatures, batches: Iterable[Any]) -> int:
     for norm in norms:
         norm.training, norm.track_running_stats = True, False  # normalizes by the batch and stores nothing
     try:
-        _run(model if isinstance(model, WsmsFeatures) else model.forward_features, batches, next(model.parameters()))
+        _run(model, batches, next(model.parameters()))
     finally:
         for handle in handles:
             handle.remove()
@@ -68,11 +68,10 @@ def recalibrate(model: WsmsNet | WsmsFeatures, batches: Iterable[Any]) -> int:
     return len(reached)
 
 
-def _own_batch_norms(model: WsmsNet) -> list[BatchNorm]:
+def _own_batch_norms(model: MultiStageNet) -> list[BatchNorm]:
     """The batch norms outside stage 1 that keep running statistics which stage 1 doesn't use as well."""
     stage1 = {id(buffer) for buffer in model.backbone.buffers()}
-    rest = [part for part in (model.stages, model.integration, model.feature_pyramid) if part is not None]
-    norms = [module for part in rest for module in part.modules() if isinstance(module, BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     return [norm for norm in norms if norm.running_mean is not None and id(norm.running_mean) not in stage1]
 
 

@@ -8,7 +8,7 @@ and every stage has norms of its own without any switching at run time.
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -113,6 +113,21 @@ def share_dictionaries(part: nn.Module, backbone: TimmModel) -> None:
         for kind in ("_parameters", "_buffers"):
             if owner is not None and _same(own := module.__dict__[kind], owner.__dict__[kind]) and own:
                 module.__dict__[kind] = owner.__dict__[kind]
+
+
+def share_new(part: nn.Module, backbone: TimmModel, kept: Collection[nn.Module], unshared_norms: UnsharedNorms) -> None:
+    """After both were changed alike: let the modules that are new hold the backbone's dictionaries, but for norms.
+
+    Args:
+        part: Of the backbone's structure.
+        backbone: Has the new modules too.
+        kept: Modules that stay as they are.
+        unshared_norms: As in `WsmsNet`.
+    """
+    for path, module in part.named_modules():
+        if module not in kept and not is_unshared(module, unshared_norms):
+            owner = backbone.get_submodule(path)
+            module._parameters, module._buffers = owner._parameters, owner._buffers
 
 
 def _same(own: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -12,41 +12,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, GroupNormAct, to_2tuple
+from timm.layers import BatchNormAct2d, GroupNormAct
 from timm.models import register_notrace_module
-from timm.models.coat import CoaT
 from timm.models.densenet import DenseNet
 from timm.models.dpn import DPN
-from timm.models.efficientformer import EfficientFormer
-from timm.models.efficientformer_v2 import EfficientFormerV2
 from timm.models.efficientvim import EfficientViM
-from timm.models.gcvit import GlobalContextVit
-from timm.models.hiera import Hiera
-from timm.models.hieradet_sam2 import HieraDet
 from timm.models.hrnet import HighResolutionNet
-from timm.models.inception_resnet_v2 import InceptionResnetV2
-from timm.models.inception_v3 import InceptionV3
-from timm.models.inception_v4 import InceptionV4
-from timm.models.levit import Levit
-from timm.models.maxxvit import MaxxVit
-from timm.models.nest import Nest
-from timm.models.nextvit import NextViT
 from timm.models.nfnet import NormFreeNet
-from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.regnet import RegNet
 from timm.models.resnetv2 import ResNetV2
-from timm.models.swiftformer import SwiftFormer
-from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
-from timm.models.twins import Twins
 from timm.models.xception_aligned import XceptionAligned
 from torch import nn
 
 from timm_wsms.backbones.cifar_densenet import CifarDenseNet
+from timm_wsms.image_sizes import (
+    IMAGE_LEAST,
+    IMAGE_MULTIPLE,
+    TAKE_ANY_SIZE,
+    WINDOWS,
+    Size,
+    build_part,
+    of_kind,
+    size_arguments,
+)
 from timm_wsms.layouts import fit, pad_to_multiple
 from timm_wsms.pruning import remove_unused
-from timm_wsms.sharing import TimmModel, UnsharedNorms, build_sharing, copy_sharing, share_dictionaries
-
-Size = tuple[int, int]  # height and width in pixels
+from timm_wsms.sharing import TimmModel, UnsharedNorms, share_dictionaries
 
 # Where a pre-activation backbone ends in norm and activation. A stage that ends earlier needs an end like it.
 PREACTIVATION_END: dict[type[nn.Module], str] = {
@@ -58,39 +49,8 @@ PREACTIVATION_END: dict[type[nn.Module], str] = {
     ResNetV2: "norm",
     XceptionAligned: "act",
 }
-# timm gives these a fixed image size, but up to where a stage is cut nothing depends on it.
-TAKE_ANY_SIZE = (EfficientFormer, SwiftFormer, Twins)
 # A stage cut from these has parts without use.
 MIXES_RESOLUTIONS = (EfficientViM, HighResolutionNet)
-# The image of a stage is padded to a multiple of so many pixels: what its blocks, or their tables, divide evenly.
-IMAGE_MULTIPLE: dict[type[nn.Module], int] = {
-    CoaT: 32,
-    EfficientFormerV2: 32,
-    Hiera: 32,
-    HieraDet: 32,
-    HighResolutionNet: 32,
-    Levit: 16,
-    Nest: 32,
-}
-# … and to at least so many: below, a kernel without padding would not fit into a map.
-IMAGE_LEAST: dict[type[nn.Module], int] = {
-    InceptionResnetV2: 43,
-    InceptionV3: 43,
-    InceptionV4: 43,
-    NextViT: 28,
-    PyramidVisionTransformerV2: 32,
-}
-# How windows keep stage 1's size where timm derives them from the image: (backbone, image size, divisor) → arguments
-WINDOWS: dict[type[nn.Module], Callable[[TimmModel, Size, int], dict[str, Any]]] = {
-    MaxxVit: lambda backbone, size, divisor: {"transformer_partition_ratio": backbone.partition_ratio // divisor},
-    SwinTransformerV2Cr: lambda backbone, size, divisor: {"window_size": backbone.window_size},
-    GlobalContextVit: lambda backbone, size, divisor: {
-        "window_size": tuple(
-            tuple(max(1, min(own, side // entry["reduction"])) for own, side in zip(_window(stage), size, strict=True))
-            for stage, entry in zip(backbone.stages, backbone.feature_info, strict=True)
-        )
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -143,7 +103,7 @@ def parts(backbone: TimmModel, stages: int) -> list[Level]:
 
 def preactivation_end(backbone: TimmModel) -> nn.Module | None:
     """The norm–activation, or the activation alone, that closes a pre-activation backbone; None for any other."""
-    path = _of_kind(PREACTIVATION_END, backbone)
+    path = of_kind(PREACTIVATION_END, backbone)
     if path is None:
         return None
     end = backbone.get_submodule(path)
@@ -178,13 +138,22 @@ class Stage(nn.Module):
         norm: Whether the backbone's last norm stands at the end of every part of its depth.
         taps: Position of a map in stage 1 → that of the map of the same resolution in this stage.
         least: So many pixels at least.
+        factor: Size of its image divided by that of stage 1's.
     """
 
     def __init__(
-        self, backbone: TimmModel, level: Level, multiple: int, norm: bool, taps: dict[int, int], least: int = 1
+        self,
+        backbone: TimmModel,
+        level: Level,
+        multiple: int,
+        norm: bool,
+        taps: dict[int, int],
+        least: int = 1,
+        factor: float = 0.5,
     ):
         super().__init__()
         self.index, self.multiple, self.norm, self.taps, self.least = level.index, multiple, norm, taps, least
+        self.factor = factor
         end = preactivation_end(backbone)
         self.channels = {tap: backbone.feature_info[tap]["num_chs"] for tap in taps.values()}
         self.channels[level.index] = level.channels
@@ -257,35 +226,17 @@ def make_stage(
         unshared_norms: As in `WsmsNet`.
     """
     flat = is_flat(backbone)
-    multiple = level.reduction if flat else _of_kind(IMAGE_MULTIPLE, backbone) or 1
+    multiple = level.reduction if flat else of_kind(IMAGE_MULTIPLE, backbone) or 1
     arguments: dict[str, Any] = {}
-    cfg = getattr(backbone, "default_cfg", {})
-    if cfg.get("fixed_input_size") and not isinstance(backbone, TAKE_ANY_SIZE):
-        sides = to_2tuple(img_size or cfg["input_size"][1:])
-        height, width = (-(-(side // divisor) // multiple) * multiple for side in sides)
-        arguments = {"img_size": (height, width)}
-        if windows := _of_kind(WINDOWS, backbone):
-            arguments |= windows(backbone, (height, width), divisor)
-    if not share_weights:
-        part = build_backbone(**arguments)
-    elif arguments:
-        part = build_sharing(
-            lambda: build_backbone(pretrained=False, **arguments), backbone, unshared_norms, aspect=height / width
-        )
-    else:
-        part = copy_sharing(backbone, unshared_norms)
+    if not isinstance(backbone, TAKE_ANY_SIZE):
+        arguments = size_arguments(backbone, 1 / divisor, multiple, img_size)
+        if arguments and (windows := of_kind(WINDOWS, backbone)):
+            arguments |= windows(backbone, arguments["img_size"], divisor)
+    part = build_part(build_backbone, backbone, arguments, share_weights, unshared_norms)
     taps = find_taps(backbone, level, divisor)
-    stage = Stage(part, level, multiple, flat, taps, _of_kind(IMAGE_LEAST, backbone) or 1)
+    stage = Stage(part, level, multiple, flat, taps, of_kind(IMAGE_LEAST, backbone) or 1, 1 / divisor)
     if isinstance(backbone, MIXES_RESOLUTIONS):
         remove_unused(stage, backbone, share_weights)
     if share_weights:
         share_dictionaries(stage.backbone, backbone)
     return stage
-
-
-def _of_kind(table: dict[type[nn.Module], Any], backbone: TimmModel) -> Any:
-    return next((value for kind, value in table.items() if isinstance(backbone, kind)), None)
-
-
-def _window(stage: Any) -> Size:
-    return stage.blocks[0].window_size

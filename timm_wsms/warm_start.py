@@ -17,7 +17,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from timm_wsms.errors import UserError
-from timm_wsms.network import WsmsNet
+from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.sharing import resample
 
 _logger = logging.getLogger(__name__)
@@ -75,11 +75,12 @@ def _keys(file: Path) -> list[str]:
         raise UserError(f"{file} is not a whole safetensors file ({error}); download or copy it again") from error
 
 
-def start_fresh(network: WsmsNet, name: str) -> None:
+def start_fresh(network: MultiStageNet, name: str) -> None:
     """Without a residual the backbone's classifier says nothing about the integrated map: say so, and make it new."""
-    if network.integration is None or network.residual:
+    if network.starts_as_backbone:
         return
-    fresh = ["the integration layer"] if any(True for _ in network.integration.parameters()) else []
+    integration: Any = network.integration
+    fresh = ["the integration layer"] if any(True for _ in integration.parameters()) else []
     if network.num_classes:
         if network.head is None:
             network.reset_classifier(network.num_classes)
@@ -88,13 +89,13 @@ def start_fresh(network: WsmsNet, name: str) -> None:
         _logger.warning(f"{name} has no residual, so {' and '.join(fresh)} must be trained before use: random as yet")
 
 
-def from_backbone(network: WsmsNet, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def from_backbone(network: MultiStageNet, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Load-state-dict hook: a state dict of the backbone becomes one of the network that gives the same logits.
 
     So `checkpoint_path` and `load_state_dict` take either. What the backbone does not have stays as it is, but γ is 0.
     """
     keys = list(network.backbone.state_dict())
-    if not network.residual or any(f"{prefix}{key}" not in state_dict for key in keys):
+    if not network.starts_as_backbone or any(f"{prefix}{key}" not in state_dict for key in keys):
         return
     own = {key: state_dict.pop(f"{prefix}{key}") for key in keys}
     state_dict |= {f"{prefix}backbone.{key}": tensor for key, tensor in own.items()}
@@ -103,7 +104,7 @@ def from_backbone(network: WsmsNet, state_dict: dict[str, Any], prefix: str, *_:
         new = source.clone() if source.shape == tensor.shape else resample(source, tensor.shape)
         state_dict[f"{prefix}stages.{key}"] = new
     for part in ("integration", "feature_pyramid"):
-        for key, tensor in (getattr(network, part) or nn.Module()).state_dict().items():
+        for key, tensor in (getattr(network, part, None) or nn.Module()).state_dict().items():
             new = torch.zeros_like(tensor) if key.endswith("gamma") else tensor
             state_dict[f"{prefix}{part}.{key}"] = new
 

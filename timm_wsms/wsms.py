@@ -4,9 +4,9 @@ import dataclasses
 import json
 from collections import deque
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -16,19 +16,25 @@ from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
 from timm_wsms import backbones
-from timm_wsms.errors import UserError
+from timm_wsms.errors import UserError, check_choice
 from timm_wsms.feature_maps import WsmsFeatures
+from timm_wsms.mean import WsmsMeanNet
+from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.network import WsmsNet
 from timm_wsms.warm_start import from_backbone, one_line_errors, only_safetensors, start_fresh, starts_from_backbone
 
-NETWORK_ARGS = {
-    "stages": int,
-    "integration": str,
-    "integration_channels": int,
-    "residual": bool,
-    "share_weights": bool,
-    "unshared_norms": str,
+NETWORK_ARGS: dict[str, tuple[type, ...]] = {
+    "fusion": (str,),
+    "stages": (int,),
+    "pyramid": (list, tuple),
+    "integration": (str,),
+    "integration_channels": (int,),
+    "residual": (bool,),
+    "share_weights": (bool,),
+    "unshared_norms": (str,),
 }
+Fusion = Literal["concat", "mean"]
+CONCAT_ARGS = ("integration", "integration_channels", "residual")  # of fusion="concat" alone
 # What a config from elsewhere may say besides; a user's own call may say whatever the backbone takes.
 BACKBONE_ARGS = ("num_classes", "in_chans", "global_pool", "img_size", "drop_rate", "drop_path_rate")
 PREFIXES = {"wsms_": True, "ms_": False}  # prefix: are the weights shared?
@@ -134,7 +140,7 @@ def create(
     pretrained_model_args: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Build a WsmsNet as timm builds a model.
+    """Build a WsmsNet, or with `fusion="mean"` a WsmsMeanNet, as timm builds a model.
 
     Args:
         name: `wsms_<backbone>` or `ms_<backbone>`.
@@ -144,7 +150,7 @@ def create(
         pretrained_cfg_overlay: As in `timm.create_model`.
         cache_dir: As in `timm.create_model`.
         pretrained_model_args: The arguments found in a checkpoint folder's config.json, if it comes from one.
-        **kwargs: The arguments of `WsmsNet`; all others go to the backbone.
+        **kwargs: `fusion` and the arguments of `WsmsNet` or `WsmsMeanNet`; all others go to the backbone.
 
     Raises:
         UserError: If an argument does not fit; the message names the remedy.
@@ -162,6 +168,7 @@ def create(
     cfg = only_safetensors(cfg) if pretrained else cfg
     warm = pretrained and starts_from_backbone(cfg)
     network_args = {key: kwargs.pop(key) for key in NETWORK_ARGS if key in kwargs}
+    averages = network_args.pop("fusion", "concat") == "mean"
     if features_only and kwargs.get("out_indices") is None:
         with torch.device("meta"):  # timm's choice differs from backbone to backbone
             plain: Any = timm.create_model(backbone, **kwargs)
@@ -177,12 +184,14 @@ def create(
             source = {"pretrained_cfg": dataclasses.replace(cfg, architecture=backbone, **own_names).to_dict()}
         return timm.create_model(backbone, pretrained=pretrained, cache_dir=cache_dir, **source, **backbone_args)
 
-    def build_network(**backbone_args: Any) -> WsmsNet:
-        network = WsmsNet(
+    def build_network(**backbone_args: Any) -> MultiStageNet:
+        form: Any = WsmsMeanNet
+        if not averages:
+            gamma = 0.0 if pretrained and (warm or features_only) else 1.0
+            form = partial(WsmsNet, gamma=gamma, feature_pyramid=features_only)
+        network: MultiStageNet = form(
             lambda **stage_args: build_backbone(**{**backbone_args, **stage_args}),
             img_size=backbone_args.get("img_size"),
-            gamma=0.0 if pretrained and (warm or features_only) else 1.0,
-            feature_pyramid=features_only,
             **network_args,
         )
         network.register_load_state_dict_pre_hook(from_backbone)
@@ -212,7 +221,7 @@ def create(
 
 
 def check_arguments(arguments: dict[str, Any], from_file: dict[str, Any]) -> None:
-    """Check the types of the network's own arguments, and that a file names none but known ones.
+    """Check the types of the network's own arguments, that they go together, and that a file names none but known ones.
 
     Raises:
         UserError: Naming the argument.
@@ -221,7 +230,14 @@ def check_arguments(arguments: dict[str, Any], from_file: dict[str, Any]) -> Non
         if key not in NETWORK_ARGS and key not in BACKBONE_ARGS:
             known = ", ".join((*NETWORK_ARGS, *BACKBONE_ARGS))
             raise UserError(f"the config's model_args name an unknown argument {key!r}; known are {known}")
-    for key, kind in NETWORK_ARGS.items():
+    for key, kinds in NETWORK_ARGS.items():
         value = arguments.get(key)
-        if value is not None and type(value) is not kind:
-            raise UserError(f"{key} must be {kind.__name__}, not {value!r}")
+        if value is not None and type(value) not in kinds:
+            raise UserError(f"{key} must be {kinds[0].__name__}, not {value!r}")
+    fusion = arguments.get("fusion", "concat")
+    check_choice("fusion", fusion, Fusion)
+    if fusion == "mean":
+        if unfit := [key for key in CONCAT_ARGS if arguments.get(key) is not None]:
+            raise UserError(f"fusion='mean' averages logits and integrates no maps; leave out {', '.join(unfit)}")
+        if arguments.get("features_only"):
+            raise UserError("features_only needs fusion='concat': fusion='mean' averages logits and integrates no maps")

@@ -8,14 +8,22 @@ import pytest
 import torch
 from fault_runs import EVERYTHING, SMALL, TORCHRUN, finished, images, left_by
 from safetensors.torch import load_file
+from stream_sources import write_shards
 
 import train_accelerate
 from timm_wsms.training import epoch, faults
 
 
-@pytest.fixture
-def two_class_images(tmp_path):
-    return ["--data.source", str(images(tmp_path / "images")), "--data.augmentation", "timm"]
+def data(folder, source: str) -> list[str]:
+    """Settings for images that are decoded one by one, from an image folder or from a stream in several files."""
+    if source == "in memory":
+        return []
+    if source == "decoded":
+        return ["--data.source", str(images(folder / "images"))]
+    stream = ["--data.streaming", "true", "--data.lanes", "2", "--data.shuffle_buffer", "20"]
+    # Given sizes take the place of the limits, which would make a single file of them.
+    sizes = ["--data.train_limit", "null", "--data.test_limit", "null"]
+    return ["--data.source", str(write_shards(folder / "shards")), *stream, *sizes]
 
 
 def interrupted_after_every_step(monkeypatch, arguments) -> int:
@@ -35,19 +43,52 @@ def interrupted_after_every_step(monkeypatch, arguments) -> int:
     raise AssertionError("it never comes to an end")
 
 
+TIMM = ["--data.augmentation", "timm", "--data.timm.auto_augment", "rand-m9-mstd0.5", "--data.timm.re_prob", "0.5"]
 SOURCES = {
     "in memory": ["--data.augmentation", "pad_crop_flip"],
-    "decoded": ["--data.workers", "0", "--data.timm.auto_augment", "rand-m9-mstd0.5", "--data.timm.re_prob", "0.5"],
+    "decoded": ["--data.workers", "0", *TIMM],
+    "streamed": ["--data.workers", "0", *TIMM],
+    "streamed by workers": ["--data.workers", "2", *TIMM],
 }
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_interrupted_after_every_single_step(tmp_path, monkeypatch, capsys, source, two_class_images):
-    arguments = [*EVERYTHING, *(two_class_images if source == "decoded" else []), *SOURCES[source], "--resume", "auto"]
+@pytest.mark.parametrize(
+    "source", ["in memory", "decoded", "streamed", pytest.param("streamed by workers", marks=pytest.mark.sweep)]
+)
+def test_interrupted_after_every_single_step(tmp_path, monkeypatch, capsys, source):
+    arguments = [*EVERYTHING, *data(tmp_path, source), *SOURCES[source], "--resume", "auto"]
     train_accelerate.main([*arguments, "--output", str(tmp_path / "whole")])
     assert interrupted_after_every_step(monkeypatch, [*arguments, "--output", str(tmp_path / "parts")]) == 6
     assert left_by(tmp_path / "parts") == left_by(tmp_path / "whole")
     assert "stopped by SIGUSR1 and saved after epoch 1 and 2 steps" in capsys.readouterr().err
+
+
+# Integration first, then all; each layer at its own rate; an average that warms up; an end before its time.
+FINE_TUNING = [
+    *("--freeze", "backbone", "--freeze_epochs", "1", "--optimizer.layer_decay", "0.8", "--ema_warmup", "true"),
+    *("--early_stop", "1", "--resume", "auto"),
+]
+
+
+def test_interrupted_after_every_single_step_of_a_fine_tuning(tmp_path, monkeypatch, capsys):
+    arguments = [*EVERYTHING, "--epochs", "6", *FINE_TUNING]
+    train_accelerate.main([*arguments, "--output", str(tmp_path / "whole")])
+    assert "no better accuracy in 1 epochs" in capsys.readouterr().out
+    epochs = len(left_by(tmp_path / "whole")["metrics"])
+    assert 2 <= epochs < 6  # beyond the thaw
+    assert interrupted_after_every_step(monkeypatch, [*arguments, "--output", str(tmp_path / "parts")]) == 3 * epochs
+    assert left_by(tmp_path / "parts") == left_by(tmp_path / "whole")
+
+
+def test_two_processes_stopped_before_the_thaw(tmp_path, output):
+    arguments = [*EVERYTHING, *FINE_TUNING]
+    code, text = finished(TORCHRUN, *arguments, "--output", str(tmp_path / "whole"))
+    assert code == 0, text
+    code, text = finished(TORCHRUN, *arguments, "--output", str(output), fault="SIGTERM 1 1")
+    assert (code, "saved after epoch 0 and 2 steps" in text) == (0, True), text
+    code, text = finished(TORCHRUN, *arguments, "--output", str(output))
+    assert (code, "resumed after epoch 0 and 2 steps" in text) == (0, True), text
+    assert left_by(output) == left_by(tmp_path / "whole")
 
 
 def test_two_processes_with_loader_workers_stopped_in_the_midst_of_an_epoch(two, output):
@@ -61,11 +102,23 @@ def test_two_processes_with_loader_workers_stopped_in_the_midst_of_an_epoch(two,
     assert left_by(output) == two.result
 
 
-def test_another_number_of_processes_keeps_the_batches_and_their_order(tmp_path, output):
+def test_two_processes_that_read_a_stream_stopped_in_the_midst_of_an_epoch(tmp_path, output):
+    arguments = [*EVERYTHING, *data(tmp_path, "streamed"), *SOURCES["streamed by workers"], "--resume", "auto"]
+    code, text = finished(TORCHRUN, *arguments, "--output", str(tmp_path / "whole"))
+    assert code == 0, text
+    code, text = finished(TORCHRUN, *arguments, "--output", str(output), fault="SIGTERM 1 4")
+    assert (code, "saved after epoch 1 and 2 steps" in text) == (0, True), text
+    code, text = finished(TORCHRUN, *arguments, "--output", str(output), "--data.workers", "0")
+    assert (code, "resumed after epoch 1 and 2 steps" in text) == (0, True), text
+    assert left_by(output) == left_by(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("source", ["in memory", pytest.param("streamed", marks=pytest.mark.sweep)])
+def test_another_number_of_processes_keeps_the_batches_and_their_order(tmp_path, output, source):
     # Without normalization over a process's own images, and without what each process draws for itself.
     arguments = [
         *("--model", "test_convnext", "--data.input_size", "[3, 32, 32]", "--data.augmentation", "pad_crop_flip"),
-        *(*SMALL, "--optimizer.name", "adamw", "--lr", "0.001", "--resume", "auto"),
+        *(*SMALL, "--optimizer.name", "adamw", "--lr", "0.001", "--resume", "auto", *data(tmp_path, source)),
     ]
     train_accelerate.main([*arguments, "--output", str(tmp_path / "whole")])
     code, text = finished(TORCHRUN, *arguments, "--output", str(output), fault="SIGUSR1 0 4")

@@ -2,7 +2,8 @@
 
 from .loader import Batch, Loader, make_loader
 from .settings import DataSettings, TimmAugmentation
-from .sources import Split, load_splits
+from .sources import Split, load_data, load_splits
+from .stream import Stream
 from .transforms import data_config, eval_transform, train_transform
 
 __all__ = [
@@ -10,9 +11,11 @@ __all__ = [
     "DataSettings",
     "Loader",
     "Split",
+    "Stream",
     "TimmAugmentation",
     "data_config",
     "eval_transform",
+    "load_data",
     "load_splits",
     "make_loader",
     "train_transform",

@@ -1,7 +1,6 @@
-"""Opens a source with `datasets`, and finds its splits and its columns of images and labels."""
+"""Finds the columns of images and labels, and reads labels."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +10,6 @@ from .settings import DataSettings
 if TYPE_CHECKING:
     import datasets
 
-T = TypeVar("T")
 UNLABELLED = -1  # the Hub's convention, for test splits whose labels are held back
 
 
@@ -20,59 +18,6 @@ class Columns(NamedTuple):
 
     image: str
     label: str
-
-
-def open_source(source: str, config: str | None) -> "datasets.DatasetDict":
-    """Opens all splits of a local folder, or of a data set on the Hub.
-
-    Args:
-        source: an image folder, a folder of parquet files, or a Hub name.
-        config: the data set's configuration, where it has several.
-
-    Raises:
-        UserError: if there is no such folder or data set, or the Hub cannot be reached.
-    """
-    import datasets
-
-    folder = Path(source).expanduser()
-    local = folder.exists()
-    if folder.is_file():
-        raise UserError(f"data.source {source!r} is a file; name the folder it is in.")
-    if not local and (source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source):
-        raise UserError(f"data.source {source!r}: there is no such folder; mend the path.")
-    try:
-        return datasets.load_dataset(str(folder) if local else source, config)
-    except MemoryError:
-        raise
-    except Exception as error:  # the many readers and the network raise many things, all about this source
-        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
-        reason = _one_line(cause or error)
-        if local:
-            remedy = "Put an image folder (split/class/image) or parquet files there"
-            raise UserError(
-                f"data.source {source!r}: no images can be read from this folder. {remedy}. {reason}"
-            ) from error
-        remedy = (
-            "Mend data.source or data.config, or check the network; without it, name a local folder, or set"
-            " HF_HUB_OFFLINE=1 to use what was downloaded before"
-        )
-        raise UserError(f"{source!r} is no local folder, and the Hub did not deliver it. {remedy}. {reason}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"({type(error).__name__}: {error})".split())
-
-
-def pick_split(splits: dict[str, T], name: str) -> T:
-    """One split by its name.
-
-    Raises:
-        UserError: if there is none of that name, with the names there are.
-    """
-    if name not in splits:
-        there = ", ".join(sorted(splits))
-        raise UserError(f"The data has no split {name!r}; set data.train_split and data.test_split among: {there}.")
-    return splits[name]
 
 
 def find_columns(table: "datasets.Dataset", settings: DataSettings) -> Columns:
@@ -130,6 +75,23 @@ def _describe(feature: Any) -> str:
     return feature.dtype if type(feature).__name__ == "Value" else type(feature).__name__
 
 
+def bad_label(row: str, label: int, column: str, class_names: list[str]) -> str:
+    """The message about a row whose label is none of the classes.
+
+    Args:
+        row: which row of which split.
+        label: what it has.
+        column: where.
+        class_names: of the classes.
+    """
+    if label < 0:
+        return f"Row {row} has no label in {column!r}; set another split, or label it."
+    return (
+        f"Row {row} has label {label} in {column!r}, but there are {len(class_names)} classes, counted from 0; mend the"
+        " labels, or set data.label_column to another."
+    )
+
+
 def read_labels(
     tables: list["datasets.Dataset"], names: tuple[str, str], column: str
 ) -> tuple[list[np.ndarray], list[str]]:
@@ -153,9 +115,6 @@ def read_labels(
             raise UserError(f"Split {name!r} is empty; set data.train_split and data.test_split to others.")
         stored = table.select_columns([column]).with_format("arrow")[:][column]
         values = stored.cast("int64", safe=False).fill_null(UNLABELLED).to_numpy().copy()  # (n,), ours to write to
-        if values.min() < 0:
-            row = int(np.argmax(values < 0))
-            raise UserError(f"Row {row} of split {name!r} has no label in {column!r}; set another split, or label it.")
         labels.append(values)
     class_names = getattr(tables[0].features[column], "names", None)
     if class_names is None:
@@ -166,4 +125,8 @@ def read_labels(
                 " are no classes counted from 0; set data.label_column to another."
             )
         class_names = [str(label) for label in range(count)]
+    for values, name in zip(labels, names, strict=True):
+        if len(wrong := np.flatnonzero((values < 0) | (values >= len(class_names)))):
+            row = wrong[0]
+            raise UserError(bad_label(f"{row} of split {name!r}", values[row], column, class_names))
     return labels, list(class_names)

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+from .jpeg import JpegCrop, needs_only_decoding
 
 if TYPE_CHECKING:
     import datasets
@@ -25,16 +28,17 @@ def undecoded(table: "datasets.Dataset", column: str) -> "datasets.Dataset":
     return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-def decode(value: dict[str, Any], split: str, row: int) -> Image.Image:
+def decode(value: dict[str, Any], split: str, row: int, crop: JpegCrop | None = None) -> Image.Image:
     """Decodes one image.
 
     Args:
         value: {"bytes": …, "path": …}, from `undecoded`.
         split: name of the split, for the message.
         row: number of the row in the split, from 0, for the message.
+        crop: take this of it; of a JPEG no more is then decoded than it needs.
 
     Returns:
-        The image in RGB, turned upright if its EXIF says so.
+        The image in RGB, turned upright if its EXIF says so; or the crop of it.
 
     Raises:
         BadImageError: if it cannot be decoded.
@@ -42,10 +46,25 @@ def decode(value: dict[str, Any], split: str, row: int) -> Image.Image:
     import datasets
 
     with _naming(value, split, row):
+        if crop and (file := _file(value)) is not None:
+            opened = Image.open(BytesIO(file))
+            if needs_only_decoding(opened):
+                return crop.from_file(file, opened)
         image = datasets.Image().decode_example(value)
         if image.mode.startswith("I"):  # 16 bits: Pillow would clip them to 8, and all but black came out white
             image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-        return image.convert("RGB")
+        image = image.convert("RGB")
+        return crop(image) if crop else image
+
+
+def _file(value: dict[str, Any]) -> bytes | None:
+    """An image's file; None if it is not on this machine, but where only `datasets` finds it."""
+    if value["bytes"] is not None:
+        return value["bytes"]
+    try:
+        return Path(value["path"]).read_bytes()
+    except OSError:
+        return None
 
 
 def check_head(value: dict[str, Any], split: str, row: int) -> None:

@@ -1,100 +1,30 @@
 """Batches: which images, in which order, drawn how. The same whatever the number of processes and workers."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import UserError
-from .images import BAD_IMAGE_REMEDY
-from .per_image import EpochKeys, TransformedImages, collate, outlive_stop_signals
+from .batch import AUGMENTATION, ORDER, Batch, Loader
+from .per_image import TransformedImages
 from .settings import DataSettings
 from .sources import Split, fits_in_memory, progress
+from .stream import Stream
+from .stream_loader import StreamLoader
 from .transforms import draw_pad_crop_flip, eval_transform, normalize, pad_crop_flip, train_transform
-
-ORDER, AUGMENTATION = 0, 1  # what a stream of random numbers is for
-
-
-class Batch(NamedTuple):
-    """What a step works on.
-
-    Attributes:
-        index: int64 (b,), each image's place in its split.
-        images: float32 (b, C, H, W), normalized.
-        labels: int64 (b,).
-    """
-
-    index: torch.Tensor  # type: ignore[assignment]  # takes the place of tuple.index, which nobody calls
-    images: torch.Tensor
-    labels: torch.Tensor
+from .workers import ImageWorkers
 
 
-class Loader(ABC):
-    """Iterates over this process's batches of one epoch.
+class IndexedLoader(Loader):
+    """Loader of a split whose images can be had in any order."""
 
-    In training, an epoch's order follows from (seed, epoch), and what is drawn for an image from (seed, epoch, index).
-    The last, incomplete batch is dropped. With W processes, step t of all of them together takes images t·W·b to
-    (t+1)·W·b of the order, so that W processes with batch b see what one process sees with batch W·b.
+    split: Split
 
-    In evaluation every image comes exactly once over all processes, so that some may have one batch more than others.
-
-    Attributes:
-        left_out: indices of the images that this process has met so far and could not decode. Those that
-            `split.skipped` counts were left out before, and have no index.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        settings: DataSettings,
-        *,
-        batch_size: int,
-        train: bool,
-        seed: int,
-        rank: int,
-        world_size: int,
-    ):
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size} images in each process; give at least 1.")
-        if train and len(split) < batch_size * world_size:
-            raise UserError(
-                f"Split {split.name!r} has {len(split)} images, fewer than one batch of {batch_size * world_size};"
-                " lower batch_size."
-            )
-        self.split, self.settings = split, settings
-        self.batch_size, self.train, self.seed = batch_size, train, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch, self.start = 0, 0
-        self.left_out: set[int] = set()
-        self._pad_crop_flip = train and settings.augmentation == "pad_crop_flip"
+    def __init__(self, split: Split, settings: DataSettings, **arguments: Any):
+        super().__init__(split, settings, **arguments)
         self._labels = torch.from_numpy(split.labels)
-
-    @property
-    def skipped(self) -> int:
-        """Number of images in `left_out`, those of this process."""
-        return len(self.left_out)
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Chooses the epoch that the next iterations go through, and where in it they begin.
-
-        Args:
-            epoch: its number. In evaluation all epochs are alike.
-            start: the number of this process's batch to begin with, from 0. From there on the batches are those of an
-                uninterrupted epoch; those before are neither read nor decoded. `len` counts them all the same.
-
-        Raises:
-            ValueError: if `start` is negative or more than the epoch has.
-        """
-        if not 0 <= start <= len(self):
-            raise ValueError(f"start {start} is no batch of an epoch of {len(self)}")
-        self.epoch, self.start = epoch, start
-
-    def __len__(self) -> int:
-        if self.train:
-            return len(self.split) // (self.batch_size * self.world_size)
-        return -(-len(range(self.rank, len(self.split), self.world_size)) // self.batch_size)
 
     def batch_indices(self) -> list[np.ndarray]:
         """The indices of the images in each of this process's batches, int64 (b,) each."""
@@ -121,7 +51,7 @@ class Loader(ABC):
         """Yields the batches, augmented except for `pad_crop_flip`."""
 
 
-class MemoryLoader(Loader):
+class MemoryLoader(IndexedLoader):
     """Loader of images that are kept decoded at the network's input size. It needs no worker processes."""
 
     def __init__(self, split: Split, settings: DataSettings, config: dict[str, Any], **arguments: Any):
@@ -135,36 +65,20 @@ class MemoryLoader(Loader):
             yield Batch(index, normalize(self._pixels[index], self._mean, self._std), self._labels[index])
 
 
-class PerImageLoader(Loader):
+class PerImageLoader(IndexedLoader):
     """Loader of images that are decoded and transformed one by one, in worker processes."""
 
     def __init__(self, split: Split, settings: DataSettings, config: dict[str, Any], **arguments: Any):
         super().__init__(split, settings, **arguments)
         transform = train_transform(config, settings) if self.train else eval_transform(config)
-        self._keys = EpochKeys()
-        self._loader = torch.utils.data.DataLoader(
-            TransformedImages(split, transform, config["input_size"][0], (self.seed, AUGMENTATION)),
-            batch_sampler=self._keys,
-            num_workers=settings.workers,
-            persistent_workers=settings.workers > 0,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=outlive_stop_signals,
-            generator=torch.Generator(),  # its own, or else it would draw from the training's random numbers
-        )
-        if settings.workers:  # they start now, with nothing to do: a fork amid gloo's collectives may hang for good
-            iter(self._loader)
+        images = TransformedImages(split, transform, config["input_size"][0], (self.seed, AUGMENTATION))
+        self._workers = ImageWorkers(images, settings.workers)
 
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
-        self._keys.epoch, self._keys.batches = self.epoch, batches
-        for index, images, errors in self._loader:
-            if errors and self.settings.on_bad_image == "error":
-                raise UserError(f"{next(iter(errors.values()))} {BAD_IMAGE_REMEDY}")
-            self.left_out.update(errors)
+        keys = ([(self.epoch, index) for index in indices.tolist()] for indices in batches)
+        for index, images in self._sound(self._workers.decode(keys)):
             if len(index):
                 yield Batch(index, images, self._labels[index])
-            elif self.train:  # the other processes make a step with this batch
-                raise UserError(f"Split {self.split.name!r}: no image of a whole batch can be decoded; mend the data.")
 
 
 def pixels_at_input_size(split: Split, config: dict[str, Any]) -> np.ndarray:
@@ -190,7 +104,7 @@ def pixels_at_input_size(split: Split, config: dict[str, Any]) -> np.ndarray:
 
 
 def make_loader(
-    split: Split,
+    split: Split | Stream,
     settings: DataSettings,
     data_config: dict[str, Any],
     *,
@@ -200,10 +114,11 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
-    """Makes the loader that suits a split: in memory where the images are small, decoding one by one otherwise.
+    """Makes the loader that suits a split: in memory where the images are small, decoding one by one otherwise; or
+    reading a stream.
 
     Args:
-        split: from `load_splits`.
+        split: from `load_splits` or `load_data`.
         settings: of which `augmentation`, `timm`, `on_bad_image` and `workers` count.
         data_config: from `transforms.data_config`.
         batch_size: images per step and process.
@@ -218,17 +133,11 @@ def make_loader(
     Raises:
         UserError: if the split is smaller than one batch; while iterating, if an image cannot be decoded.
     """
+    arguments = {"batch_size": batch_size, "train": train, "seed": seed, "rank": rank, "world_size": world_size}
+    if isinstance(split, Stream):
+        return StreamLoader(split, settings, data_config, **arguments)
     _, height, width = data_config["input_size"]
     random_per_image = train and settings.augmentation == "timm"
     in_memory = split.pixels is not None and not random_per_image and fits_in_memory(len(split), height, width)
     kind = MemoryLoader if in_memory else PerImageLoader
-    return kind(
-        split,
-        settings,
-        data_config,
-        batch_size=batch_size,
-        train=train,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-    )
+    return kind(split, settings, data_config, **arguments)

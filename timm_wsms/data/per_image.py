@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,14 @@ from PIL import Image
 
 from .images import BadImageError
 from .sources import Split
+from .stream import Stream
+from .transforms import split_off_crop
 
 
 class TransformedImages(torch.utils.data.Dataset):
     """Maps (epoch, index) to (index, transformed image), or to (index, what is wrong with the image).
+
+    Of a stream, the key is (epoch, index, undecoded image).
 
     Args:
         split: where the images come from.
@@ -26,46 +31,34 @@ class TransformedImages(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, split: Split, transform: Callable[[Image.Image], torch.Tensor], channels: int, seed: tuple[int, ...]
+        self,
+        split: Split | Stream,
+        transform: Callable[[Image.Image], torch.Tensor],
+        channels: int,
+        seed: tuple[int, ...],
     ):
-        self.split, self.transform, self.channels, self.seed = split, transform, channels, seed
+        self.split, self.channels, self.seed = split, channels, seed
+        self.crop, self.transform = split_off_crop(transform)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, torch.Tensor | str]:
-        epoch, index = key
+    def __getitems__(self, keys: list[tuple[Any, ...]]) -> list[tuple[int, torch.Tensor | str]]:
+        with _random_numbers_kept():  # around a whole batch, since it takes a twentieth of what an image takes
+            return [self._sample(*key) for key in keys]
+
+    def _sample(self, epoch: int, index: int, *undecoded: Any) -> tuple[int, torch.Tensor | str]:
+        _seed(*self.seed, epoch, index)
         try:
-            image = self.split.image(index)
+            image = self.split.image(index, *undecoded, crop=self.crop)
         except BadImageError as error:  # as a value: raised in a worker, it would arrive wrapped in a traceback
             return index, str(error)
-        with _seeded(*self.seed, epoch, index):
-            return index, self.transform(image if self.channels == 3 else image.convert("L"))
+        return index, self.transform(image if self.channels == 3 else image.convert("L"))
 
 
 def collate(samples: list[tuple[int, torch.Tensor | str]]) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
     """Stacks samples into (index, images, errors by index)."""
-    images = {index: image for index, image in samples if isinstance(image, torch.Tensor)}
+    index = [index for index, image in samples if isinstance(image, torch.Tensor)]
+    images = [image for _, image in samples if isinstance(image, torch.Tensor)]
     errors = {index: error for index, error in samples if isinstance(error, str)}
-    stacked = torch.stack(list(images.values())) if images else torch.empty(0)
-    return torch.tensor(list(images), dtype=torch.int64), stacked, errors
-
-
-class EpochKeys:
-    """A batch sampler: the keys (epoch, index) of one epoch's batches. Workers that outlive an epoch get both by key.
-
-    Attributes:
-        epoch: the epoch.
-        batches: int64 (b,), the indices of each batch.
-    """
-
-    def __init__(self) -> None:
-        self.epoch = 0
-        self.batches: list[np.ndarray] = []
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for indices in self.batches:
-            yield [(self.epoch, index) for index in indices.tolist()]
-
-    def __len__(self) -> int:
-        return len(self.batches)
+    return torch.tensor(index, dtype=torch.int64), torch.stack(images) if images else torch.empty(0), errors
 
 
 def outlive_stop_signals(_: int) -> None:
@@ -87,14 +80,18 @@ def _end_when_told(training: int) -> None:
     os._exit(0)  # as torch's own workers do; any other status is a worker's failure to it
 
 
-@contextmanager
-def _seeded(*key: int) -> Iterator[None]:
-    """Seeds the random numbers that transforms draw from (Python's, NumPy's, PyTorch's), and puts the old ones back."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _seed(*key: int) -> None:
+    """Seeds the random numbers that transforms draw from: Python's, NumPy's, PyTorch's."""
     seeds = [int(word) for word in np.random.SeedSequence(key).generate_state(3)]
     random.seed(seeds[0])
     np.random.seed(seeds[1])
     torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would seed the accelerator's generator, too
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Puts back what the random numbers would have been without what happens in here."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:

@@ -66,10 +66,25 @@ class DataSettings:
     """At evaluation, the part of the resized image that the center crop keeps; by default the model's own."""
     timm: TimmAugmentation = field(default_factory=TimmAugmentation)
     """What the augmentation `timm` draws from."""
+    decoding: Literal["fast", "full"] = "fast"
+    """Of JPEGs for random-resized crops: `fast` decodes them small where the crop allows, and resizes with PyTorch;
+    `full` does as timm does, with Pillow. The crop is the same; docs/data.md has how much pixels differ."""
     on_bad_image: Literal["error", "skip"] = "error"
     """An image that cannot be decoded stops the run (`error`), or is left out and counted (`skip`)."""
     workers: int = 2
     """Processes that decode images (none are needed for small images, which are kept decoded)."""
+    streaming: bool = False
+    """Read the source row by row while training, in place of downloading it first; docs/streaming.md says more."""
+    shuffle_buffer: int = 10_000
+    """Of a stream: among so many images, over all processes, the next one is drawn."""
+    lanes: int = 8
+    """Of a stream: so many files are read side by side. With as many processes, or a divisor, each reads its own."""
+    train_size: int | None = None
+    """Number of training images of a stream; by default what the source says."""
+    test_size: int | None = None
+    """Number of images to evaluate on of a stream; by default what the source says."""
+    num_classes: int | None = None
+    """Number of classes of a stream whose labels are plain integers."""
     train_limit: int | None = None
     """Train on the first so many images only, for a quick look."""
     test_limit: int | None = None

@@ -13,7 +13,10 @@ from ..errors import UserError
 from . import columns
 from .digits import Digits, load_digits
 from .images import BAD_IMAGE_REMEDY, BadImageError, check_head, decode, undecoded
+from .jpeg import JpegCrop
+from .opening import open_source, pick_split
 from .settings import DataSettings
+from .stream import Stream, open_streams
 
 if TYPE_CHECKING:
     import datasets
@@ -59,16 +62,17 @@ class Split:
         sizes = None if self.object_sizes is None else self.object_sizes[:limit]
         return replace(self, labels=self.labels[:limit], pixels=pixels, rows=rows, object_sizes=sizes)
 
-    def image(self, index: int) -> Image.Image:
-        """One image, in RGB.
+    def image(self, index: int, *, crop: JpegCrop | None = None) -> Image.Image:
+        """One image, in RGB, or a crop of it.
 
         Raises:
             BadImageError: if it cannot be decoded.
         """
         if self.pixels is not None:
-            return Image.fromarray(self.pixels[index])
+            image = Image.fromarray(self.pixels[index])
+            return crop(image) if crop else image
         assert self.rows is not None
-        return decode(self.rows[index][self.image_column], self.name, index)
+        return decode(self.rows[index][self.image_column], self.name, index, crop)
 
 
 def fits_in_memory(count: int, height: int, width: int) -> bool:
@@ -79,6 +83,22 @@ def fits_in_memory(count: int, height: int, width: int) -> bool:
 def progress(items: Iterable, what: str) -> Iterable:
     """Shows a progress bar on stderr if it takes more than a second; in the first process only."""
     return tqdm(items, desc=what, delay=1, mininterval=0.5, disable=os.environ.get("RANK", "0") != "0")
+
+
+def load_data(settings: DataSettings, seed: int) -> tuple[Split, Split] | tuple[Stream, Stream]:
+    """What `load_splits` does; or, if `streaming` is set, opens streams (the embedded digits never are).
+
+    Args:
+        settings: of which those of `load_splits` and what is said of streams count.
+        seed: as there.
+
+    Raises:
+        UserError: as there, or because it is not known how many images or classes a stream has.
+    """
+    if not settings.streaming or settings.source == "digits":
+        return load_splits(settings, seed)
+    _check_counts(settings)
+    return open_streams(settings)
 
 
 def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
@@ -94,20 +114,17 @@ def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
     Raises:
         UserError: if the source, a split or a column is missing, or an image cannot be decoded.
     """
-    for key, least in (("train_limit", 1), ("test_limit", 1), ("workers", 0)):
-        value = getattr(settings, key)
-        if value is not None and value < least:
-            raise UserError(f"data.{key} is {value}; give at least {least}.")
+    _check_counts(settings)
     names = settings.train_split, settings.test_split
     limits = settings.train_limit, settings.test_limit
     if settings.source == "digits":
         if seed < 0:
             raise UserError(f"seed is {seed}; give a number that is not negative.")
         digits = dict(zip(("train", "test"), load_digits(seed), strict=True))
-        train, test = (_from_digits(columns.pick_split(digits, name), name) for name in names)
+        train, test = (_from_digits(pick_split(digits, name), name) for name in names)
         return train.first(limits[0]), test.first(limits[1])
-    found = columns.open_source(settings.source, settings.config)
-    tables = [columns.pick_split(found, name) for name in names]
+    found = open_source(settings.source, settings.config)
+    tables = [pick_split(found, name) for name in names]
     image_column, label_column = columns.find_columns(tables[0], settings)
     labels, class_names = columns.read_labels(tables, names, label_column)
     train, test = (
@@ -118,6 +135,14 @@ def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
     if (names[0], limits[0]) == (names[1], limits[1]):  # the same images, decoded once
         return train, train
     return train, keep_decoded(test, settings.on_bad_image)
+
+
+def _check_counts(settings: DataSettings) -> None:
+    sizes = ("train_limit", "test_limit", "train_size", "test_size", "num_classes", "shuffle_buffer", "lanes")
+    for key, least in (*((key, 1) for key in sizes), ("workers", 0)):
+        value = getattr(settings, key)
+        if value is not None and value < least:
+            raise UserError(f"data.{key} is {value}; give at least {least}.")
 
 
 def _from_digits(digits: Digits, name: str) -> Split:

@@ -1,5 +1,6 @@
 """From images to normalized tensors."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -7,8 +8,10 @@ import numpy as np
 import timm.data
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import Compose
 
 from ..errors import UserError
+from .jpeg import JpegCrop
 from .settings import DataSettings
 
 PADDING = 4  # pixels on each side, He et al. 2016, Section 4.2
@@ -66,7 +69,7 @@ def train_transform(config: dict[str, Any], settings: DataSettings):
 
     Args:
         config: from `data_config`.
-        settings: of which `augmentation` and `timm` count.
+        settings: of which `augmentation`, `timm` and `decoding` count.
 
     Returns:
         A function from a PIL image to float32 (C, H, W).
@@ -76,9 +79,19 @@ def train_transform(config: dict[str, Any], settings: DataSettings):
     augmentation = asdict(settings.timm)
     augmentation["interpolation"] = augmentation["interpolation"] or config["interpolation"]
     try:
-        return timm.data.create_transform(**{**config, **augmentation}, is_training=True)
+        transform = timm.data.create_transform(**{**config, **augmentation}, is_training=True)
     except (AssertionError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"timm refuses the settings under data.timm ({error!r}); mend them.") from error
+    crop, *rest = transform.transforms
+    if settings.decoding == "fast" and config["input_size"][0] == 3 and JpegCrop.can_replace(crop):
+        return Compose([JpegCrop(crop), *rest])
+    return transform
+
+
+def split_off_crop(transform: Callable) -> tuple[JpegCrop | None, Callable]:
+    """The crop that a transform begins with, if it can be taken from files that are not decoded, and what follows."""
+    steps = getattr(transform, "transforms", [None])
+    return (steps[0], Compose(steps[1:])) if isinstance(steps[0], JpegCrop) else (None, transform)
 
 
 def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

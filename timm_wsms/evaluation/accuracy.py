@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from timm_wsms.errors import UserError
 from timm_wsms.evaluation.mode import evaluating
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def predict(
         One entry for each sample.
 
     Raises:
-        RuntimeError: Samples are missing or came more than once.
+        RuntimeError: Samples came more than once.
+        UserError: There are more or fewer samples than the data set is said to have.
     """
     from accelerate.utils import gather_object
 
@@ -130,7 +132,9 @@ def _check_complete(index: np.ndarray, size: int, skipped: int) -> None:
         raise RuntimeError(f"{len(again)} samples were evaluated more than once, the first of them number {again[0]}.")
     if len(index) != size - skipped:
         left_out = f" less {skipped} skipped" if skipped else ""
-        raise RuntimeError(f"{len(index)} samples were evaluated, but the data set has {size}{left_out}.")
+        raise UserError(
+            f"{len(index)} samples were evaluated, but the data set has {size}{left_out}; set data.test_size"
+        )
 
 
 def _percent(hits: np.ndarray) -> float:

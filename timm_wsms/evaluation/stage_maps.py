@@ -9,6 +9,7 @@ from torch import nn
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.mode import evaluating
 from timm_wsms.layouts import Layout, to_map
+from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.network import WsmsNet
 
 
@@ -20,7 +21,7 @@ def integrated_stages(model: nn.Module) -> WsmsNet:
     """
     if isinstance(model, WsmsNet) and model.integration is not None:
         return model
-    if isinstance(model, WsmsNet) and len(model.stages):
+    if isinstance(model, MultiStageNet) and len(model.stages):
         raise UserError(
             "this network averages its stages' predictions and has no integrated map, so its stages cannot be analysed "
             'this way; give a network with fusion="concat"'
@@ -55,7 +56,7 @@ def stage_heat_maps(
         UserError: The stages have no integrated map, or a plain model gives no feature map.
     """
     network: Any = model
-    several = isinstance(model, WsmsNet) and len(model.stages) > 0
+    several = isinstance(model, MultiStageNet) and len(model.stages) > 0
     if several:
         integrated_stages(model)
     with evaluating(model):

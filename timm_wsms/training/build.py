@@ -1,34 +1,56 @@
 """From a name to a network that is known to fit the images."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 
 import timm_wsms  # noqa: F401  registers the names with timm
 from timm_wsms.errors import UserError
-from timm_wsms.training.faults import is_out_of_memory
+from timm_wsms.training.faults import is_out_of_memory, is_the_hubs
 from timm_wsms.training.settings import Settings
+from timm_wsms.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+# What `accelerate config` and `accelerate launch` set for ways of training that divide a network among processes.
+DIVIDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
 
 
 def build_accelerator(settings: Settings) -> "Accelerator":
     """Builds an `accelerate.Accelerator` for the processes, devices and precision at hand.
 
     Raises:
-        UserError: the device does not offer the precision.
+        UserError: the device does not offer the precision, a tracker's package is missing, or `accelerate config` asks
+            for a network in pieces.
     """
     from accelerate import Accelerator
 
+    check_trackers(settings.trackers)
+    for variable, name in DIVIDED.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise UserError(
+                f"accelerate is configured for {name}, which keeps a network in pieces; here checkpoints and averages "
+                "hold whole ones, and stages share parameters across such pieces: run `accelerate config` again for "
+                "plain data parallelism (needs less memory: --grad_checkpointing true, --grad_accumulation)"
+            )
     try:
-        accelerator = Accelerator(mixed_precision=settings.precision)
+        accelerator = Accelerator(
+            mixed_precision=settings.precision, log_with=settings.trackers or None, project_dir=settings.output
+        )
     except ValueError as error:
         raise UserError(f"precision {settings.precision} is not to be had here: {error}") from error
     if settings.precision != "no" and not accelerator.native_amp:  # Accelerate would train in float32 and not say so
@@ -48,16 +70,25 @@ def check_name(name: str) -> None:
         raise UserError(f"there is no model {name}; {hint}")
 
 
-def build(name: str, kwargs: dict[str, Any], num_classes: int) -> nn.Module:
-    """Builds a model by `timm.create_model`.
+def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Module:
+    """Builds a model by `timm.create_model`; `num_classes` None: as many as its weights have.
 
     Raises:
         UserError: it cannot be built with these arguments; says why.
     """
+    if "num_classes" in kwargs:
+        raise UserError(f"there are {num_classes} classes in the data; leave out model_kwargs.num_classes")
     try:
         return timm.create_model(name, num_classes=num_classes, **kwargs)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, OSError, RuntimeError) as error:
+        if isinstance(error, UserError) or is_out_of_memory(error) or is_the_hubs(error):
+            raise
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        if "size mismatch" in str(error):
+            raise UserError(
+                f"{name}({given}) does not fit its weights ({error}); the data has {num_classes} classes: weights of "
+                "others can be the beginning by --model local-dir:<folder> --model_kwargs.pretrained true"
+            ) from error
         raise UserError(f"{name}({given}) cannot be built: {error}") from error
 
 
@@ -107,7 +138,55 @@ def build_optimizer(network: nn.Module, settings: Settings) -> Optimizer:
             weight_decay=chosen.weight_decay,
             momentum=chosen.momentum,
             filter_bias_and_bn=not chosen.decay_norm_and_bias,
+            layer_decay=chosen.layer_decay,
             **chosen.kwargs,
         )
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"optimizer {chosen.name} cannot be built: {error}") from error
+
+
+def adapt(network: nn.Module, settings: Settings, device: torch.device) -> nn.Module:
+    """Changes a network to what the settings want of its norms, activations and memory; returns it on the device.
+
+    Raises:
+        UserError: it cannot be done with this network or device.
+    """
+    if settings.sync_bn:
+        network = synchronize_norms(network, settings.model, device)
+    if settings.grad_checkpointing:  # later than the norms, since it gives them hooks
+        checkpoint_activations(network, settings.model)
+    return placed(network, settings, device)
+
+
+def placed(network: Any, settings: Settings, device: torch.device) -> Any:
+    """Returns the network on a device, in the memory order of the settings."""
+    return network.to(device, memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format)
+
+
+def checkpoint_activations(network: Any, name: str) -> None:
+    """Lets a network recompute its activations in the backward pass, by timm's `set_grad_checkpointing`.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        network.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"{name} has no gradient checkpointing; leave out grad_checkpointing") from error
+
+
+def synchronize_norms(network: nn.Module, name: str, device: torch.device) -> nn.Module:
+    """Returns the network with batch norms over the images of all processes, by timm's `convert_sync_batchnorm`.
+
+    What is shared stays shared, since the new modules take over the very parameters and buffers, and the activations
+    that timm's norms carry.
+
+    Raises:
+        UserError: there is nothing to convert, or PyTorch cannot do it on this device.
+    """
+    if device.type == "cpu":
+        raise UserError("sync_bn needs GPUs, since PyTorch's SyncBatchNorm does, and this is a CPU; leave it out")
+    converted = convert_sync_batchnorm(network)
+    if not any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules()):
+        raise UserError(f"{name} has no batch normalization; leave out sync_bn")
+    return converted

@@ -205,5 +205,6 @@ def check_output(output: Path, resume: str) -> None:
     there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
-            f"nothing can be written to {output}, since {there} is no folder or not yours; choose another --output"
+            f"nothing can be written to {output}, since {there} is no folder, not yours, or on a read-only disk; choose"
+            " another --output"
         )

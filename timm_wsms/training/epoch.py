@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,8 +13,9 @@ from torch import nn
 
 from timm_wsms.data import Batch, Loader
 from timm_wsms.errors import UserError
+from timm_wsms.training.distill import Task, build_task
 from timm_wsms.training.guard import Agreed, Guard
-from timm_wsms.training.loss import build_loss, build_mix
+from timm_wsms.training.loss import build_mix
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings
 
@@ -95,6 +96,8 @@ def train_epoch(
     ema: "ModelEmaV3 | None" = None,
     network: nn.Module | None = None,
     so_far: SoFar | None = None,
+    task: Task | None = None,
+    frozen_norms: Sequence[nn.Module] = (),
     guard: Guard | None = None,
     after_update: AfterUpdate | None = None,
 ) -> EpochResult:
@@ -111,6 +114,8 @@ def train_epoch(
         ema: moving average of `network`, updated after each step.
         network: `model` without wrappers.
         so_far: where to begin, in an epoch that was interrupted.
+        task: computes the loss with `model`; None for that of the labels alone.
+        frozen_norms: stay in eval mode.
         guard: lets the processes agree.
         after_update: called after each update, and before the error when losses are not finite.
 
@@ -122,13 +127,15 @@ def train_epoch(
     """
     guard, so_far = guard or Guard(accelerator), so_far or SoFar()
     steps, updates = settings.grad_accumulation, len(loader) // settings.grad_accumulation
-    loss_of = build_loss(settings)
+    task = task or build_task(model, model, None, settings, accelerator.device)
     mix = build_mix(settings, len(loader.split.class_names), loader.batch_size)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     kept = Kept(model)
     loader.set_epoch(epoch, so_far.update * steps)
     batches = iter(loader)
     model.train()
+    for module in frozen_norms:
+        module.eval()
     lr = schedule.set((epoch - 1) * updates + max(0, so_far.update - 1))
     started = time.perf_counter()
     for update in _progress(range(so_far.update, updates), epoch, settings, accelerator.is_main_process):
@@ -147,7 +154,7 @@ def train_epoch(
             guard.note(f"computing step {update + 1} of epoch {epoch}")
             # Gradients are exchanged once an update, with its last step.
             with accelerator.no_sync(model) if step < steps - 1 else nullcontext():
-                loss = loss_of(model(images), labels) / steps
+                loss = task(images, labels)["loss"] / steps
                 accelerator.backward(loss)
             total += loss.detach()
         guard.note(f"waiting for the others after step {update + 1} of epoch {epoch}")
@@ -164,7 +171,7 @@ def train_epoch(
             optimizer.step()
             optimizer.zero_grad()
             if ema is not None:
-                ema.update(network)
+                ema.update(network, (epoch - 1) * updates + update + 1 if ema.use_warmup else None)
         now = time.perf_counter()
         so_far = SoFar(
             update + 1,

@@ -33,12 +33,25 @@ def explain(error: BaseException) -> str | None:
             f"a process that loads images has died ({str(error).splitlines()[0]}), perhaps for want of memory: lower "
             "--data.workers, then go on with --resume auto"
         )
+    if is_the_hubs(error):
+        return (
+            f"the Hub did not deliver ({' '.join(str(error).split())}); mend the name; if it is private or gated, log "
+            "in (hf auth login, or set HF_TOKEN) and accept its terms; without a network fetch it where there is one "
+            "(hf download <name>), copy HF_HOME here and set HF_HUB_OFFLINE=1"
+        )
     if is_out_of_memory(error):
         return (
             "out of memory: lower --batch_size, or keep it and raise --grad_accumulation (a power of two that divides "
             "it) so that fewer images are in memory at a time; --precision bf16 needs less too"
         )
     return None
+
+
+def is_the_hubs(error: BaseException) -> bool:
+    """Whether the Hub cannot be reached, or has nothing of this name for this user."""
+    from huggingface_hub import errors
+
+    return isinstance(error, (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

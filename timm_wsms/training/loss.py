@@ -17,7 +17,7 @@ Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 def build_loss(settings: Settings) -> Loss:
     """Returns the loss of logits (b, classes) for labels, int64 (b,) or mixed, float (b, classes)."""
     if settings.loss == "bce":
-        return BinaryCrossEntropy(smoothing=settings.label_smoothing)
+        return BinaryCrossEntropy(smoothing=settings.label_smoothing, target_threshold=settings.bce_threshold)
 
     def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         smoothed = labels.is_floating_point()  # by timm's Mixup already

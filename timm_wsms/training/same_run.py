@@ -8,11 +8,11 @@ import yaml
 from timm_wsms.errors import UserError
 from timm_wsms.training.settings import Settings, dump
 
-# A resumed run may change these and gives the same result. The last group may move the data, not change them.
+# A resumed run may change these and gives the same result. The data may move, not change.
 FREE = {
     *("output", "resume", "resume_with_changes", "baseline", "baseline_kwargs", "eval_every", "max_skipped_steps"),
     *("checkpoint_every", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_last", "keep_best"),
-    *("hang_timeout", "data.workers", "data.source"),
+    *("hang_timeout", "data.workers", "data.source", "trackers", "dry_run", "grad_checkpointing"),
 }
 
 
@@ -31,11 +31,12 @@ def check_same_run(settings: Settings, saved: Path) -> list[str]:
     """
     if not saved.is_file():
         raise UserError(f"{saved} is missing, so that the run cannot be resumed; choose another --output")
-    default = _flat(yaml.safe_load(dump(Settings(settings.model))))  # for what is newer than the run
+    default = flat(yaml.safe_load(dump(Settings(settings.model))))  # for what is newer than the run
     before, now = (
-        {**default, **_flat(yaml.safe_load(text))} for text in (saved.read_text(encoding="utf-8"), dump(settings))
+        {**default, **flat(yaml.safe_load(text))} for text in (saved.read_text(encoding="utf-8"), dump(settings))
     )
     free = FREE | ({"epochs"} if settings.schedule.name in ("constant", "step") else set())
+    free -= {"eval_every"} if settings.early_stop else set()
     differ = {
         key: f"{key} {before.get(key)} → {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
@@ -50,10 +51,10 @@ def check_same_run(settings: Settings, saved: Path) -> list[str]:
     return [text for key, text in differ.items() if key not in ("output", "resume", "resume_with_changes")]
 
 
-def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Nested settings with their full names, e.g. `data.source`."""
-    flat: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in tree.items():
         nested = isinstance(value, dict) and not key.endswith("kwargs")
-        flat.update(_flat(value, f"{path}{key}.") if nested else {path + key: value})
-    return flat
+        result.update(flat(value, f"{path}{key}.") if nested else {path + key: value})
+    return result

@@ -42,7 +42,7 @@ class Schedule:
         schedule = settings.schedule
         onecycle = OneCycleLR(
             self.optimizer,
-            max_lr=[group["lr"] for group in self.optimizer.param_groups],
+            max_lr=[group["lr"] * group.get("lr_scale", 1.0) for group in self.optimizer.param_groups],
             total_steps=settings.epochs * self.updates_per_epoch,
             pct_start=schedule.pct_start,
             div_factor=schedule.div_factor,
@@ -75,7 +75,7 @@ class Schedule:
         """Sets the learning rate for update number `update`, counted from 0 over the whole run.
 
         Returns:
-            The learning rate of the first parameter group.
+            The learning rate of the first parameter group, before it is scaled by layer decay.
         """
         if self.onecycle is not None:
             self.onecycle.last_epoch = update - 1
@@ -84,4 +84,5 @@ class Schedule:
             self.timm.step(update // self.updates_per_epoch)
         else:
             self.timm.step_update(update)
-        return self.optimizer.param_groups[0]["lr"]
+        first = self.optimizer.param_groups[0]
+        return first["lr"] / first.get("lr_scale", 1.0)

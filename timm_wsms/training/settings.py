@@ -11,48 +11,9 @@ import yaml
 
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
+from timm_wsms.training.setting_groups import DistillSettings, OptimizerSettings, ScheduleSettings
 
 COUNTS = ("epochs", "batch_size", "grad_accumulation", "eval_every", "checkpoint_every", "keep_last")
-
-
-@dataclass
-class OptimizerSettings:
-    """Arguments of timm's `create_optimizer_v2`; the learning rate is the top-level `lr`."""
-
-    name: str = "sgd"
-    """timm's name for it: `sgd` has Nesterov momentum, `momentum` the plain kind; `adamw`, `lamb`, ..."""
-    momentum: float = 0.9
-    """Momentum, for the optimizers that have one."""
-    weight_decay: float = 1e-4
-    """Weight decay."""
-    decay_norm_and_bias: bool = True
-    """Decay every parameter, as the paper does; false leaves out biases and normalization, as is timm's habit."""
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    """Anything else the optimizer takes, e.g. betas."""
-
-
-@dataclass
-class ScheduleSettings:
-    """How the learning rate changes."""
-
-    name: Literal["constant", "step", "cosine", "onecycle"] = "constant"
-    """`constant` and `step` change it between epochs only, `cosine` and `onecycle` with every update."""
-    milestones: list[int] = field(default_factory=list)
-    """step: from each of these epochs on, counted from 1, it is multiplied by `gamma`."""
-    gamma: float = 0.1
-    """step: the factor at each milestone."""
-    min_lr: float = 0.0
-    """cosine: where it ends."""
-    warmup_epochs: int = 0
-    """constant, step, cosine: epochs of linear warm-up, which count as epochs of the run."""
-    warmup_lr: float = 0.0
-    """constant, step, cosine: where the warm-up starts."""
-    pct_start: float = 0.3
-    """onecycle: the part of all updates in which it rises to `lr`."""
-    div_factor: float = 25.0
-    """onecycle: it starts at `lr / div_factor` ..."""
-    final_div_factor: float = 1e4
-    """onecycle: ... and ends at `lr / div_factor / final_div_factor`."""
 
 
 @dataclass
@@ -88,12 +49,25 @@ class Settings:
     """Mixed precision for training; the final accuracy is measured in float32. (YAML wants quotes: 'no'.)"""
     grad_accumulation: int = 1
     """Forward and backward passes per optimizer step; more of them need less memory for the same `batch_size`."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
+    sync_bn: bool = False
+    """Batch normalization over the images of all processes (GPUs only), not of each process by itself."""
     clip_grad: float | None = None
     """Clip the norm of all gradients to this."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights, which then are the ones evaluated and published."""
+    ema_warmup: bool = False
+    """Let the average forget faster at first, by timm's rule, until it has come to `ema_decay`."""
+    freeze: Literal["none", "backbone"] = "none"
+    """`backbone` trains the integration layer and the classifier only; the other norms keep their statistics too."""
+    freeze_epochs: int | None = None
+    """With `freeze`: only in so many epochs, then all is trained; by default in all epochs."""
+    distill: DistillSettings = field(default_factory=DistillSettings)
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Cross entropy, or binary cross entropy of each class by itself."""
+    bce_threshold: float | None = None
+    """bce: labels that are mixed count as 1 if above this, else as 0; by default as what they are."""
     label_smoothing: float = 0.0
     """Label smoothing of the loss."""
     mixup: float = 0.0
@@ -112,6 +86,10 @@ class Settings:
     """Compile the model with `torch.compile`."""
     eval_every: int = 1
     """Evaluate after every so many epochs, and after the last."""
+    early_stop: int | None = None
+    """End the run after so many epochs without a better accuracy than the best before."""
+    trackers: list[str] = field(default_factory=list)
+    """Where else to log, by Accelerate's names: `tensorboard` (files in `output`), `wandb`, ..."""
     checkpoint_every: int = 1
     """Write a checkpoint after every so many epochs, and after the last."""
     checkpoint_every_steps: int | None = None
@@ -124,6 +102,8 @@ class Settings:
     """Keep the checkpoints of so many of the epochs with the highest accuracy."""
     hang_timeout: float = 1800.0
     """Seconds without any progress after which a run ends and says which process is behind."""
+    dry_run: bool = False
+    """`--dry-run`: build all, run two steps and an evaluation batch, tell memory and hours; nothing is written."""
 
     def __post_init__(self) -> None:
         """Refuses values that have the right type but make no sense.
@@ -131,8 +111,11 @@ class Settings:
         Raises:
             UserError: names the setting.
         """
-        schedule = self.schedule
-        above_0 = ("checkpoint_every_steps", "checkpoint_every_minutes", "hang_timeout", "clip_grad", "lr")
+        optimizer, schedule, distill = self.optimizer, self.schedule, self.distill
+        above_0 = [
+            *("lr", "clip_grad", "freeze_epochs", "early_stop"),
+            *("hang_timeout", "checkpoint_every_steps", "checkpoint_every_minutes"),
+        ]
         at_least_0 = ("mixup", "cutmix", "max_skipped_steps", "keep_best")
         parts = ("mixup_prob", "mixup_switch_prob")
         for name, value, sound, rule in (
@@ -140,14 +123,25 @@ class Settings:
             *((name, x := getattr(self, name), x is None or x > 0, "above 0") for name in above_0),
             *((name, x := getattr(self, name), x >= 0, "at least 0") for name in at_least_0),
             *((name, x := getattr(self, name), 0 <= x <= 1, "between 0 and 1") for name in parts),
-            ("ema_decay", self.ema_decay, self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1"),
-            ("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
-            ("schedule.warmup_epochs", schedule.warmup_epochs, schedule.warmup_epochs >= 0, "at least 0"),
+            ("ema_decay", x := self.ema_decay, x is None or 0 < x < 1, "between 0 and 1"),
             (
-                "schedule.milestones",
-                schedule.milestones,
-                schedule.milestones == sorted(schedule.milestones),
-                "ascending",
+                "bce_threshold",
+                x := self.bce_threshold,
+                x is None or (0 < x < 1 and self.loss == "bce"),
+                "of loss bce, between 0 and 1",
+            ),
+            ("label_smoothing", x := self.label_smoothing, 0 <= x < 1, "at least 0 and below 1"),
+            ("optimizer.layer_decay", x := optimizer.layer_decay, x is None or 0 < x <= 1, "above 0 and at most 1"),
+            ("schedule.warmup_epochs", n := schedule.warmup_epochs, n >= 0, "at least 0"),
+            ("schedule.milestones", several := schedule.milestones, several == sorted(several), "ascending"),
+            ("distill.alpha", x := distill.alpha, 0 <= x <= 1, "between 0 and 1"),
+            ("distill.temperature", x := distill.temperature, x > 0, "above 0"),
+            ("freeze", self.freeze, self.freeze_epochs is None or self.freeze != "none", "backbone with freeze_epochs"),
+            (
+                "ema_warmup",
+                self.ema_warmup,
+                self.ema_decay is not None or not self.ema_warmup,
+                "false without ema_decay",
             ),
         ):
             if not sound:
@@ -181,9 +175,11 @@ def parse(argv: list[str] | None = None) -> Settings:
     # jsonargparse lets what stands later win, so the recipe has to be read first.
     recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     recipes.add_argument("--recipe", action="append", default=[])
+    recipes.add_argument("--dry-run", action="store_true")
     settings = parser()
     try:
         found, rest = recipes.parse_known_args(argv)
+        rest += ["--dry_run=true"] * found.dry_run
         namespace = settings.parse_args([*(f"--recipe={path}" for path in found.recipe), *rest])
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         message = " ".join(str(error).split())
@@ -216,7 +212,16 @@ def dump(settings: Settings) -> str:
 
 
 def portable(settings: Settings) -> Settings:
-    """Returns the settings without this machine's paths, for publishing: of a local folder only its name is left."""
-    source = Path(settings.data.source)
-    data = dataclasses.replace(settings.data, source=source.resolve().name) if source.is_dir() else settings.data
-    return dataclasses.replace(settings, data=data, output=f"outputs/{Path(settings.output).resolve().name}")
+    """Returns the settings without this machine's paths, for publishing: of local files only their names are left."""
+    return dataclasses.replace(_only_names(settings), output=f"outputs/{Path(settings.output).resolve().name}")
+
+
+def _only_names(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{name: _only_names(inner) for name, inner in vars(value).items()})
+    if isinstance(value, dict):
+        return {key: _only_names(inner) for key, inner in value.items()}
+    if isinstance(value, str):
+        path = value.removeprefix("local-dir:")
+        return value.removesuffix(path) + Path(path).resolve().name if path and Path(path).exists() else value
+    return value

@@ -1,0 +1,96 @@
+"""The demo: pick or upload a picture, drag the size of its object, see what WSMS and its plain backbone take it for.
+
+    python hub/space/app.py
+
+Models: those in hub/models/, or what WSMS_MODEL and PLAIN_MODEL name (`hf-hub:ORG/NAME`, `local-dir:FOLDER`).
+"""
+
+import sys
+from pathlib import Path
+
+import gradio as gr
+
+from demo import views
+from demo.networks import Pair, load_pair
+from demo.pictures import open_picture
+from timm_wsms.errors import UserError
+from timm_wsms.training import faults
+
+HERE = Path(__file__).resolve().parent
+EXAMPLES = sorted((HERE / "examples").glob("*.png"))  # each named by what it shows
+INTRO = """
+# Recognized at any size?
+
+Two networks that were trained at one size: **WSMS** looks at a picture at several resolutions, its **plain backbone**
+at one. Pick a picture and drag the slider: which of them still knows what it is?
+"""
+
+
+def build(pair: Pair) -> gr.Blocks:
+    """The page. Its state is the picture as the networks take it, and its true label if that is known."""
+
+    def show(octaves, chosen):
+        factor = 2.0**octaves
+        picture, truth = chosen
+        seen = pair.see(picture, factor)
+        return views.picture(seen, factor), views.answers(seen, truth), views.stages(seen)
+
+    def pick(octaves, event: gr.SelectData):
+        chosen = example(EXAMPLES[event.index])
+        return chosen, "", *show(octaves, chosen)
+
+    def take(path, octaves, chosen):
+        message = ""
+        try:
+            chosen = pair.prepare(open_picture(path)), None
+        except UserError as error:
+            message = views.message(str(error))
+        return chosen, message, *show(octaves, chosen)
+
+    def example(path):
+        return pair.prepare(open_picture(path)), path.stem
+
+    with gr.Blocks(title="Recognized at any size?", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        chosen = gr.State(example(EXAMPLES[0]))
+        gr.Markdown(INTRO)
+        with gr.Row():
+            with gr.Column(scale=2):
+                gallery = gr.Gallery(
+                    [str(path) for path in EXAMPLES],
+                    format="png",
+                    columns=5,
+                    allow_preview=False,
+                    interactive=False,
+                    show_label=False,
+                    buttons=[],
+                    elem_id="examples",
+                )
+                upload = gr.UploadButton("Upload your own", file_types=["image"], size="sm", elem_id="upload")
+                message = gr.HTML(elem_id="message")
+                picture = gr.HTML(elem_id="picture")
+                with gr.Group():
+                    size = gr.Slider(-2, 2, 0, step=0.25, label="Size of the object", buttons=[], elem_id="size")
+                    gr.HTML(views.TICKS, elem_id="ticks")
+            with gr.Column(scale=3):
+                answers = gr.HTML(elem_id="answers")
+                stages = gr.HTML(elem_id="stages")
+        gr.HTML(views.known(pair.labels))
+        gr.HTML(views.scale(pair.scale_plot()), elem_id="scale")
+
+        shown = [picture, answers, stages]
+        page.load(show, [size, chosen], shown, show_progress="hidden")
+        size.input(show, [size, chosen], shown, show_progress="hidden", trigger_mode="always_last")
+        gallery.select(pick, size, [chosen, message, *shown], show_progress="hidden")
+        upload.upload(take, [upload, size, chosen], [chosen, message, *shown], show_progress="hidden")
+    return page
+
+
+def main() -> None:
+    """Serves the page until it is stopped."""
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing to download
+    style = HERE / "style.css"
+    build(load_pair()).launch(theme=theme, css_paths=style, max_file_size="20mb", footer_links=[], run_history=False)
+
+
+if __name__ == "__main__":
+    sys.exit(faults.run(main))

@@ -1,0 +1,1 @@
+"""What the demo computes and shows, without Gradio: pictures, networks, views."""

@@ -1,0 +1,120 @@
+"""The two networks side by side: what each says to a picture whose object is shown smaller or larger."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import timm.data
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from PIL import Image
+
+import timm_wsms  # noqa: F401  registers the names
+from timm_wsms.errors import UserError
+from timm_wsms.evaluation.resize import resize_object
+from timm_wsms.evaluation.stage_maps import integrated_stages, stage_heat_maps
+
+MODELS = Path(__file__).resolve().parents[2] / "models"  # in a clone of the repository
+TopFive = list[tuple[str, float]]  # (label, probability), the likeliest first
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One picture at one size of its object.
+
+    Attributes:
+        image: What both networks are given, (3, H, W) in [0, 1].
+        wsms: What the WSMS network takes it for.
+        plain: What its backbone alone takes it for.
+        maps: How much each place of each stage's map adds to the logit of the WSMS network's first guess, (S, h, w).
+    """
+
+    image: torch.Tensor
+    wsms: TopFive
+    plain: TopFive
+    maps: torch.Tensor
+
+
+class Pair:
+    """A WSMS network and its plain backbone, trained alike, in eval mode."""
+
+    def __init__(self, wsms: str, plain: str) -> None:
+        """Loads both.
+
+        Args:
+            wsms: As `timm.create_model` takes it: `local-dir:FOLDER` or `hf-hub:ORG/NAME`.
+            plain: The same for the backbone alone. It must expect the same images.
+
+        Raises:
+            UserError: One cannot be loaded, the first has no stages to look into or no labels, or the two were not
+                trained for the same images and labels.
+        """
+        self.name = wsms
+        self.wsms, self.plain = (_load(name) for name in (wsms, plain))
+        integrated_stages(self.wsms)
+        self.config, other = (timm.data.resolve_model_data_config(model) for model in (self.wsms, self.plain))
+        self.labels, others = (model.pretrained_cfg.get("label_names") for model in (self.wsms, self.plain))
+        if not self.labels:
+            raise UserError(f"{wsms} does not say what its classes are: its config.json needs label_names")
+        if self.config != other or self.labels != others:
+            raise UserError(f"{wsms} and {plain} must be trained for the same images and labels")
+        self.transform = timm.data.create_transform(**self.config)
+
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        """An RGB picture as the networks take it: its middle square at their size, normalized, (3, H, W)."""
+        return self.transform(image)
+
+    def see(self, picture: torch.Tensor, factor: float) -> Seen:
+        """What both say when the object is shown `factor` times as large.
+
+        Args:
+            picture: From `prepare`, (3, H, W).
+            factor: Size of the object divided by its size in the picture.
+        """
+        images = resize_object(picture[None], factor)  # (1, 3, H, W)
+        maps = stage_heat_maps(self.wsms, images)[0]  # (S, h, w)
+        mean, std = (torch.tensor(self.config[key])[:, None, None] for key in ("mean", "std"))
+        image = (images[0] * std + mean).clamp(0, 1)
+        return Seen(image, self._top5(self.wsms, images), self._top5(self.plain, images), maps)
+
+    @torch.inference_mode()
+    def _top5(self, model: torch.nn.Module, images: torch.Tensor) -> TopFive:
+        values, places = model(images)[0].softmax(0).topk(min(5, len(self.labels)))
+        return [(self.labels[place], value) for value, place in zip(values.tolist(), places.tolist(), strict=True)]
+
+    def scale_plot(self) -> bytes | None:
+        """The plot of accuracy against object size that came with the WSMS network, a PNG file's content, or None."""
+        place, _, name = self.name.partition(":")
+        if place == "local-dir":
+            path = Path(name) / "scale.png"
+            return path.read_bytes() if path.is_file() else None
+        repo, _, revision = name.partition("@")
+        try:
+            return Path(hf_hub_download(repo, "scale.png", revision=revision or None)).read_bytes()
+        except EntryNotFoundError:
+            return None
+
+
+def load_pair() -> Pair:
+    """The pair that the environment names (WSMS_MODEL, PLAIN_MODEL), else the one that comes with the repository.
+
+    Raises:
+        UserError: As for `Pair`.
+    """
+    return Pair(
+        os.environ.get("WSMS_MODEL", f"local-dir:{MODELS / 'wsms_resnet20_cifar10'}"),
+        os.environ.get("PLAIN_MODEL", f"local-dir:{MODELS / 'resnet20_cifar10'}"),
+    )
+
+
+def _load(name: str) -> torch.nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True).eval()
+    except (OSError, RuntimeError) as error:  # no folder, no repository, no network; not the weights of that network
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        remedy = "set WSMS_MODEL and PLAIN_MODEL to hf-hub:ORG/NAME or local-dir:FOLDER"
+        raise UserError(f"{name} cannot be loaded ({reason}); {remedy}") from error

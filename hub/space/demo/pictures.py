@@ -1,0 +1,53 @@
+"""Opens what a visitor uploads: any picture within bounds, or one line that says what is wrong with it."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from timm_wsms.errors import UserError
+
+MOST_MEGAPIXELS = 25  # takes up to 0.5 GB for a moment
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no reader that runs other programs
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Opens a picture, upright, its transparent parts white; of an animation its first frame.
+
+    Its size is read from its header, before anything is decoded.
+
+    Args:
+        path: What the visitor uploaded.
+
+    Returns:
+        The picture in RGB.
+
+    Raises:
+        UserError: It is no picture, too large, or damaged. The message is for the visitor.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
+            image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise UserError(f"This picture is too large: {MOST_MEGAPIXELS} megapixels at most.") from error
+    except Exception as error:  # Pillow's readers raise whatever a file leads them to
+        raise UserError(f"This file is no picture: give one of {', '.join(FORMATS)}.") from error
+    with image:
+        megapixels = image.width * image.height / 1e6
+        if megapixels > MOST_MEGAPIXELS:
+            raise UserError(f"This picture is too large: {megapixels:.0f} megapixels, {MOST_MEGAPIXELS} at most.")
+        try:
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except Exception as error:
+            raise UserError("This picture is damaged: its file ends too early or is not what it says.") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

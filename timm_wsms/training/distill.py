@@ -1,0 +1,87 @@
+"""Knowledge distillation: the teacher, and the loss that it has a part in. Both are timm's."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from timm.task import ClassificationTask, DistillationTeacher, LogitDistillationTask
+from torch import nn
+
+from timm_wsms.errors import UserError
+from timm_wsms.training.build import build, check_input, check_name
+from timm_wsms.training.loss import build_loss
+from timm_wsms.training.settings import Settings
+
+Task = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]  # (images, labels) → {"loss": …}
+
+
+class Teacher(DistillationTeacher):
+    """timm's teacher, for images that are normalized as the data settings say, not as the student's pretraining did.
+
+    Args:
+        model: in eval mode from now on, without gradients.
+        data_config: the student's, with `mean` and `std`.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: nn.Module, data_config: Mapping[str, Any]):
+        super().__init__(model.requires_grad_(False))
+        self.eval()
+        mean, std = (torch.tensor(data_config[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def normalize_input(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
+        """Images (b, c, h, w) as the student gets them → as the teacher was trained with."""
+        return super().normalize_input(input, self.mean, self.std)
+
+
+def build_teacher(settings: Settings, data_config: Mapping[str, Any], num_classes: int) -> Teacher | None:
+    """Builds the teacher, if there is to be one.
+
+    Raises:
+        UserError: it cannot be built, does not know the same classes or cannot take images of the student's size.
+    """
+    name = settings.distill.teacher
+    if name is None:
+        return None
+    check_name(name)
+    kwargs = {"pretrained": True, **settings.distill.teacher_kwargs}
+    # A pretrained classifier must not be replaced by a new one, as timm does when the number of classes differs.
+    classes = kwargs.pop("num_classes", None if kwargs["pretrained"] else num_classes)
+    model = build(name, kwargs, classes)
+    check_input(model, f"teacher {name}", data_config["input_size"], num_classes)
+    teacher = Teacher(model, data_config)
+    if teacher.mean_kd.shape != teacher.mean.shape:
+        raise UserError(f"teacher {name} was trained on images with other channels; choose another")
+    return teacher
+
+
+def build_task(
+    model: nn.Module, network: nn.Module, teacher: Teacher | None, settings: Settings, device: torch.device
+) -> Task:
+    """Returns what computes the loss: `task(images, labels)["loss"]`.
+
+    Args:
+        model: `network` in its wrappers.
+        network: a timm model.
+        teacher: from `build_teacher`; None for the labels alone.
+        settings: the loss's, and `distill`.
+        device: where all of them are.
+    """
+    loss, chosen = build_loss(settings), settings.distill
+    if teacher is None:
+        return ClassificationTask(model, loss, device=device, verbose=False)
+    task = LogitDistillationTask(
+        network,  # whose mean and std timm reads; a wrapper has none
+        teacher,
+        loss,  # type: ignore[arg-type]  # any callable will do
+        task_loss_weight=1 - chosen.alpha,
+        temperature=chosen.temperature,
+        device=device,
+        verbose=False,
+    )
+    task.trainable_module = model
+    return task

@@ -1,0 +1,56 @@
+"""Fine-tuning in two parts: first what is new, the integration layer and the classifier, then all."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from timm_wsms.training.settings import Settings
+
+
+class Freeze:
+    """Says what of a network is trained in which epoch, and sees to it.
+
+    timm's own `freeze` does not fit: it puts other modules in the norms' place, in which parameters are buffers, so the
+    optimizer would lose them, the stages what they share, and the state dict its keys.
+
+    Args:
+        network: any timm model. It is left as it is.
+        settings: `freeze` and `freeze_epochs` are used.
+
+    Attributes:
+        norms: the norms that have to be in eval mode while the others train; they keep their running statistics.
+    """
+
+    def __init__(self, network: nn.Module, settings: Settings):
+        self.norms: list[nn.Module] = []
+        self._until = 0 if settings.freeze == "none" else settings.freeze_epochs or settings.epochs
+        new = {id(module) for part in new_parts(network) for module in part.modules()}
+        old = [module for module in network.modules() if id(module) not in new]
+        self._old_norms = [module for module in old if "running_mean" in module._buffers]
+        own = (parameter for module in old for parameter in module.parameters(recurse=False))
+        self._old_parameters = list({id(one): one for one in own if one.requires_grad}.values())
+        self._frozen = False
+
+    def set_epoch(self, epoch: int) -> bool:
+        """Freezes or thaws; returns whether that has changed what is trained.
+
+        Args:
+            epoch: counted from 1.
+        """
+        frozen = epoch <= self._until
+        if frozen == self._frozen:
+            return False
+        self._frozen = frozen
+        self.norms = self._old_norms if frozen else []
+        for parameter in self._old_parameters:
+            parameter.requires_grad_(not frozen)
+        return True
+
+
+def new_parts(network: Any) -> Iterator[nn.Module]:
+    """What a network has that its backbone does not: the integration layer; and the classifier, for other classes."""
+    classifier = network.get_classifier()
+    yield from classifier if isinstance(classifier, (tuple, list)) else [classifier]
+    if (integration := getattr(network, "integration", None)) is not None:
+        yield integration
