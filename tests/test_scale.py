@@ -5,14 +5,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 from accelerate.state import AcceleratorState
 from PIL import Image
 
 from timm_wsms import evaluate, scale
+from timm_wsms.data import Split
 from timm_wsms.errors import UserError
+from timm_wsms.evaluation.options import ScaleOptions
 from timm_wsms.training import faults
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +108,6 @@ def test_classes_in_another_order(everything, tmp_path):
     ("arguments", "message"),
     [
         (["--stages"], "--output"),
-        (["--gallery", "--output", "x"], None),
         (["--factors", "[0]"], "sizes must be positive"),
         (["--border", "black"], "border"),
         (["--limit", "0"], "--limit"),
@@ -114,10 +117,6 @@ def test_classes_in_another_order(everything, tmp_path):
 def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [*MODELS, *FEW, "--cache", "off", "--factors", "[1]", *arguments]
-    if message is None:
-        scale.main(words)
-        assert (tmp_path / "x" / "gallery.png").is_file()
-        return
     with pytest.raises(UserError, match=message) as error:
         scale.main(words)
     assert "\n" not in faults.explain(error.value)
@@ -136,6 +135,14 @@ def test_models_that_cannot_be_evaluated(models, arguments, message, tmp_path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         scale.main([*models, *FEW, *arguments, "--cache", "off"])
+
+
+def test_stages_without_an_integrated_map_are_refused_beside_others():
+    networks = [timm.create_model("wsms_resnet20_cifar", fusion=fusion) for fusion in ("concat", "mean")]
+    split, options = Split("test", np.arange(4), list("abcd")), ScaleOptions("digits")
+    scale.check_stages([SimpleNamespace(network=networks[0])], split, options)
+    with pytest.raises(UserError, match="averages its stages' predictions"):
+        scale.check_stages([SimpleNamespace(network=network) for network in networks], split, options)
 
 
 def test_short_names():

@@ -29,7 +29,7 @@ from timm_wsms.evaluation.size_report import Result, Results, as_json, draw, tel
 from timm_wsms.evaluation.stage_drop import predict_without_stages, stage_drops
 from timm_wsms.evaluation.stage_maps import integrated_stages
 from timm_wsms.evaluation.trained_sizes import trained_sizes
-from timm_wsms.network import WsmsNet
+from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.training import faults
 from timm_wsms.training.whole import write_text
 
@@ -95,7 +95,9 @@ def check(names: list[str], options: ScaleOptions) -> tuple[float, ...]:
 
 def check_stages(models: list[Prepared], split: Split, options: ScaleOptions) -> None:
     """Refuses, before anything is computed, networks whose stages cannot be analysed, and images that are not there."""
-    several = [model.network for model in models if isinstance(model.network, WsmsNet) and len(model.network.stages)]
+    several = [
+        model.network for model in models if isinstance(model.network, MultiStageNet) and len(model.network.stages)
+    ]
     for network in several or [models[0].network]:
         integrated_stages(network)
     if bad := [place for place in options.heat_images if not 0 <= place < len(split)]:
@@ -140,7 +142,7 @@ def measure(
 
     found = SizePredictions(factors, **cached("scale", key, at_all_sizes, options.cache))
     drops = None
-    if options.stages and isinstance(model.network, WsmsNet) and len(model.network.stages):
+    if options.stages and isinstance(model.network, MultiStageNet) and len(model.network.stages):
         predicted = cached("stages", key, without_stages, options.cache)["predicted"]
         drops = stage_drops(predicted, found.label, factors, options.seed)
     path = timm_name(name)
