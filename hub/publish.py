@@ -1,0 +1,199 @@
+"""Publishes a checkpoint folder on the Hugging Face Hub: checks first, then one commit.
+
+    python hub/publish.py OUT/model --repo owner/name [--private] [--tag v1] [--dry-run] [--register]
+
+`--dry-run` checks everything and shows what would change. The token is that of `hf auth login` or HF_TOKEN. The card is
+filled anew, with the repo's name. Whatever happens before the commit, the repo stays as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.utils import validate_repo_id
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from hub import card, changes, results  # noqa: E402
+from hub.check import FILES, WEIGHTS, check_files, check_folder  # noqa: E402
+from hub.client import Remote, look, look_if_there, retried  # noqa: E402
+from timm_wsms import published  # noqa: E402
+from timm_wsms.downloads import file_sum  # noqa: E402
+from timm_wsms.errors import UserError  # noqa: E402
+from timm_wsms.hub_errors import in_one_line  # noqa: E402
+from timm_wsms.training import faults  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen: see the command line's help."""
+
+    repo: str
+    private: bool = False
+    tag: str | None = None
+    dry_run: bool = False
+    register: str | None = None
+
+
+def publish(folder: Path, options: Options) -> str:
+    """Checks a checkpoint folder and uploads it.
+
+    Returns:
+        The commit that holds it; with `dry_run` an empty string if there is no such repo yet.
+
+    Raises:
+        UserError: The folder is not what it says, or the Hub refuses; one line with the remedy.
+    """
+    check_repo(options.repo)
+    model = check_folder(folder)
+    files = contents(folder, options.repo)
+    if options.register:
+        check_default(model, folder, options.register)
+    api = HfApi()
+    with in_one_line(options.repo):
+        before = look_if_there(api, options.repo)
+        if before and options.private and not before.private:
+            raise UserError(f"{options.repo} is there already, and public; make it private on its page")
+        check_tag(api, options, before, files)
+        print(changes.describe(api, options.repo, files, before))
+        if options.dry_run:
+            return before.commit if before else ""
+        if not get_token():
+            raise UserError("there is no token; `hf auth login`, or set HF_TOKEN")
+        commit = upload(api, options, files, before)
+    if options.register:
+        published.register(entry(folder, options, commit))
+        print(f"registered as {published.published()[0].name}.{options.register}: commit {published.FILE.name}")
+    return commit
+
+
+def check_repo(repo: str) -> None:
+    """Check that a name can be a repo's.
+
+    Raises:
+        UserError: It cannot.
+    """
+    with in_one_line(repo):
+        validate_repo_id(repo)
+    if "/" not in repo:
+        raise UserError(f"{repo!r} is no name on the Hub; it has to be owner/name")
+
+
+def check_tag(api: HfApi, options: Options, before: Remote | None, files: dict[str, Path | bytes]) -> None:
+    """Check that a tag is new, or stands already where it would be set."""
+    if before is None or options.tag is None:
+        return
+    refs = retried(lambda: api.list_repo_refs(options.repo))
+    target = {tag.name: tag.target_commit for tag in refs.tags}.get(options.tag)
+    if target is not None and (target != before.commit or changes.changed(files, before)):
+        raise UserError(f"{options.repo} has a tag {options.tag} already, of another commit; choose another name")
+
+
+def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
+    """File in the repo → what goes there: files of the folder, and the card filled for this repo."""
+    files: dict[str, Path | bytes] = {name: folder / name for name in FILES if (folder / name).is_file()}
+    return {**files, "README.md": card.render(folder, repo).encode()}
+
+
+def upload(api: HfApi, options: Options, files: dict[str, Path | bytes], before: Remote | None) -> str:
+    """Makes the repo if need be, uploads what has changed, commits it at once, tags it; returns the commit."""
+    repo = options.repo
+    if before is None:
+        # private said in either case, since an organization may have another default
+        retried(lambda: api.create_repo(repo, private=options.private, exist_ok=True))
+        before = look(api, repo)
+    changed = changes.changed(files, before)
+    commit = before.commit
+    if changed:
+        added = [CommitOperationAdd(name, files[name]) for name in changed if name in files]
+        gone = [CommitOperationDelete(name) for name in changed if name not in files]
+        api.preupload_lfs_files(repo, added)  # tried again by the client
+        commit = retried(lambda: commit_once(api, repo, files, before, [*added, *gone]))
+    if options.tag:
+        retried(lambda: api.create_tag(repo, tag=options.tag, revision=commit, exist_ok=True))
+    return commit
+
+
+def commit_once(api: HfApi, repo: str, files: dict[str, Path | bytes], before: Remote, operations: list) -> str:
+    """Commits on top of what was seen before; not again if an earlier try came through and only its answer was lost."""
+    now = look(api, repo)
+    if now.commit != before.commit and not changes.changed(files, now):
+        return now.commit
+    message = f"Publish {Path(repo).name} with timm-wsms"
+    return api.create_commit(repo, operations, commit_message=message, parent_commit=before.commit).oid
+
+
+def check_default(model: Any, folder: Path, tag: str) -> None:
+    """Check that a checkpoint can be a pretrained tag: built by its name alone, it takes the same weights.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", tag):
+        raise UserError(f"--register {tag}: a tag consists of small letters, digits and underscores")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = config["architecture"]
+    if not name.startswith("wsms_"):
+        raise UserError(f"only wsms_ names have tags of their own; {name} is loaded by its place on the Hub")
+    with torch.device("meta"):
+        plain = timm.create_model(name, num_classes=config["num_classes"], in_chans=model.in_chans)
+    shapes = [{key: value.shape for key, value in each.state_dict().items()} for each in (plain, model)]
+    if shapes[0] != shapes[1] or plain.residual != model.residual:
+        raise UserError(f"this model has arguments other than {name}'s defaults, so it cannot be a tag of that name")
+
+
+def data_tag(folder: Path) -> str:
+    """A tag made from the data set's name."""
+    check_files(folder)
+    name = card.values(folder)["data_name"].rpartition("/")[2]
+    return re.sub(r"[^a-z0-9]+", "_", name.lower())
+
+
+def entry(folder: Path, options: Options, commit: str) -> published.Published:
+    """What published.json says about a checkpoint."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    described = {"num_classes": config["num_classes"], **config["pretrained_cfg"]}
+    return published.Published(
+        name=config["architecture"],
+        tag=str(options.register),
+        repo=options.repo,
+        revision=commit,
+        sha256=file_sum(folder / WEIGHTS, "sha256"),
+        accuracy=round(results.read(folder).rows[-1].accuracy, 2),
+        config={key: described[key] for key in published.DESCRIBES if key in described},
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the `model` folder of a run")
+    parser.add_argument("--repo", required=True, help="owner/name on the Hub; made if it is not there")
+    parser.add_argument("--private", action="store_true", help="a repo that only its owner sees")
+    parser.add_argument("--tag", help="name this version")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, show what would change, change nothing")
+    parser.add_argument(
+        "--register", metavar="TAG", nargs="?", const="", help="make it a pretrained tag, by default the data set's name"
+    )
+    options = vars(parser.parse_args(argv))
+    folder = options.pop("folder")
+    if options["register"] == "":
+        options["register"] = data_tag(folder)
+    chosen = Options(**options)
+    commit = publish(folder, chosen)
+    if not chosen.dry_run:
+        print(f"published {chosen.repo} at {commit}")
+        print(f'Load it: import timm, timm_wsms; model = timm.create_model("hf-hub:{chosen.repo}", pretrained=True)')
+
+
+if __name__ == "__main__":
+    sys.exit(faults.run(main))
