@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,11 +119,27 @@ def upload(api: HfApi, options: Options, files: dict[str, Path | bytes], before:
     if changed:
         added = [CommitOperationAdd(name, files[name]) for name in changed if name in files]
         gone = [CommitOperationDelete(name) for name in changed if name not in files]
-        api.preupload_lfs_files(repo, added)  # tried again by the client
+        upload_large(api, repo, added)
         commit = retried(lambda: commit_once(api, repo, files, before, [*added, *gone]))
     if options.tag:
         retried(lambda: api.create_tag(repo, tag=options.tag, revision=commit, exist_ok=True))
     return commit
+
+
+def upload_large(api: HfApi, repo: str, added: list[CommitOperationAdd]) -> None:
+    """Uploads the large files, which no commit names yet; the client itself tries again.
+
+    Raises:
+        HTTPError: What the Hub answered in the end.
+        UserError: It failed for another reason.
+    """
+    try:
+        api.preupload_lfs_files(repo, added)
+    except RuntimeError as error:  # what a thread of the client's, or Xet, makes of it
+        if isinstance(error.__cause__, HTTPError):
+            raise error.__cause__ from error
+        why = textwrap.shorten(str(error), 160, placeholder=" …")
+        raise UserError(f"the upload failed ({why}); {repo} is as it was, run it again") from error
 
 
 def commit_once(api: HfApi, repo: str, files: dict[str, Path | bytes], before: Remote, operations: list) -> str:
@@ -180,9 +198,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repo", required=True, help="owner/name on the Hub; made if it is not there")
     parser.add_argument("--private", action="store_true", help="a repo that only its owner sees")
     parser.add_argument("--tag", help="name this version")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, show what would change, change nothing")
     parser.add_argument(
-        "--register", metavar="TAG", nargs="?", const="", help="make it a pretrained tag, by default the data set's name"
+        "--dry-run", action="store_true", help="check everything, show what would change, change nothing"
+    )
+    parser.add_argument(
+        "--register",
+        metavar="TAG",
+        nargs="?",
+        const="",
+        help="make it a pretrained tag, by default the data set's name",
     )
     options = vars(parser.parse_args(argv))
     folder = options.pop("folder")

@@ -62,7 +62,9 @@ def verify(hub_id: str, data: str | None = None) -> list[str]:
             expected = results.read(folder).rows[-1].accuracy
             found = accuracy(model, folder, data)
             if abs(found - expected) > TOLERANCE:
-                raise UserError(f"top-1 on {data} is {found:.2f} %, but {hub_id} says {expected:.2f} %; is it that data?")
+                raise UserError(
+                    f"top-1 on {data} is {found:.2f} %, but {hub_id} says {expected:.2f} %; is it that data?"
+                )
             said.append(f"top-1 on {data} is {found:.2f} %, as it says ({expected:.2f} %)")
     return said
 

@@ -166,4 +166,6 @@ def _where(cfg: PretrainedCfg) -> str:
 
 def _while_loading(error: Exception) -> bool:
     """Whether an error comes from fetching or loading weights."""
-    return any(frame.name in ("load_pretrained", "fetch_weights") for frame in traceback.extract_tb(error.__traceback__))
+    return any(
+        frame.name in ("load_pretrained", "fetch_weights") for frame in traceback.extract_tb(error.__traceback__)
+    )
