@@ -1,6 +1,7 @@
 """Verifies a published model: downloads it anew, compares sums, rebuilds it, compares outputs, measures accuracy.
 
     python hub/verify.py owner/name[@revision] [--data SOURCE]
+    python hub/verify.py FOLDER [--data SOURCE]                   a checkpoint folder, without the Hub
 
 SOURCE is what `--data.source` of the training script takes: a data set on the Hub, a local folder, or `digits`. The
 accuracy on its test split has to be that of the model's results.json.
@@ -35,11 +36,11 @@ from timm_wsms.training import faults  # noqa: E402
 TOLERANCE = 0.05  # percent: images so close to a border that another rounding decides
 
 
-def verify(hub_id: str, data: str | None = None) -> list[str]:
+def verify(place: str, data: str | None = None) -> list[str]:
     """Verifies what others get.
 
     Args:
-        hub_id: `owner/name`, or `owner/name@revision`.
+        place: `owner/name` or `owner/name@revision` on the Hub, or a checkpoint folder.
         data: Source of images to measure the accuracy on; None: it is not measured.
 
     Returns:
@@ -48,24 +49,27 @@ def verify(hub_id: str, data: str | None = None) -> list[str]:
     Raises:
         UserError: Something is not right; says what.
     """
-    repo, _, revision = hub_id.partition("@")
-    with tempfile.TemporaryDirectory() as cache, in_one_line(hub_id):
+    if Path(place).is_dir():
+        return verify_folder(Path(place), place, data)
+    repo, _, revision = place.partition("@")
+    with tempfile.TemporaryDirectory() as cache, in_one_line(place):
         folder, commit = download(repo, revision or None, cache)
-        check_folder(folder)
+        said = verify_folder(folder, place, data)
         model = timm.create_model(f"hf-hub:{repo}@{commit}", pretrained=True, cache_dir=cache).eval()
         check_outputs(model, folder)
-        said = [
-            f"{repo} at {commit}: its files have the sums that the Hub gives",
-            "config, weights and run agree; the outputs are those recorded when it was trained",
-        ]
-        if data:
-            expected = results.read(folder).rows[-1].accuracy
-            found = accuracy(model, folder, data)
-            if abs(found - expected) > TOLERANCE:
-                raise UserError(
-                    f"top-1 on {data} is {found:.2f} %, but {hub_id} says {expected:.2f} %; is it that data?"
-                )
-            said.append(f"top-1 on {data} is {found:.2f} %, as it says ({expected:.2f} %)")
+    return [f"{repo} at {commit}: its files have the sums that the Hub gives", *said]
+
+
+def verify_folder(folder: Path, place: str, data: str | None) -> list[str]:
+    """The same for a checkpoint folder."""
+    model = check_folder(folder)
+    said = ["config, weights and run agree; the outputs are those recorded when it was trained"]
+    if data:
+        expected = results.read(folder).rows[-1].accuracy
+        found = accuracy(model, folder, data)
+        if abs(found - expected) > TOLERANCE:
+            raise UserError(f"top-1 on {data} is {found:.2f} %, but {place} says {expected:.2f} %; is it that data?")
+        said.append(f"top-1 on {data} is {found:.2f} %, and it says {expected:.2f} %")
     return said
 
 
@@ -109,10 +113,10 @@ def accuracy(model: Any, folder: Path, source: str) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("hub_id", metavar="owner/name[@revision]", help="what to verify")
+    parser.add_argument("place", metavar="owner/name[@revision]", help="what to verify; or a checkpoint folder")
     parser.add_argument("--data", help="measure the accuracy on the test split of this source")
     options = parser.parse_args(argv)
-    print("\n".join(verify(options.hub_id, options.data)))
+    print("\n".join(verify(options.place, options.data)))
 
 
 if __name__ == "__main__":
