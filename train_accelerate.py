@@ -20,7 +20,7 @@ from accelerate.utils import gather_object, set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from hub import card, results
+from hub import card, publish, results
 from timm_wsms import evaluation
 from timm_wsms.data import Loader, Split, data_config, load_splits, make_loader
 from timm_wsms.errors import UserError
@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint.check_output(Path(settings.output), settings.resume)
     for one in plan(settings):
         check_name(one.model)
+    if settings.hub.push:
+        publish.check_access(settings.hub.push)
     accelerator = build_accelerator(settings)
     with accelerator.main_process_first():  # the others then find the data in the cache
         splits = load_splits(settings.data, settings.seed)
@@ -97,6 +99,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = runs[-1].output / "model"
     print(f"Checkpoint folder: {folder}")
     print(f'Load it: import timm, timm_wsms; model = timm.create_model("local-dir:{folder}", pretrained=True)')
+    if settings.hub.push:
+        print(f"Publishing it; should that fail: python hub/publish.py {folder} --repo {settings.hub.push}")
+        publish.publish(folder, publish.Options(settings.hub.push, settings.hub.private, settings.hub.tag))
 
 
 def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accelerator) -> Run:

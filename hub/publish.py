@@ -70,8 +70,7 @@ def publish(folder: Path, options: Options) -> str:
         print(changes.describe(api, options.repo, files, before))
         if options.dry_run:
             return before.commit if before else ""
-        if not get_token():
-            raise UserError("there is no token; `hf auth login`, or set HF_TOKEN")
+        check_access(options.repo)
         commit = upload(api, options, files, before)
     if options.register:
         published.register(entry(folder, options, commit))
@@ -89,6 +88,17 @@ def check_repo(repo: str) -> None:
         validate_repo_id(repo)
     if "/" not in repo:
         raise UserError(f"{repo!r} is no name on the Hub; it has to be owner/name")
+
+
+def check_access(repo: str) -> None:
+    """Check before any work, without asking the Hub, that something can be published there.
+
+    Raises:
+        UserError: The name is none, or there is no token.
+    """
+    check_repo(repo)
+    if not get_token():
+        raise UserError("there is no token; `hf auth login`, or set HF_TOKEN")
 
 
 def check_tag(api: HfApi, options: Options, before: Remote | None, files: dict[str, Path | bytes]) -> None:

@@ -53,10 +53,10 @@ class Client:
         self._process.communicate(timeout=60)
 
     def command(self, name: str, *arguments: object, **how: Any) -> tuple[int, str, str]:
-        """Runs `hub/<name>.py`; returns its exit code, what it printed, and the errors it told.
+        """Runs `hub/<name>.py`, or the training script; returns its exit code, what it printed, and the errors it told.
 
         Args:
-            name: Of the command.
+            name: Of the command; `train`.
             arguments: Of the command line.
             how: `token`; `largest_file`, in bytes: the disk is full then.
         """
@@ -80,10 +80,11 @@ def serve() -> None:
     import torch
 
     import timm_wsms  # noqa: F401
+    import train_accelerate
     from hub import publish, verify
     from timm_wsms.training import faults
 
-    commands = {"publish": publish.main, "verify": verify.main}
+    commands = {"publish": publish.main, "verify": verify.main, "train": train_accelerate.main}
     answers = sys.stdout
     for line in sys.stdin:
         what = json.loads(line)

@@ -236,3 +236,29 @@ result = [model.num_classes, list(cfg["mean"]), cfg["tag"], model.state_dict()["
     listed.write_text(listed.read_text().replace(entry["sha256"], "0" * 64))  # not what was registered
     told = client.python("timm.create_model('wsms_resnet20_cifar.cifar10', pretrained=True)")
     assert told.startswith("UserError: model.safetensors of someone/small@") and "came damaged" in told
+
+
+FEW = [
+    *("--model", "wsms_resnet20_cifar", "--model_kwargs.stages", "2", "--epochs", "1", "--batch_size", "16"),
+    *("--data.train_limit", "32", "--data.test_limit", "21"),
+]
+
+
+def test_the_training_script_publishes(hub, client, tmp_path):
+    output = tmp_path / "run"
+    train = [*FEW, "--output", output, "--hub.push", REPO, "--hub.private", "true", "--hub.tag", "v1"]
+    line = refused(client.command("train", *train, token=""))
+    assert "there is no token" in line and not output.exists()  # before any work
+    hub.faults.append(Fault("/commit/", 400))
+    code, shown, told = client.command("train", *train, token=WRITE)
+    assert code == 2 and "the Hub refuses this for someone/small" in told
+    assert f"python hub/publish.py {output}/model --repo {REPO}" in shown
+    code, _, told = client.command("train", *train, "--resume", "auto", token=WRITE)
+    assert code == 0, told
+    repo = hub.repos[REPO]
+    assert repo.private and repo.tags == {"v1": repo.branch}
+    weights = (output / "model" / "model.safetensors").read_bytes()
+    assert repo.commits[repo.branch]["model.safetensors"] == weights
+    assert "scale.png" in repo.commits[repo.branch] and b"test_top1" in repo.commits[repo.branch]["metrics.jsonl"]
+    code, _, told = client.command("verify", REPO, token=READ)
+    assert code == 0, told

@@ -12,7 +12,7 @@ from timm_wsms.training.settings import Settings, dump
 FREE = {
     *("output", "resume", "resume_with_changes", "baseline", "baseline_kwargs", "eval_every", "max_skipped_steps"),
     *("checkpoint_every", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_last", "keep_best"),
-    *("hang_timeout", "data.workers", "data.source"),
+    *("hang_timeout", "data.workers", "data.source", "hub.push", "hub.private", "hub.tag"),
 }
 
 

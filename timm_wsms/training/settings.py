@@ -56,6 +56,18 @@ class ScheduleSettings:
 
 
 @dataclass
+class HubSettings:
+    """Publishing the result on the Hugging Face Hub, as `hub/publish.py` does."""
+
+    push: str | None = None
+    """Publish the model as `owner/name`, at the end."""
+    private: bool = False
+    """In a repo that only its owner sees."""
+    tag: str | None = None
+    """Name this version."""
+
+
+@dataclass
 class Settings:
     """One training run."""
 
@@ -124,6 +136,7 @@ class Settings:
     """Keep the checkpoints of so many of the epochs with the highest accuracy."""
     hang_timeout: float = 1800.0
     """Seconds without any progress after which a run ends and says which process is behind."""
+    hub: HubSettings = field(default_factory=HubSettings)
 
     def __post_init__(self) -> None:
         """Refuses values that have the right type but make no sense.
