@@ -21,7 +21,16 @@ from timm_wsms.errors import UserError  # noqa: E402
 from timm_wsms.training import faults  # noqa: E402
 from timm_wsms.training.whole import written_beside  # noqa: E402
 
-OWN = ("model", "model_kwargs", "baseline", "baseline_kwargs", "output", "resume", "seed", "hub")  # settings that may differ
+OWN = (
+    "model",
+    "model_kwargs",
+    "baseline",
+    "baseline_kwargs",
+    "output",
+    "resume",
+    "seed",
+    "hub",
+)  # settings that may differ
 
 
 def keep(folder: Path, target: Path, beside: Path | None = None, data: str | None = None) -> None:

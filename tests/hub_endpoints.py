@@ -1,4 +1,4 @@
-"""What the Hub on loopback answers: repos, commits, LFS, tags, files. `hub_server.py` has the connection and the faults."""
+"""What the Hub on loopback answers. `hub_server.py` has the connection and the faults."""
 
 import base64
 import hashlib
@@ -38,7 +38,7 @@ class Repo:
         return self.tags.get(revision, revision if revision in self.commits else None)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An answer other than 200."""
 
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
@@ -68,9 +68,9 @@ class Endpoints(BaseHTTPRequestHandler):
         """A repo that the token may see (and read the files of, or write to)."""
         repo = self.repos.get(name)
         if repo is None or (repo.private and not self.token):
-            raise Refused(404 if self.token else 401, "RepoNotFound", "Repository not found")
+            raise RefusedError(404 if self.token else 401, "RepoNotFound", "Repository not found")
         if read and repo.gated and not self.token:
-            raise Refused(401, "GatedRepo", f"Access to model {name} is restricted")
+            raise RefusedError(401, "GatedRepo", f"Access to model {name} is restricted")
         if write:
             self.may_write(name)
         return repo
@@ -78,7 +78,7 @@ class Endpoints(BaseHTTPRequestHandler):
     def may_write(self, name: str) -> None:
         """Refuses a token that may only read."""
         if self.token != WRITE:
-            raise Refused(403 if self.token else 401, "", f"You don't have the rights to write to {name}")
+            raise RefusedError(403 if self.token else 401, "", f"You don't have the rights to write to {name}")
 
     # ---- the endpoints
 
@@ -99,7 +99,7 @@ class Endpoints(BaseHTTPRequestHandler):
         repo = self.repo(name)
         commit = repo.find(revision or "main")
         if commit is None:
-            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         blobs = "blobs" in parse_qs(self.address.query)
         files = [self.sibling(repo, path, content, blobs) for path, content in repo.commits[commit].items()]
         return as_json({"id": name, "sha": commit, "private": repo.private, "gated": repo.gated, "siblings": files})
@@ -145,7 +145,7 @@ class Endpoints(BaseHTTPRequestHandler):
     def put(self, oid: str) -> Answer:
         """PUT /lfs/…"""
         if hashlib.sha256(self.body).hexdigest() != oid:
-            raise Refused(400, "", "the content has another SHA-256")
+            raise RefusedError(400, "", "the content has another SHA-256")
         self.objects[oid] = self.body
         return 200, b"", {}
 
@@ -153,7 +153,7 @@ class Endpoints(BaseHTTPRequestHandler):
         """POST /lfs/verify."""
         wanted = json.loads(self.body)
         if len(self.objects.get(wanted["oid"], b"")) != wanted["size"]:
-            raise Refused(404, "", "no such object")
+            raise RefusedError(404, "", "no such object")
         return as_json({})
 
     def validate(self) -> Answer:
@@ -168,7 +168,7 @@ class Endpoints(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in self.body.splitlines() if line]
         parent = next(line["value"] for line in lines if line["key"] == "header").get("parentCommit")
         if parent not in (None, repo.branch):
-            raise Refused(412, "", "A commit has happened since. Please refresh and try again.")
+            raise RefusedError(412, "", "A commit has happened since. Please refresh and try again.")
         files = dict(repo.commits[repo.branch])
         for line in lines:
             value = line["value"]
@@ -176,7 +176,7 @@ class Endpoints(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 if value["oid"] not in self.objects:
-                    raise Refused(400, "", "LFS pointer pointed to a file that does not exist")
+                    raise RefusedError(400, "", "LFS pointer pointed to a file that does not exist")
                 files[value["path"]] = self.objects[value["oid"]]
                 repo.bare.add(value["path"])
             elif line["key"] == "deletedFile":
@@ -189,7 +189,7 @@ class Endpoints(BaseHTTPRequestHandler):
         repo = self.repo(name, write=True)
         tag = json.loads(self.body)["tag"]
         if tag in repo.tags:
-            raise Refused(409, "", "Tag reference exists already")
+            raise RefusedError(409, "", "Tag reference exists already")
         repo.tags[tag] = str(repo.find(revision))
         return as_json({})
 
@@ -198,10 +198,10 @@ class Endpoints(BaseHTTPRequestHandler):
         repo = self.repo(name, read=True)
         commit = repo.find(revision)
         if commit is None:
-            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         content = repo.commits[commit].get(path)
         if content is None:
-            raise Refused(404, "EntryNotFound", "Entry not found")
+            raise RefusedError(404, "EntryNotFound", "Entry not found")
         headers = {"X-Repo-Commit": commit, "ETag": f'"{git_sum(content)}"'}
         if path in repo.bare:
             oid = hashlib.sha256(content).hexdigest()
@@ -213,12 +213,14 @@ class Endpoints(BaseHTTPRequestHandler):
     def get(self, oid: str) -> Answer:
         """GET /lfs/…, which is another host to the client: it sends no token there."""
         if self.token:
-            raise Refused(400, "", "a token was sent to where the files are stored")
-        stored = [content for repo in self.repos.values() for files in repo.commits.values() for content in files.values()]
+            raise RefusedError(400, "", "a token was sent to where the files are stored")
+        stored = [
+            content for repo in self.repos.values() for files in repo.commits.values() for content in files.values()
+        ]
         for content in stored:
             if hashlib.sha256(content).hexdigest() == oid:
                 return self.part(content, {"ETag": f'"{oid}"'})
-        raise Refused(404, "EntryNotFound", "Entry not found")
+        raise RefusedError(404, "EntryNotFound", "Entry not found")
 
     def part(self, content: bytes, headers: dict[str, str]) -> Answer:
         """All of a file, or the rest of it that a client asks for when it goes on."""

@@ -14,7 +14,7 @@ from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from hub_endpoints import READ, ROUTES, WRITE, Answer, Endpoints, Refused, Repo
+from hub_endpoints import READ, ROUTES, WRITE, Answer, Endpoints, RefusedError, Repo
 
 
 @dataclass
@@ -99,7 +99,7 @@ class Handler(Endpoints):
             return self.send(fault.status, b'{"error": "a fault on order"}', fault.headers)
         try:
             status, body, headers = self.answer()
-        except Refused as refused:
+        except RefusedError as refused:
             status, code, message = refused.args
             headers = {"X-Error-Code": code, "X-Error-Message": message}
             status, body = status, json.dumps({"error": message}).encode()
@@ -139,10 +139,9 @@ class Handler(Endpoints):
         """Status, body and headers."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token not in ("", WRITE, READ) and not self.way.startswith("/lfs/"):
-            raise Refused(401, "", "Invalid credentials in Authorization header")
+            raise RefusedError(401, "", "Invalid credentials in Authorization header")
         self.token = token
         for method, pattern, respond in ROUTES:
-            if found := re.fullmatch(pattern, self.way):
-                if self.command in method.split():
-                    return respond(self, *found.groups())
-        raise Refused(404, "", f"no such endpoint: {self.command} {self.way}")
+            if (found := re.fullmatch(pattern, self.way)) and self.command in method.split():
+                return respond(self, *found.groups())
+        raise RefusedError(404, "", f"no such endpoint: {self.command} {self.way}")

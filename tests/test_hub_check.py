@@ -11,6 +11,7 @@ import timm
 import torch
 import yaml
 from safetensors.torch import load_file
+from test_warm_start_errors import Evil
 
 from hub import results
 from hub.check import check_config, check_folder
@@ -115,20 +116,6 @@ def test_folders_that_are_not_what_they_say(folder, spoil, words):
     with pytest.raises(UserError) as caught:
         check_folder(folder)
     assert words in " ".join(str(caught.value).split())
-
-
-class Evil:
-    """Unpickled, it leaves a trace."""
-
-    ran = False
-
-    def __reduce__(self):
-        return set_ran, ()
-
-
-def set_ran():
-    """What must never be called."""
-    Evil.ran = True
 
 
 # model_args, pretrained_cfg and the top level of a config.json, with words of the refusal

@@ -35,10 +35,8 @@ def spoil(repo, **files):
 
 def create(client, cache, more="", result="model.get_classifier().weight.tolist()", **how):
     """Builds the model from the Hub in the other process."""
-    return client.python(
-        f"model = timm.create_model('hf-hub:{REPO}', pretrained=True, cache_dir={str(cache)!r}{more})\nresult = {result}",
-        **how,
-    )
+    build = f"model = timm.create_model('hf-hub:{REPO}', pretrained=True, cache_dir={str(cache)!r}{more})"
+    return client.python(f"{build}\nresult = {result}", **how)
 
 
 def test_another_number_of_classes_and_channels(repo, client, tmp_path):
@@ -70,9 +68,7 @@ def test_a_download_that_is_cut_off_goes_on(repo, hub, client, tmp_path):
     assert hub.faults[0].times == 0
 
 
-@pytest.mark.parametrize(
-    ("where", "name"), [("GET /lfs", "model.safetensors"), ("GET .*config.json", "config.json")]
-)
+@pytest.mark.parametrize(("where", "name"), [("GET /lfs", "model.safetensors"), ("GET .*config.json", "config.json")])
 def test_a_flipped_byte_is_found_and_mended(repo, hub, client, tmp_path, where, name):
     config = (MODEL / "config.json").read_bytes()
     spoil(repo, config__json=b'{"note": "' + b"a" * 5_000 + b'",' + config[1:])  # with any of these flipped it is JSON

@@ -43,7 +43,7 @@ class Published:
         return f"{self.repo}@{self.revision}"
 
     def pretrained_cfg(self) -> PretrainedCfg:
-        """The tag's entry in timm's registry. Its source says that these weights are the network's, not a backbone's."""
+        """The tag's entry in timm's registry. Its source says that the weights are the network's, not a backbone's."""
         return PretrainedCfg(hf_hub_id=self.hub_id, source="hf-hub", **self.config)
 
 

@@ -50,7 +50,7 @@ def save_model_folder(
 
 
 def leave_out_num_classes(config: Path) -> None:
-    """timm writes the number of classes among `model_args` too, where transformers' timm wrapper would meet it twice."""
+    """timm writes the number of classes into `model_args` too, where transformers' timm wrapper would meet it twice."""
     content = json.loads(config.read_text(encoding="utf-8"))
     content.get("model_args", {}).pop("num_classes", None)
     config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
