@@ -9,16 +9,11 @@ filled anew, with the repo's name. Whatever happens before the commit, the repo 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import timm
-import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
@@ -26,11 +21,9 @@ from huggingface_hub.utils import validate_repo_id
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hub import card, changes, results  # noqa: E402
-from hub.check import FILES, WEIGHTS, check_files, check_folder  # noqa: E402
+from hub import card, changes, register  # noqa: E402
+from hub.check import FILES, check_folder  # noqa: E402
 from hub.client import Remote, look, look_if_there, retried  # noqa: E402
-from timm_wsms import published  # noqa: E402
-from timm_wsms.downloads import file_sum  # noqa: E402
 from timm_wsms.errors import UserError  # noqa: E402
 from timm_wsms.hub_errors import in_one_line  # noqa: E402
 from timm_wsms.training import faults  # noqa: E402
@@ -60,7 +53,7 @@ def publish(folder: Path, options: Options) -> str:
     model = check_folder(folder)
     files = contents(folder, options.repo)
     if options.register:
-        check_default(model, folder, options.register)
+        register.check_default(model, folder, options.register)
     api = HfApi()
     with in_one_line(options.repo):
         before = look_if_there(api, options.repo)
@@ -73,8 +66,7 @@ def publish(folder: Path, options: Options) -> str:
         check_access(options.repo)
         commit = upload(api, options, files, before)
     if options.register:
-        published.register(entry(folder, options, commit))
-        print(f"registered as {published.published()[0].name}.{options.register}: commit {published.FILE.name}")
+        print(register.add(folder, options.register, options.repo, commit))
     return commit
 
 
@@ -161,47 +153,6 @@ def commit_once(api: HfApi, repo: str, files: dict[str, Path | bytes], before: R
     return api.create_commit(repo, operations, commit_message=message, parent_commit=before.commit).oid
 
 
-def check_default(model: Any, folder: Path, tag: str) -> None:
-    """Check that a checkpoint can be a pretrained tag: built by its name alone, it takes the same weights.
-
-    Raises:
-        UserError: It cannot.
-    """
-    if not re.fullmatch(r"[a-z0-9_]+", tag):
-        raise UserError(f"--register {tag}: a tag consists of small letters, digits and underscores")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    name = config["architecture"]
-    if not name.startswith("wsms_"):
-        raise UserError(f"only wsms_ names have tags of their own; {name} is loaded by its place on the Hub")
-    with torch.device("meta"):
-        plain = timm.create_model(name, num_classes=config["num_classes"], in_chans=model.in_chans)
-    shapes = [{key: value.shape for key, value in each.state_dict().items()} for each in (plain, model)]
-    if shapes[0] != shapes[1] or plain.residual != model.residual:
-        raise UserError(f"this model has arguments other than {name}'s defaults, so it cannot be a tag of that name")
-
-
-def data_tag(folder: Path) -> str:
-    """A tag made from the data set's name."""
-    check_files(folder)
-    name = card.values(folder)["data_name"].rpartition("/")[2]
-    return re.sub(r"[^a-z0-9]+", "_", name.lower())
-
-
-def entry(folder: Path, options: Options, commit: str) -> published.Published:
-    """What published.json says about a checkpoint."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    described = {"num_classes": config["num_classes"], **config["pretrained_cfg"]}
-    return published.Published(
-        name=config["architecture"],
-        tag=str(options.register),
-        repo=options.repo,
-        revision=commit,
-        sha256=file_sum(folder / WEIGHTS, "sha256"),
-        accuracy=round(results.read(folder).rows[-1].accuracy, 2),
-        config={key: described[key] for key in published.DESCRIBES if key in described},
-    )
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the `model` folder of a run")
@@ -221,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     options = vars(parser.parse_args(argv))
     folder = options.pop("folder")
     if options["register"] == "":
-        options["register"] = data_tag(folder)
+        options["register"] = register.data_tag(folder)
     chosen = Options(**options)
     commit = publish(folder, chosen)
     if not chosen.dry_run:

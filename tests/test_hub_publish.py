@@ -12,8 +12,10 @@ from hub_server import Fault
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import timm_wsms  # noqa: F401
-from timm_wsms.training.model_folder import run_hash
+from hub import register
+from timm_wsms.errors import UserError
+from timm_wsms.training.model_folder import reference_tensors, run_hash
+from timm_wsms.training.states import write_tensors
 
 MODEL = Path(__file__).parents[1] / "hub" / "models" / "wsms_resnet20_cifar10"
 REPO = "someone/small"
@@ -198,6 +200,27 @@ def test_what_fails_its_check_is_not_sent(hub, client, folder):
     assert not hub.requests
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "tag", "words"),
+    [
+        ("wsms_resnet20_cifar10", {}, "CIFAR.10", "a tag consists of small letters, digits and underscores"),
+        ("resnet20_cifar10", {}, "cifar10", "only wsms_ names have tags of their own"),
+        ("wsms_resnet20_cifar10", {"stages": 2}, "cifar10", "has arguments other than the defaults of"),
+        ("wsms_resnet20_cifar10", {"global_pool": "max"}, "cifar10", "has arguments other than the defaults of"),
+    ],
+)
+def test_what_cannot_be_a_tag(tmp_path, name, change, tag, words):
+    folder = Path(shutil.copytree(MODEL.parent / name, tmp_path / "model"))
+    model = timm.create_model(f"local-dir:{folder}").eval()
+    if change:
+        torch.manual_seed(0)
+        model = timm.create_model("wsms_resnet20_cifar", num_classes=10, **change).eval()
+        recorded = load_file(folder / "test" / "tensors.safetensors")
+        write_tensors(folder / "test" / "tensors.safetensors", reference_tensors(model, recorded["input"]))
+    with pytest.raises(UserError, match=words):
+        register.check_default(model, folder, tag)
+
+
 def test_a_published_tag(hub, client, tmp_path):
     listed = tmp_path / "published.json"
     listed.write_text("[]")
@@ -233,6 +256,8 @@ result = [model.num_classes, list(cfg["mean"]), cfg["tag"], model.state_dict()["
         *("wsms_resnet20_cifar", "wsms_resnet20_cifar.cifar10", "wsms_resnet20_cifar.other")
     ]
     assert client.python("result = timm.create_model('wsms_resnet20_cifar').num_classes") == 10
+    told = client.python("timm.create_model('ms_resnet20_cifar', pretrained=True)")  # published weights are not its own
+    assert told.startswith("UserError: there are no weights for ms_resnet20_cifar")
     told = client.python("timm.create_model('wsms_resnet20_cifar.cifar10', pretrained=True, stages=2)")
     assert told.startswith("UserError: someone/small@") and "does not load" in told
 

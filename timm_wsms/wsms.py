@@ -49,6 +49,7 @@ NO_WEIGHTS: dict[str, Any] = {
     "hf_hub_filename": None,
     "custom_load": False,
     "tag": None,
+    "source": None,
 }
 
 default_cfgs: dict[str, DefaultCfg] = {}  # timm's register_model reads a module's `default_cfgs` and `__all__`
@@ -105,7 +106,7 @@ def _default_cfg(backbone: str) -> DefaultCfg:
     own: Any = registry._model_default_cfgs.get(backbone) or DefaultCfg(deque([""]), {"": PretrainedCfg()})
     ours = _published().get(f"wsms_{backbone}", ())
     cfgs = {entry.tag: entry.pretrained_cfg() for entry in ours}
-    for tag in own.tags:
+    for tag in (tag for tag in own.tags if tag not in cfgs):
         # the completed config: the plain one's hub id `timm/` would be completed with the wrong name
         cfg = registry._model_pretrained_cfgs.get(f"{backbone}.{tag}" if tag else backbone, own.cfgs[tag])
         classifier = HEAD_CLASSIFIER if backbone in backbones.CIFAR_NAMES else _inside(cfg.classifier)
@@ -172,8 +173,7 @@ def create(
         raise UserError(f"features_only of {name} goes through forward_intermediates; leave out feature_cls")
     if pretrained_cfg is None and name.startswith("ms_"):  # these have no tags of their own
         pretrained_cfg = dataclasses.replace(_default_cfg(backbone).default, architecture=name, **NO_WEIGHTS)
-    from_folder = isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in SOURCES
-    if isinstance(pretrained_cfg, dict) and from_folder:
+    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in SOURCES:  # read from a folder
         check_pretrained_cfg(pretrained_cfg, pretrained_model_args or {})
     cfg = resolve_pretrained_cfg(
         name, dataclasses.asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg,
