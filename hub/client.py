@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ def retried(call: Callable[[], T]) -> T:
             wait = _wait(error, 2.0**number)
             if wait is None or wait > LONGEST_WAIT:
                 raise
+            print(f"the Hub did not answer as it should; trying again in {wait:.0f} s", file=sys.stderr)
             time.sleep(wait)
     return call()
 

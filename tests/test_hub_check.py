@@ -124,7 +124,7 @@ HOSTILE = [
     ({"model_args": {"pretrained_cfg_file": "evil"}}, "unknown argument 'pretrained_cfg_file'"),
     ({"model_args": {"block": "os.system"}}, "unknown argument 'block'"),
     ({"model_args": {"features_only": True}}, "unknown argument 'features_only'"),
-    ({"model_args": {"num_classes": 5}}, "another number in model_args"),
+    ({"model_args": {"num_classes": 5}}, "the config says num_classes '10'; model_args say another"),
     ({"model_args": {"in_chans": 10**9}}, "in_chans = '1000000000', which no network takes"),
     ({"model_args": {"in_chans": "3"}}, "in_chans = '3', which no network takes"),
     ({"model_args": {"integration_channels": 10**9}}, "integration_channels = 1000000000; nothing above"),

@@ -69,7 +69,9 @@ def check_pretrained_cfg(config: Mapping[str, Any], arguments: Mapping[str, Any]
             raise UserError(f"the config's pretrained_cfg has {key!r}, but weights are read from beside it only")
     classes = config.get("num_classes", 0)
     if not _count(classes) or arguments.get("num_classes", classes) != classes:
-        raise UserError(f"the config says num_classes {str(classes)[:60]!r} and another number in model_args")
+        raise UserError(
+            f"the config says num_classes {str(classes)[:60]!r}; model_args say another, or it is no number"
+        )
     shape = config.get("input_size", (1, 1, 1))
     if not (isinstance(shape, (list, tuple)) and len(shape) == 3 and all(_count(side) and side for side in shape)):
         raise UserError(f"the config says input_size {str(shape)[:60]!r}, not [channels, height, width]")
