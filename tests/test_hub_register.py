@@ -37,10 +37,28 @@ def test_what_cannot_be_a_tag(tmp_path, name, change, tag, words):
         register.check_default(model, folder, tag)
 
 
-def test_a_published_tag(hub, client, tmp_path):
-    listed = tmp_path / "published.json"
-    listed.write_text("[]")
-    client.python(f"from timm_wsms import published; import pathlib; published.FILE = pathlib.Path({str(listed)!r})")
+AGAIN = """
+import warnings
+from pathlib import Path
+from timm_wsms import published, wsms
+warnings.simplefilter("ignore")
+published.FILE = Path({!r}) if {!r} else Path(published.__file__).with_name("published.json")
+wsms._published.cache_clear()
+wsms.register("resnet20_cifar")
+"""
+
+
+@pytest.fixture
+def listed(client, tmp_path):
+    """A list of published checkpoints, empty, which the client reads instead of the package's."""
+    path = tmp_path / "published.json"
+    path.write_text("[]")
+    client.python(AGAIN.format(str(path), str(path)))
+    yield path
+    client.python(AGAIN.format("", ""))
+
+
+def test_a_published_tag(hub, client, listed):
     code, shown, told = publish(client, "--register")
     assert code == 0, told
     assert "registered as wsms_resnet20_cifar.cifar10" in shown
@@ -49,14 +67,7 @@ def test_a_published_tag(hub, client, tmp_path):
     assert publish(client, "--register", "other")[0] == 0 and publish(client, "--register", "cifar10")[0] == 0
     assert [each["tag"] for each in json.loads(listed.read_text())] == ["cifar10", "other"]
 
-    code = """
-import warnings
-from timm_wsms import wsms
-warnings.simplefilter("ignore")
-wsms._published.cache_clear()
-wsms.register("resnet20_cifar")
-"""
-    assert client.python(code) is None
+    assert client.python(AGAIN.format(str(listed), str(listed))) is None  # as at the next import
     weights = load_file(MODEL / "model.safetensors")
     for name in ("wsms_resnet20_cifar.cifar10", "wsms_resnet20_cifar"):
         found = client.python(
