@@ -69,7 +69,7 @@ def check_config(folder: Path) -> None:
         raise UserError(f"{folder / 'config.json'} is no config of timm's ({error})") from error
     if not isinstance(architecture, str) or not timm.is_model(architecture) or "." in architecture:
         raise UserError(f"the config names an architecture {str(architecture)[:60]!r}, which timm does not know")
-    check_model_args(arguments, NETWORK_ARGS if architecture.startswith(("wsms_", "ms_")) else {})
+    check_model_args(arguments, NETWORK_ARGS if architecture.startswith(("wsms_", "ms_")) else ())
     check_pretrained_cfg({**described, "source": "local-dir", "num_classes": config.get("num_classes")}, arguments)
     if labels is not None and len(labels) != config["num_classes"]:
         raise UserError(f"the config names {len(labels)} labels for {config['num_classes']} classes")

@@ -1,6 +1,6 @@
 """What a checkpoint folder's config.json may say. It may come from a stranger, so all that is not known is refused."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from timm_wsms.errors import UserError
@@ -34,12 +34,12 @@ BACKBONE_ARGS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def check_model_args(arguments: Mapping[str, Any], network_args: Mapping[str, type]) -> None:
+def check_model_args(arguments: Mapping[str, Any], network_args: Collection[str]) -> None:
     """Check the names and values of a file's `model_args`.
 
     Args:
         arguments: As the file has them.
-        network_args: The network's own arguments and their types, which are checked elsewhere.
+        network_args: Names of the network's own arguments, whose types are checked elsewhere.
 
     Raises:
         UserError: Naming the argument.
@@ -50,7 +50,8 @@ def check_model_args(arguments: Mapping[str, Any], network_args: Mapping[str, ty
             raise UserError(f"the config's model_args name an unknown argument {key!r}; known are {known}")
         if key in BACKBONE_ARGS and value is not None and not BACKBONE_ARGS[key](value):
             raise UserError(f"the config's model_args say {key} = {str(value)[:60]!r}, which no network takes")
-        if type(value) is int and value > LARGEST:
+        numbers = value if isinstance(value, (list, tuple)) else (value,)
+        if any(type(number) in (int, float) and number > LARGEST for number in numbers):
             raise UserError(f"the config's model_args say {key} = {value}; nothing above {LARGEST} is built")
 
 
