@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 
-from hub import card
+from hub import card, publish, results
 from timm_wsms import evaluation
 from timm_wsms.data import Loader, Split, data_config, load_data, make_loader
 from timm_wsms.errors import UserError
@@ -33,7 +33,8 @@ from timm_wsms.training.guard import Guard
 from timm_wsms.training.keeper import Keeper
 from timm_wsms.training.learner import Learner
 from timm_wsms.training.loss import build_mix
-from timm_wsms.training.model_folder import save_model_folder
+from timm_wsms.training.machine import hardware
+from timm_wsms.training.model_folder import run_hash, save_model_folder
 from timm_wsms.training.same_run import check_same_run
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, dump, parse, plan, portable
@@ -41,8 +42,6 @@ from timm_wsms.training.stop import StopRequest
 from timm_wsms.training.trackers import tracking
 from timm_wsms.training.watch import Watch
 from timm_wsms.training.whole import write_text, written_beside
-
-CARD = Path(__file__).parent / "MODEL_CARD.md"
 
 
 @dataclass
@@ -71,6 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint.check_output(Path(settings.output), settings.resume)
     for one in plan(settings):
         check_name(one.model)
+    if settings.hub.push:
+        publish.check_access(settings.hub.push)
     accelerator = build_accelerator(settings)
     with accelerator.main_process_first():  # the others then find the data in the cache
         splits = load_data(settings.data, settings.seed)
@@ -109,6 +110,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = runs[-1].output / "model"
     print(f"Checkpoint folder: {folder}")
     print(f'Load it: import timm, timm_wsms; model = timm.create_model("local-dir:{folder}", pretrained=True)')
+    if settings.hub.push:
+        print(f"Publishing it; should that fail: python hub/publish.py {folder} --repo {settings.hub.push}")
+        publish.publish(folder, publish.Options(settings.hub.push, settings.hub.private, settings.hub.tag))
 
 
 def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accelerator) -> Run:
@@ -223,7 +227,7 @@ def finish(
     )
     if accelerator.is_main_process:
         write_metrics(run.output / "metrics.jsonl", metrics)
-        write_model_folder(run, final, metrics, [*rows, row])
+        write_model_folder(run, final, metrics, [*rows, row], accelerator)
     for loader in (run.train_loader, run.test_loader):
         met = set().union(*gather_object([loader.left_out]))  # epoch by epoch an image comes to another process
         if skipped := loader.split.skipped + len(met):
@@ -252,26 +256,21 @@ def write_metrics(path: Path, metrics: list[dict]) -> None:
     write_text(path, "".join(json.dumps(line) + "\n" for line in metrics))
 
 
-def write_model_folder(run: Run, final: nn.Module, metrics: list[dict], rows: list[evaluation.Row]) -> None:
+def write_model_folder(
+    run: Run, final: nn.Module, metrics: list[dict], rows: list[evaluation.Row], accelerator: Accelerator
+) -> None:
     """Writes `<output>/model`, which holds all that is needed to use the model and to know where it comes from."""
     example = next(iter(run.test_loader)).images[:2]
     with written_beside(run.output / "model") as folder:
-        save_model_folder(final, folder, run.data_config, run.test_loader.split.class_names, example)
         (folder / "settings.yaml").write_text(dump(portable(run.settings)), encoding="utf-8")
         write_metrics(folder / "metrics.jsonl", metrics)
+        results.write(folder, rows, hardware(accelerator.num_processes, accelerator.device))
+        names = run.test_loader.split.class_names
+        save_model_folder(final, folder, run.data_config, names, example, run=run_hash(folder))
         evaluation.plot_curves(metrics, folder / "curves.png", title=run.settings.model)
-        card.fill(
-            CARD,
-            folder,
-            parameters=rows[-1].parameters,
-            multiplications=rows[-1].multiplications,
-            top1=metrics[-1]["test_top1"],
-            top5=metrics[-1]["test_top5"],
-            table=evaluation.markdown_table(rows),
-            baseline=rows[0].model if len(rows) > 1 else None,
-            repo_id=None,
-            sizes_known=bool(rows[-1].by_size),
-        )
+        if rows[-1].by_size:
+            evaluation.plot_sizes({row.model: row.by_size for row in rows}, folder / "scale.png")
+        card.write(folder)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import torch
 
+from timm_wsms.training.machine import cpu_model
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -35,14 +37,6 @@ def record() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command(sys.argv),
     }
-
-
-def cpu_model() -> str:
-    """The processor's name, as the system knows it."""
-    table = Path("/proc/cpuinfo")
-    lines = table.read_text().splitlines() if table.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def command(argv: list[str]) -> str:

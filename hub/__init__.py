@@ -1,1 +1,1 @@
-"""What stands around a published checkpoint: its card. Run from the repository's root; not an installed package."""
+"""Publishing checkpoints and getting them back. Run from the repository's root; not an installed package."""

@@ -6,53 +6,67 @@ The card shows the model's figures and, beside them, those of another run: of th
 """
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
 
-import timm
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hub import card  # noqa: E402
+from hub import card, results  # noqa: E402
+from hub.check import check_folder  # noqa: E402
 from timm_wsms.errors import UserError  # noqa: E402
-from timm_wsms.evaluation import Row, markdown_table, multiplications, parameters  # noqa: E402
 from timm_wsms.training import faults  # noqa: E402
+from timm_wsms.training.whole import written_beside  # noqa: E402
+
+OWN = (
+    "model",
+    "model_kwargs",
+    "baseline",
+    "baseline_kwargs",
+    "output",
+    "resume",
+    "seed",
+    "hub",
+)  # settings that may differ
 
 
-def row(folder: Path) -> tuple[Row, dict]:
-    """The table row of a checkpoint folder, and the figures of its last epoch."""
-    if not (folder / "model.safetensors").is_file():
-        raise UserError(f"{folder} is no checkpoint folder: give the `model` folder of a run")
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    figures = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    cost = parameters(model), multiplications(model, model.pretrained_cfg["input_size"])
-    return Row(model.pretrained_cfg["architecture"], *cost, figures["test_top1"], {}), figures
+def keep(folder: Path, target: Path, beside: Path | None = None, data: str | None = None) -> None:
+    """Copies a checkpoint folder, with the figures of another run beside its own, and writes its card anew.
+
+    Args:
+        folder: The `model` folder of a run.
+        target: Takes the copy; what was there before goes.
+        beside: The `model` folder of the run to compare with.
+        data: The data set's name on the Hub, if the run read it from a local folder.
+
+    Raises:
+        UserError: The folder is not what it says.
+    """
+    check_folder(folder)
+    own = results.read(folder)
+    rows = own.rows
+    if beside:
+        check_alike(folder, beside)
+        rows = [results.read(beside).rows[-1], own.rows[-1]]
+    with written_beside(target) as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        results.write(copy, rows, own.hardware, data or own.data)
+        card.write(copy)
 
 
-def keep(folder: Path, name: str, beside: Path | None, data: str | None) -> Path:
-    """Copies a checkpoint folder to hub/models/<name> and writes its card anew; returns where it stands."""
-    own, figures = row(folder)
-    rows = [row(beside)[0], own] if beside else [own]
-    target = ROOT / "hub" / "models" / name
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(folder, target)
-    card.fill(
-        ROOT / "MODEL_CARD.md",
-        target,
-        parameters=own.parameters,
-        multiplications=own.multiplications,
-        top1=figures["test_top1"],
-        top5=figures["test_top5"],
-        table=markdown_table(rows),
-        baseline=rows[0].model if beside else None,
-        repo_id=None,
-        sizes_known=False,
-        **({"data_id": data, "data_name": data} if data else {}),
-    )
-    return target
+def check_alike(folder: Path, beside: Path) -> None:
+    """Check that two runs can be compared: only the network and the seed may differ.
+
+    Raises:
+        UserError: Naming the settings that differ.
+    """
+    one, other = (yaml.safe_load((each / "settings.yaml").read_text(encoding="utf-8")) for each in (folder, beside))
+    differ = [key for key in one.keys() | other.keys() if key not in OWN and one.get(key) != other.get(key)]
+    if differ:
+        raise UserError(f"{beside} was trained with another {' and '.join(sorted(differ))}; compare runs trained alike")
 
 
 def main() -> None:
@@ -62,7 +76,9 @@ def main() -> None:
     parser.add_argument("--beside", type=Path, help="the `model` folder of the run to compare with")
     parser.add_argument("--data", help="the data set's name on the Hub, if the run read it from a local folder")
     options = parser.parse_args()
-    print(keep(options.folder, options.name, options.beside, options.data))
+    target = ROOT / "hub" / "models" / options.name
+    keep(options.folder, target, options.beside, options.data)
+    print(target)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What every test starts from."""
+"""What every test starts from; the Hub on loopback and its client for those that ask for them."""
 
 import logging
 
 import pytest
+from hub_client import Client
+from hub_server import Hub
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +13,27 @@ def logging_as_it_was():
     disabled = logging.root.manager.disable
     yield
     logging.disable(disabled)
+
+
+@pytest.fixture(scope="session")
+def hub_and_client(tmp_path_factory):
+    """A Hub, and a process that talks to it; its cache is the same for all tests."""
+    server, home = Hub(), tmp_path_factory.mktemp("hf_home")
+    with server.serving() as address, Client(address, home) as client:
+        client.home, client.endpoint = home, address
+        yield server, client
+
+
+@pytest.fixture
+def hub(hub_and_client):
+    """The Hub, without repos and faults."""
+    server = hub_and_client[0]
+    for left in (server.repos, server.objects, server.faults, server.requests):
+        left.clear()
+    return server
+
+
+@pytest.fixture
+def client(hub_and_client):
+    """The process that talks to it."""
+    return hub_and_client[1]

@@ -11,11 +11,12 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg
 from torch import nn
 
+from timm_wsms import downloads, hub_errors, published
 from timm_wsms.errors import UserError
 from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.sharing import resample
@@ -36,6 +37,13 @@ def only_safetensors(cfg: PretrainedCfg) -> PretrainedCfg:
             "timm.models.save_for_hf(model, folder, safe_serialization=True)"
         )
     return dataclasses.replace(cfg, hf_hub_filename=WEIGHTS) if cfg.source == "hf-hub" else cfg
+
+
+def fetch_weights(cfg: PretrainedCfg, cache_dir: Any) -> None:
+    """Brings a checkpoint folder's weights from the Hub into the cache, where timm then finds them, and checks them."""
+    hub_id = str(cfg.hf_hub_id)
+    downloads.check_cached(hub_id, "config.json", cache_dir)
+    downloads.fetch(hub_id, WEIGHTS, cache_dir, published.sha256(hub_id))
 
 
 def starts_from_backbone(cfg: PretrainedCfg) -> bool:
@@ -127,9 +135,8 @@ def one_line_errors(cfg: PretrainedCfg, name: str, backbone: str) -> Iterator[No
         if isinstance(error, UserError) or not _while_loading(error):
             raise
         where = _where(cfg)
-        if isinstance(error, GatedRepoError):
-            message = f"{where} asks for consent: accept its terms on its page, then `hf auth login`"
-        elif isinstance(error, (LocalEntryNotFoundError, URLError)):
+        known = hub_errors.explain(error, where)
+        if isinstance(error, (LocalEntryNotFoundError, URLError)) and (known is None or "cannot be reached" in known):
             missing, instead = where, "pretrained_cfg_overlay=dict(file=...)"
             if cfg.file or cfg.state_dict:  # timm's hybrids fetch the weights of their first part by themselves
                 missing, instead = f"what {backbone} loads before {where}", "checkpoint_path=..., not pretrained=True"
@@ -137,6 +144,8 @@ def one_line_errors(cfg: PretrainedCfg, name: str, backbone: str) -> Iterator[No
                 f"{missing} is not in the cache and cannot be reached; connect once (without HF_HUB_OFFLINE), or give "
                 f"{instead}"
             )
+        elif known:
+            message = known
         elif str(error).startswith("No pretrained weights exist"):
             message = (
                 f"there are no weights for {name}; give pretrained_cfg_overlay=dict(file=...), or pretrained=False"
@@ -157,5 +166,7 @@ def _where(cfg: PretrainedCfg) -> str:
 
 
 def _while_loading(error: Exception) -> bool:
-    """Whether an error comes from timm's loading of weights."""
-    return any(frame.name == "load_pretrained" for frame in traceback.extract_tb(error.__traceback__))
+    """Whether an error comes from fetching or loading weights."""
+    return any(
+        frame.name in ("load_pretrained", "fetch_weights") for frame in traceback.extract_tb(error.__traceback__)
+    )

@@ -16,12 +16,21 @@ from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
 from timm_wsms import backbones
+from timm_wsms.config_check import SOURCES, check_model_args, check_pretrained_cfg
 from timm_wsms.errors import UserError, check_choice
 from timm_wsms.feature_maps import WsmsFeatures
 from timm_wsms.mean import WsmsMeanNet
 from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.network import WsmsNet
-from timm_wsms.warm_start import from_backbone, one_line_errors, only_safetensors, start_fresh, starts_from_backbone
+from timm_wsms.published import Published, published
+from timm_wsms.warm_start import (
+    fetch_weights,
+    from_backbone,
+    one_line_errors,
+    only_safetensors,
+    start_fresh,
+    starts_from_backbone,
+)
 
 NETWORK_ARGS: dict[str, tuple[type, ...]] = {
     "fusion": (str,),
@@ -35,8 +44,6 @@ NETWORK_ARGS: dict[str, tuple[type, ...]] = {
 }
 Fusion = Literal["concat", "mean"]
 CONCAT_ARGS = ("integration", "integration_channels", "residual")  # of fusion="concat" alone
-# What a config from elsewhere may say besides; a user's own call may say whatever the backbone takes.
-BACKBONE_ARGS = ("num_classes", "in_chans", "global_pool", "img_size", "drop_rate", "drop_path_rate")
 PREFIXES = {"wsms_": True, "ms_": False}  # prefix: are the weights shared?
 HEAD_CLASSIFIER = (
     "head.fc"  # of a network with a head of its own, since its integrated map is wider than the backbone's
@@ -48,6 +55,7 @@ NO_WEIGHTS: dict[str, Any] = {
     "hf_hub_filename": None,
     "custom_load": False,
     "tag": None,
+    "source": None,
 }
 
 default_cfgs: dict[str, DefaultCfg] = {}  # timm's register_model reads a module's `default_cfgs` and `__all__`
@@ -90,16 +98,26 @@ def _table() -> dict[str, Any]:
     return json.loads((Path(__file__).parent / "stageable.json").read_text())
 
 
+@cache
+def _published() -> dict[str, list[Published]]:
+    """The published checkpoints of each name."""
+    return {entry.name: [one for one in published() if one.name == entry.name] for entry in published()}
+
+
 def _default_cfg(backbone: str) -> DefaultCfg:
-    """The backbone's pretrained tags: each says where timm keeps its weights, under names that hold in a WsmsNet."""
+    """The tags: first what has been published, then the backbone's own.
+
+    Each of these says where timm keeps its weights, under names that hold in a WsmsNet.
+    """
     own: Any = registry._model_default_cfgs.get(backbone) or DefaultCfg(deque([""]), {"": PretrainedCfg()})
-    cfgs = {}
-    for tag in own.tags:
+    ours = _published().get(f"wsms_{backbone}", ())
+    cfgs = {entry.tag: entry.pretrained_cfg() for entry in ours}
+    for tag in (tag for tag in own.tags if tag not in cfgs):
         # the completed config: the plain one's hub id `timm/` would be completed with the wrong name
         cfg = registry._model_pretrained_cfgs.get(f"{backbone}.{tag}" if tag else backbone, own.cfgs[tag])
         classifier = HEAD_CLASSIFIER if backbone in backbones.CIFAR_NAMES else _inside(cfg.classifier)
         cfgs[tag] = dataclasses.replace(cfg, first_conv=_inside(cfg.first_conv), classifier=classifier)
-    return DefaultCfg(deque(own.tags), cfgs, own.is_pretrained)
+    return DefaultCfg(deque(cfgs), cfgs, bool(ours) or own.is_pretrained)
 
 
 def _inside(names: Any) -> Any:
@@ -161,12 +179,16 @@ def create(
         raise UserError(f"features_only of {name} goes through forward_intermediates; leave out feature_cls")
     if pretrained_cfg is None and name.startswith("ms_"):  # these have no tags of their own
         pretrained_cfg = dataclasses.replace(_default_cfg(backbone).default, architecture=name, **NO_WEIGHTS)
+    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in SOURCES:  # read from a folder
+        check_pretrained_cfg(pretrained_cfg, pretrained_model_args or {})
     cfg = resolve_pretrained_cfg(
         name, dataclasses.asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg,
         pretrained_cfg_overlay,
     )  # fmt: skip
     cfg = only_safetensors(cfg) if pretrained else cfg
     warm = pretrained and starts_from_backbone(cfg)
+    # A tag of the backbone's: what has been published is none.
+    warm_tag = cfg.source is None and (pretrained_cfg is None or isinstance(pretrained_cfg, str))
     network_args = {key: kwargs.pop(key) for key in NETWORK_ARGS if key in kwargs}
     averages = network_args.pop("fusion", "concat") == "mean"
     if features_only and kwargs.get("out_indices") is None:
@@ -176,7 +198,7 @@ def create(
 
     def build_backbone(pretrained: bool = warm, **backbone_args: Any) -> Any:
         source: dict[str, Any] = {}
-        if pretrained_cfg is None or isinstance(pretrained_cfg, str):  # some backbones ask for the tag
+        if warm_tag:  # some backbones ask for the tag
             source = {"pretrained_cfg": pretrained_cfg, "pretrained_cfg_overlay": pretrained_cfg_overlay}
         elif pretrained:
             own: Any = registry.get_pretrained_cfg(backbone)
@@ -200,6 +222,8 @@ def create(
         return network
 
     with one_line_errors(cfg, name, backbone):
+        if pretrained and cfg.source == "hf-hub":
+            fetch_weights(cfg, cache_dir)
         model: Any = build_model_with_cfg(
             build_network,
             name,
@@ -226,10 +250,7 @@ def check_arguments(arguments: dict[str, Any], from_file: dict[str, Any]) -> Non
     Raises:
         UserError: Naming the argument.
     """
-    for key in from_file:
-        if key not in NETWORK_ARGS and key not in BACKBONE_ARGS:
-            known = ", ".join((*NETWORK_ARGS, *BACKBONE_ARGS))
-            raise UserError(f"the config's model_args name an unknown argument {key!r}; known are {known}")
+    check_model_args(from_file, NETWORK_ARGS)
     for key, kinds in NETWORK_ARGS.items():
         value = arguments.get(key)
         if value is not None and type(value) not in kinds:

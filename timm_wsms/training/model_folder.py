@@ -1,6 +1,8 @@
 """The folder that a run leaves and timm loads. Safetensors and JSON, no pickle."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,18 @@ from torch import nn
 
 from timm_wsms.training.states import write_tensors
 
+RUN = ("settings.yaml", "metrics.jsonl")  # what tells one training run from another
+
 
 def save_model_folder(
-    model: nn.Module, folder: Path, data_config: Mapping[str, Any], class_names: list[str], example: torch.Tensor
+    model: nn.Module,
+    folder: Path,
+    data_config: Mapping[str, Any],
+    class_names: list[str],
+    example: torch.Tensor,
+    **metadata: str,
 ) -> None:
-    """Writes what `timm.create_model("local-dir:<folder>", pretrained=True)` loads into an empty folder.
+    """Writes what `timm.create_model("local-dir:<folder>", pretrained=True)` loads into a folder.
 
     `test/tensors.safetensors` in it holds `input`, `features`, `pre_logits` and `logits`, in float32 and eval mode on
     the CPU, for whoever wants to check that a loaded model still computes the same.
@@ -26,16 +35,30 @@ def save_model_folder(
         data_config: the preprocessing the model was trained with, as `timm.data.resolve_data_config` returns it.
         class_names: one for each logit.
         example: images (b, channels, height, width) for the test tensors.
+        metadata: what else the weights' file says of itself; `run`, the `run_hash`.
     """
-    write_tensors(folder / "model.safetensors", model.state_dict())
+    write_tensors(folder / "model.safetensors", model.state_dict(), **metadata)
     save_config_for_hf(
         model,
         str(folder / "config.json"),
         model_config={"label_names": list(class_names)},
         data_config=dict(data_config),
     )
+    leave_out_num_classes(folder / "config.json")
     (folder / "test").mkdir()
     write_tensors(folder / "test" / "tensors.safetensors", reference_tensors(model, example))
+
+
+def leave_out_num_classes(config: Path) -> None:
+    """timm writes the number of classes into `model_args` too, where transformers' timm wrapper would meet it twice."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content.get("model_args", {}).pop("num_classes", None)
+    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def run_hash(folder: Path) -> str:
+    """SHA-256 of a run's settings and metrics, as they lie in a folder: the name of the run in its weights' file."""
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in RUN)).hexdigest()
 
 
 def reference_tensors(model: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:

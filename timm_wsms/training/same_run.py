@@ -13,6 +13,7 @@ FREE = {
     *("output", "resume", "resume_with_changes", "baseline", "baseline_kwargs", "eval_every", "max_skipped_steps"),
     *("checkpoint_every", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_last", "keep_best"),
     *("hang_timeout", "data.workers", "data.source", "trackers", "dry_run", "grad_checkpointing"),
+    *("hub.push", "hub.private", "hub.tag"),
 }
 
 

@@ -58,3 +58,15 @@ class DistillSettings:
     """The teacher's part of the loss; the labels' is 1 - alpha."""
     temperature: float = 1.0
     """What both networks' logits are divided by before they are compared."""
+
+
+@dataclass
+class HubSettings:
+    """Publishing the result on the Hugging Face Hub, as `hub/publish.py` does."""
+
+    push: str | None = None
+    """Publish the model as `owner/name`, at the end."""
+    private: bool = False
+    """In a repo that only its owner sees."""
+    tag: str | None = None
+    """Name this version."""

@@ -11,7 +11,7 @@ import yaml
 
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
-from timm_wsms.training.setting_groups import DistillSettings, OptimizerSettings, ScheduleSettings
+from timm_wsms.training.setting_groups import DistillSettings, HubSettings, OptimizerSettings, ScheduleSettings
 
 COUNTS = ("epochs", "batch_size", "grad_accumulation", "eval_every", "checkpoint_every", "keep_last")
 
@@ -102,6 +102,7 @@ class Settings:
     """Keep the checkpoints of so many of the epochs with the highest accuracy."""
     hang_timeout: float = 1800.0
     """Seconds without any progress after which a run ends and says which process is behind."""
+    hub: HubSettings = field(default_factory=HubSettings)
     dry_run: bool = False
     """`--dry-run`: build all, run two steps and an evaluation batch, tell memory and hours; nothing is written."""
 

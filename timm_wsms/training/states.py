@@ -10,9 +10,11 @@ from safetensors.torch import save
 from torch.optim import Optimizer
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], **metadata: str) -> str:
     """Writes tensors, made contiguous (safetensors refuses channels-last ones), and returns the file's SHA-256."""
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    data = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt", **metadata}
+    )
     path.write_bytes(data)  # not `save_file`, whose own error hides that the disk is full
     return hashlib.sha256(data).hexdigest()
 
