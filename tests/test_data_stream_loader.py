@@ -202,8 +202,8 @@ def test_bad_images_are_left_out_and_their_labels_with_them(tmp_path):
     split = load_data(DataSettings(str(source), streaming=True), 0)[0]
     original = split.image
 
-    def image(index, undecoded, crop):
-        return original(index, {"bytes": b"no image", "path": None} if index in (2, 10**9 + 5) else undecoded, crop)
+    def image(index, undecoded, **crop):
+        return original(index, {"bytes": b"no image", "path": None} if index in (2, 10**9 + 5) else undecoded, **crop)
 
     split.image = image
     settings = replace(PLAIN, on_bad_image="skip")

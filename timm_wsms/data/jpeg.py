@@ -30,6 +30,9 @@ class JpegCrop:
     def __init__(self, crop: RandomResizedCropAndInterpolation):
         self.crop = crop
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.crop})"
+
     @staticmethod
     def can_replace(crop: object) -> bool:
         """Whether it is timm's random-resized crop, with an interpolation that PyTorch has for 8-bit images."""
