@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from accelerate.state import AcceleratorState
 from hub_client import Client
 from hub_server import Hub
 
@@ -13,6 +14,15 @@ def logging_as_it_was():
     disabled = logging.root.manager.disable
     yield
     logging.disable(disabled)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator(monkeypatch):
+    """Accelerate keeps the precision of the process's first run."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -23,15 +23,6 @@ ROOT = Path(__file__).parent.parent
 LIMIT = 49
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch):
-    """Accelerate keeps the precision of the process's first run."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The output of a training run with seed 1 on a few digits."""

@@ -24,15 +24,6 @@ MODELS = [str(ROOT / "hub" / "models" / name) for name in ("resnet20_cifar10", "
 FEW = ["--data", "digits", "--limit", "24"]
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch):
-    """Accelerate keeps the precision of the process's first run."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def run(tmp_path, *arguments, cache="off"):
     scale.main([*arguments, "--json", str(tmp_path / "scale.json"), "--cache", str(cache)])
     return json.loads((tmp_path / "scale.json").read_text())

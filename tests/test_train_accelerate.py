@@ -30,12 +30,6 @@ ROOT = Path(__file__).parent.parent
 FEW = ["--data.train_limit", "40", "--data.test_limit", "21", "--batch_size", "16", "--lr", "0.05"]
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps the precision of the process's first run."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     """A run with a baseline, in bf16; returns its output folder and what it printed."""

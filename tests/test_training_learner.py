@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,12 +24,6 @@ SMALL = [
     *("--lr", "0.05", "--optimizer.name", "momentum", "--epochs", "2", "--keep_last", "9"),
     *("--eval_every", "9"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps the precision of the process's first run."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def train(output: Path, *arguments: str) -> list[dict]:

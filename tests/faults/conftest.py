@@ -6,14 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 from fault_runs import EVERYTHING, ONE, TORCHRUN, Server, finished, images, left_by
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps the precision of the process's first run."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @dataclass

@@ -165,7 +165,7 @@ def left_by(output: Path) -> dict[str, object]:
 
 
 def tensors_sum(path: Path) -> str:
-    """SHA-256 of all tensors and their names; the head also holds the hash of the run's record, which tells the time."""
+    """SHA-256 of all tensors and their names; the file's head also tells the time, as a hash."""
     found = hashlib.sha256()
     for name, tensor in sorted(load_file(path).items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
