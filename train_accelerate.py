@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     settings = parse(argv)
     if faults.restarted():
         settings.resume = "auto"
-    checkpoint.check_output(Path(settings.output), settings.resume)
+    if not settings.dry_run:
+        checkpoint.check_output(Path(settings.output), settings.resume)
     for one in plan(settings):
         check_name(one.model)
     if settings.hub.push:
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"\n{run.settings.model}: {evaluation.parameters(run.network) / 1e6:.3f} M parameters, {where}"
             )
             # An accelerator for each, since it holds a gradient scaler with a state of its own.
-            rows.append(train(run, rows, build_accelerator(settings), stop))
+            rows.append(train(run, rows, build_accelerator(run.settings), stop))
 
     # 3. Results.
     accelerator.end_training()
@@ -219,7 +220,7 @@ def finish(
     if final is not run.network:
         metrics[-1] |= of_raw_weights(evaluate(InFloat32(run.network), run.test_loader, accelerator)[0])
     row = evaluation.Row(
-        run.settings.model,
+        portable(run.settings).model,
         evaluation.parameters(final),
         evaluation.multiplications(final, run.data_config["input_size"]),
         figures["test_top1"],
@@ -267,7 +268,7 @@ def write_model_folder(
         results.write(folder, rows, hardware(accelerator.num_processes, accelerator.device))
         names = run.test_loader.split.class_names
         save_model_folder(final, folder, run.data_config, names, example, run=run_hash(folder))
-        evaluation.plot_curves(metrics, folder / "curves.png", title=run.settings.model)
+        evaluation.plot_curves(metrics, folder / "curves.png", title=rows[-1].model)
         if rows[-1].by_size:
             evaluation.plot_sizes({row.model: row.by_size for row in rows}, folder / "scale.png")
         card.write(folder)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from timm_wsms.evaluation.mode import evaluating
+from timm_wsms.mean import WsmsMeanNet
 
 
 def draw(model: Any, input_size: Sequence[int]) -> str:
@@ -23,7 +24,12 @@ def draw(model: Any, input_size: Sequence[int]) -> str:
     hook = integration.register_forward_pre_hook(lambda _, inputs: maps.extend(inputs[0]))
     with torch.no_grad(), evaluating(model):
         features = model.forward_features(image)
+    last = features[-1] if isinstance(features, (list, tuple)) else features
     hook.remove()
+    if isinstance(model, WsmsMeanNet):
+        sizes = [_shape(one) for one in model.pyramid(image)]
+        lines = [f"image {size} ─► the whole backbone and its head ─► {model.num_classes} logits" for size in sizes]
+        return "\n".join([*lines, f"the mean of {len(sizes)} logits a class"])
     if not maps:
         return f"image {_shape(image)} ─► backbone ─► head ─► {model.num_classes} classes"
     first = f"image {_shape(image)} ─┬─► stage 1 "
@@ -36,7 +42,7 @@ def draw(model: Any, input_size: Sequence[int]) -> str:
     width = max(map(len, lines))
     lines = [f"{line.ljust(width, '─')}─► map {_shape(each)}" for line, each in zip(lines, maps, strict=True)]
     joined = f"the {len(maps)} maps" if len(maps) > 1 else "the map"
-    lines.append(f"{joined} ─► integration ─► {_shape(features)} ─► head ─► {model.num_classes} classes")
+    lines.append(f"{joined} ─► integration ─► {_shape(last)} ─► head ─► {model.num_classes} classes")
     return "\n".join(lines)
 
 

@@ -10,7 +10,6 @@ accuracy on its test split has to be that of the model's results.json.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,8 @@ import yaml
 from huggingface_hub import HfApi, hf_hub_download
 
 ROOT = Path(__file__).resolve().parent.parent
+# Of a stranger's settings: which images, and how they are prepared; not how many processes, or how many images.
+FROM_SETTINGS = ("config", "test_split", "image_column", "label_column", "input_size", "mean", "std", "crop_pct")
 sys.path.insert(0, str(ROOT))
 
 from hub import results  # noqa: E402
@@ -101,9 +102,8 @@ def accuracy(model: Any, folder: Path, source: str) -> float:
     from accelerate import Accelerator
 
     settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
-    known = {field.name for field in dataclasses.fields(DataSettings)} - {"timm", "source"}
-    chosen = {key: value for key, value in settings["data"].items() if key in known}
-    data = DataSettings(source=source, **{**chosen, "train_limit": 1})
+    chosen = {key: settings["data"].get(key) for key in FROM_SETTINGS if settings["data"].get(key) is not None}
+    data = DataSettings(source=source, train_split=chosen.get("test_split", "test"), train_limit=1, **chosen)
     split = load_splits(data, settings["seed"])[1]
     accelerator = Accelerator(mixed_precision="no")
     loader = make_loader(split, data, data_config(model, data), train=False, batch_size=256, rank=0, world_size=1)

@@ -6,7 +6,7 @@ from torch import nn
 
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation import in_order_of, load_model, timm_name
+from timm_wsms.evaluation.load import in_order_of, load_model, timm_name
 
 
 class Ranks(nn.Module):

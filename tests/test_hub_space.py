@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +209,19 @@ def test_a_space_installs_what_the_package_needs():
     (gradio,) = [Requirement(line) for line in project["optional-dependencies"]["demo"]]
     assert front["sdk"] == "gradio" and front["sdk_version"] in gradio.specifier
     assert (SPACE / front["app_file"]).is_file() and len(front["short_description"]) <= 60
+
+
+WITHOUT_TRAINING = """
+import sys
+for name in sys.argv[1:]:
+    sys.modules[name] = None  # importing it is an ImportError
+import demo.networks, demo.pictures, demo.views
+"""
+
+
+def test_the_demo_needs_no_package_of_the_train_extra():
+    names = ["accelerate", "datasets", "jinja2", "jsonargparse", "matplotlib", "sklearn", "scipy", "simplejpeg"]
+    paths = os.pathsep.join([str(SPACE), str(ROOT)])
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_TRAINING, *names, "tensorboard", "torchmetrics", "gradio"]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    assert ended.returncode == 0, ended.stderr

@@ -7,7 +7,8 @@ from timm_wsms.errors import UserError
 
 LOCATIONS = ("url", "file", "hf_hub_id", "hf_hub_filename", "state_dict", "custom_load")
 SOURCES = {"hf-hub": "hf_hub_id", "local-dir": "file"}  # timm's name for where a folder is: the field it then fills in
-LARGEST = 2**16  # of channels, classes or pixels: more would only fill the memory
+LARGEST = 2**16  # of channels or classes: more would only fill the memory
+LARGEST_SIDE = 2**12  # of an image, in pixels: likewise
 
 
 def _count(value: Any) -> bool:
@@ -20,7 +21,7 @@ def _rate(value: Any) -> bool:
 
 def _size(value: Any) -> bool:
     sides = value if isinstance(value, (list, tuple)) else (value, value)
-    return len(sides) == 2 and all(_count(side) and side for side in sides)
+    return len(sides) == 2 and all(_count(side) and 0 < side <= LARGEST_SIDE for side in sides)
 
 
 # Arguments of a backbone's that a file may give; a user's own call may give whatever the backbone takes.
@@ -31,6 +32,10 @@ BACKBONE_ARGS: dict[str, Callable[[Any], bool]] = {
     "img_size": _size,
     "drop_rate": _rate,
     "drop_path_rate": _rate,
+    "dynamic_img_size": lambda value: type(value) is bool,
+    "strict_img_size": lambda value: type(value) is bool,
+    "output_stride": lambda value: value in (8, 16, 32),
+    "patch_size": _size,
 }
 
 
@@ -74,7 +79,7 @@ def check_pretrained_cfg(config: Mapping[str, Any], arguments: Mapping[str, Any]
             f"the config says num_classes {str(classes)[:60]!r}; model_args say another, or it is no number"
         )
     shape = config.get("input_size", (1, 1, 1))
-    if not (isinstance(shape, (list, tuple)) and len(shape) == 3 and all(_count(side) and side for side in shape)):
+    if not (isinstance(shape, (list, tuple)) and len(shape) == 3 and _count(shape[0]) and _size(shape[1:])):
         raise UserError(f"the config says input_size {str(shape)[:60]!r}, not [channels, height, width]")
     for key in ("mean", "std"):
         values = config.get(key, ())

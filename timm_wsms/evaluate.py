@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from timm_wsms import evaluation
 from timm_wsms.data import Split, load_splits
+from timm_wsms.evaluation.load import timm_name
 from timm_wsms.evaluation.options import Options, own_terms, parse
 from timm_wsms.evaluation.prepare import prepare, start
 from timm_wsms.training import faults
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 def evaluate(names: list[str], options: Options) -> None:
     """Evaluates models on one source."""
     for name in names:
-        evaluation.timm_name(name)  # all of them, before the first is evaluated
+        timm_name(name)  # all of them, before the first is evaluated
     accelerator = start(options, names[0])
     with accelerator.main_process_first():  # the others then find the data in the cache
         split = load_splits(options.data_settings(), options.seed)[1]

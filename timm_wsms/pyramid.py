@@ -9,6 +9,9 @@ import torch.nn.functional as F
 
 from timm_wsms.errors import UserError
 
+MOST = 16  # stages
+LARGEST = 16  # factor
+
 
 def choose_factors(pyramid: Sequence[float] | None, stages: int | None) -> list[float]:
     """The factors of all stages, stage 1's first, which is 1.
@@ -22,8 +25,8 @@ def choose_factors(pyramid: Sequence[float] | None, stages: int | None) -> list[
     """
     if pyramid is None:
         stages = 3 if stages is None else stages
-        if stages < 1:
-            raise UserError(f"stages must be positive, not {stages}")
+        if not 1 <= stages <= MOST:
+            raise UserError(f"stages must be positive, not {stages}, and at most {MOST}")
         return halvings(stages)
     factors = [*pyramid]
     if not all(type(factor) in (int, float) and math.isfinite(factor) and factor > 0 for factor in factors):
@@ -32,6 +35,8 @@ def choose_factors(pyramid: Sequence[float] | None, stages: int | None) -> list[
         )
     if factors.count(1) != 1:
         raise UserError(f"pyramid must hold 1 once, the image that stage 1 sees; not {factors}")
+    if len(factors) > MOST or max(factors) > LARGEST:
+        raise UserError(f"pyramid may hold {MOST} factors of at most {LARGEST}; not {str(factors)[:60]}")
     if stages not in (None, len(factors)):
         raise UserError(f"a pyramid of {len(factors)} factors makes as many stages, not {stages}; leave out stages")
     return [1.0, *(float(factor) for factor in factors if factor != 1)]

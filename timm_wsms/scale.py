@@ -19,8 +19,8 @@ import numpy as np
 
 from timm_wsms.data import Split, load_splits
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation import parameters, timm_name
-from timm_wsms.evaluation.load import LOCAL
+from timm_wsms.evaluation import parameters
+from timm_wsms.evaluation.load import LOCAL, timm_name
 from timm_wsms.evaluation.options import ScaleOptions, own_terms, parse
 from timm_wsms.evaluation.prepare import Prepared, prepare, start
 from timm_wsms.evaluation.result_cache import cached, data_fingerprint, model_hash

@@ -1,9 +1,11 @@
-"""Evaluation: accuracy, by class and against object size, cost, tables and plots."""
+"""Evaluation: accuracy, by class and against object size, cost, tables and plots.
+
+Nothing in here imports the data room or training, whose packages the demo does without.
+"""
 
 from timm_wsms.evaluation.accuracy import Predictions, predict, top1, top5
 from timm_wsms.evaluation.classes import ClassResult, by_class, confusion, mistakes, write_classes
 from timm_wsms.evaluation.cost import multiplications, parameters
-from timm_wsms.evaluation.load import in_order_of, load_model, timm_name
 from timm_wsms.evaluation.object_size import accuracy_by_size, mean_over_sizes
 from timm_wsms.evaluation.plots import plot_confusion, plot_curves, plot_mistakes, plot_sizes
 from timm_wsms.evaluation.resize import resize_object
@@ -18,8 +20,6 @@ __all__ = [
     "aligned",
     "by_class",
     "confusion",
-    "in_order_of",
-    "load_model",
     "markdown_table",
     "mean_over_sizes",
     "mistakes",
@@ -33,7 +33,6 @@ __all__ = [
     "resize_object",
     "stage_heat_maps",
     "text_table",
-    "timm_name",
     "top1",
     "top5",
     "write_classes",

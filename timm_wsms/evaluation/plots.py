@@ -37,7 +37,7 @@ def plot_curves(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str 
     figure = _figure(width=9.0)
     loss, accuracy = figure.subplots(1, 2)
     _draw_columns(loss, rows, ("loss",))
-    loss.set_ylabel("cross-entropy loss (nats)")
+    loss.set_ylabel("loss of an image (nats)")
     _draw_columns(accuracy, rows, ("top1", "top5"))
     accuracy.set_ylabel("accuracy (%)")
     for axes in (loss, accuracy):

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 import timm
 import torch
 from timm.layers import convert_sync_batchnorm
+from timm.models._input import get_model_args
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 
 import timm_wsms  # noqa: F401  registers the names with timm
+from timm_wsms.config_check import check_model_args
 from timm_wsms.errors import UserError
+from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.training.faults import is_out_of_memory, is_the_hubs
+from timm_wsms.training.guard import PATIENCE
 from timm_wsms.training.settings import Settings
 from timm_wsms.training.trackers import check_trackers
+from timm_wsms.wsms import NETWORK_ARGS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,6 +43,7 @@ def build_accelerator(settings: Settings) -> "Accelerator":
             for a network in pieces.
     """
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     check_trackers(settings.trackers)
     for variable, name in DIVIDED.items():
@@ -49,7 +55,10 @@ def build_accelerator(settings: Settings) -> "Accelerator":
             )
     try:
         accelerator = Accelerator(
-            mixed_precision=settings.precision, log_with=settings.trackers or None, project_dir=settings.output
+            mixed_precision=settings.precision,
+            log_with=settings.trackers or None,
+            project_dir=settings.output,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except ValueError as error:
         raise UserError(f"precision {settings.precision} is not to be had here: {error}") from error
@@ -79,7 +88,10 @@ def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Modu
     if "num_classes" in kwargs:
         raise UserError(f"there are {num_classes} classes in the data; leave out model_kwargs.num_classes")
     try:
-        return timm.create_model(name, num_classes=num_classes, **kwargs)
+        network = timm.create_model(name, num_classes=num_classes, **kwargs)
+        if isinstance(network, MultiStageNet):  # or else its own folder would be refused when the run is done
+            check_model_args(get_model_args(network, {}), NETWORK_ARGS)
+        return network
     except (TypeError, ValueError, AssertionError, OSError, RuntimeError) as error:
         if isinstance(error, UserError) or is_out_of_memory(error) or is_the_hubs(error):
             raise

@@ -82,7 +82,10 @@ def dry_run(
 
 def _evaluation_batch(learner: Learner, loader: Loader, accelerator: "Accelerator") -> float:
     """Evaluates one batch; returns the seconds that took."""
-    _, images, _ = next(iter(loader))
+    batch = next(iter(loader), None)
+    if batch is None:  # more processes than images
+        return 0.0
+    _, images, _ = batch
     started = time.perf_counter()
     learner.final.eval()
     with torch.no_grad(), accelerator.autocast():

@@ -163,6 +163,8 @@ def train_epoch(
         if agreed.bad:
             kept.put_back()
             optimizer.zero_grad()
+            if accelerator.scaler is not None and settings.clip_grad is not None:
+                accelerator.scaler.update()  # it has unscaled the gradients, and would refuse to do so again
             if so_far.skipped >= settings.max_skipped_steps:
                 if after_update:
                     after_update(so_far, agreed._replace(save=True, stop=False))

@@ -1,6 +1,7 @@
 """What the processes of a run agree on after every step: was it sound, is it time to save, are they to stop."""
 
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,6 +11,11 @@ from timm_wsms.training.watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+# Longer than any hang_timeout: a collective that gives up by itself cannot say which process it waited for. The first
+# process may also download the data for hours, while the others wait for it.
+PATIENCE = timedelta(days=2)
 
 
 class Agreed(NamedTuple):
@@ -48,7 +54,9 @@ class Guard:
     ):
         self._stop, self._save_minutes = stop or StopRequest(), save_minutes
         self._first = accelerator.is_main_process
-        self._group: Any = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self._group: Any = None
+        if accelerator.num_processes > 1:
+            self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
         self._saved = time.monotonic()
         self._watch = watch
 

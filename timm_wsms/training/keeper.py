@@ -73,7 +73,7 @@ class Keeper:
             )
         self.metrics[:] = extra["metrics"]
         self.loader.left_out.update(extra["left_out"])
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler is not None and extra["scaler"]:
             self.accelerator.scaler.load_state_dict(extra["scaler"])
         so_far = self._share(extra["so_far"], extra["images"] // self.settings.batch_size)
         self.saved = position = Position(extra["epoch"], so_far.update)

@@ -4,14 +4,16 @@ import argparse
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import jsonargparse
 import yaml
 
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
 from timm_wsms.training.setting_groups import DistillSettings, HubSettings, OptimizerSettings, ScheduleSettings
+
+if TYPE_CHECKING:
+    import jsonargparse
 
 COUNTS = ("epochs", "batch_size", "grad_accumulation", "eval_every", "checkpoint_every", "keep_last")
 
@@ -149,8 +151,10 @@ class Settings:
                 raise UserError(f"{name} is {value}, but must be {rule}")
 
 
-def parser() -> jsonargparse.ArgumentParser:
+def parser() -> "jsonargparse.ArgumentParser":
     """Returns the command line's parser: `--recipe` and every setting."""
+    import jsonargparse
+
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # `--help` shows the docstrings above
     result = jsonargparse.ArgumentParser(
         prog="train_accelerate.py",
@@ -173,6 +177,8 @@ def parse(argv: list[str] | None = None) -> Settings:
     Raises:
         UserError: unknown key, wrong type, no such recipe; names the key.
     """
+    import jsonargparse
+
     # jsonargparse lets what stands later win, so the recipe has to be read first.
     recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     recipes.add_argument("--recipe", action="append", default=[])
