@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.resize import resize_object
+from timm_wsms.resize import resize_object
 
 FACTORS = [2 ** (step / 2) for step in range(-4, 5)]
 BORDERS = ["mean", "reflect", "blur"]
@@ -137,3 +137,17 @@ def test_impossible_factor(factor):
 def test_unknown_border():
     with pytest.raises(UserError, match="mean, reflect, blur; not 'black'"):
         resize_object(torch.zeros(1, 1, 4, 4), 0.5, "black")
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_a_factor_for_each_image(border):
+    images, factors = noise(5, 3, 17, 20), torch.tensor([0.3, 1.0, 2.5, 0.8, 1.3])
+    together = resize_object(images, factors, border)
+    for image, factor, got in zip(images, factors.tolist(), together, strict=True):
+        torch.testing.assert_close(got, resize_object(image[None], factor, border)[0], rtol=0, atol=1e-6)
+    assert torch.equal(together[1], images[1])
+
+
+def test_one_bad_factor_among_several():
+    with pytest.raises(UserError, match="must be positive"):
+        resize_object(noise(2, 3, 8, 8), torch.tensor([0.5, 0.0]))
