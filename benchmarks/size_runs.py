@@ -40,12 +40,19 @@ class Form:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. `group` tells runs that are compared with each other from others (with or without jitter)."""
+    """One training run.
+
+    Attributes:
+        group: Tells runs that are compared with each other from others: with or without jitter.
+        words: Settings that all runs of the group have.
+        source: The data, where they depend on the seed; None: that of the options.
+    """
 
     form: Form
     group: str
     words: tuple[str, ...]
     seed: int
+    source: str | None = None
 
     def folder(self, outputs: Path) -> Path:
         return outputs / f"{self.form.name}_{self.group}_seed{self.seed}".replace(" ", "_")
@@ -86,7 +93,8 @@ def _train(run: Run, recipe: str, options: argparse.Namespace) -> None:
         return
     command = [sys.executable, "train_accelerate.py", "--recipe", recipe, "--model", run.form.model]
     command += [*run.form.words, *run.words, "--seed", str(run.seed), "--output", str(output), "--resume", "auto"]
-    command += ["--data.source", str(Path(options.source).resolve())] if options.source else []
+    source = run.source or options.source
+    command += ["--data.source", str(Path(source).resolve())] if source else []
     command += ["--epochs", str(options.epochs)] if options.epochs else []
     output.mkdir(parents=True, exist_ok=True)
     print(f"{output.name}: training", flush=True)
@@ -106,7 +114,8 @@ def collect(runs: Sequence[Run], sizes: Sequence[float], what: str, options: arg
     against: dict[Run, dict[str, Any]] = {}
     for group, seed in dict.fromkeys((run.group, run.seed) for run in finished):
         together = {str(run.model(options.outputs)): run for run in finished if (run.group, run.seed) == (group, seed)}
-        chosen = ScaleOptions(data=options.source or "uoft-cs/cifar10", limit=options.limit, factors=[*sizes])
+        source = next(iter(together.values())).source or options.source or "uoft-cs/cifar10"
+        chosen = ScaleOptions(data=source, limit=options.limit, factors=[*sizes])
         figures = scale.scale([*together], chosen)
         labels = dict(zip((one["model"] for one in figures["models"]), together.values(), strict=True))
         found |= {labels[one["model"]]: one for one in figures["models"]}

@@ -11,7 +11,7 @@ import torch
 
 from timm_wsms.errors import UserError
 
-Border = Literal["mean", "reflect", "blur"]
+Border = Literal["mean", "edge", "reflect", "blur"]
 BLUR = 1 / 8  # standard deviation of the blurred background, as part of the image's side
 
 
@@ -26,8 +26,9 @@ def resize_object(images: torch.Tensor, factor: float | torch.Tensor, border: Bo
         images: Floating point, (B, C, H, W); values in any range, normalized or not.
         factor: Size of the object afterwards divided by its size before; 1 gives `images` themselves. One number for
             all images, or (B,).
-        border: "mean": each image's mean color; "reflect": the image goes on, mirrored at its edges, again and again;
-            "blur": the image itself at its old size, blurred (Gaussian, standard deviation an eighth of the side).
+        border: "mean": each image's mean color; "edge": that of its outermost pixels, which continues a plain
+            background; "reflect": the image goes on, mirrored at its edges, again and again; "blur": the image itself
+            at its old size, blurred (Gaussian, standard deviation an eighth of the side).
 
     Returns:
         (B, C, H, W)
@@ -79,6 +80,9 @@ def _resampling(side: int, factors: torch.Tensor, mirrored: bool) -> torch.Tenso
 def _background(images: torch.Tensor, border: Border) -> torch.Tensor:
     if border == "mean":
         return images.mean((2, 3), keepdim=True)
+    if border == "edge":
+        sides = (images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1])
+        return torch.cat(sides, -1).mean(-1)[..., None, None]
     return _along_both(images, _blurring)
 
 

@@ -26,7 +26,7 @@ class BatchAugmentation:
 
     def __init__(self, settings: DataSettings):
         self._pad_crop_flip = settings.augmentation == "pad_crop_flip"
-        self._scale_jitter = check_scale_jitter(settings)
+        self._scale_jitter, self._border = check_scale_jitter(settings), settings.scale_border
 
     def __bool__(self) -> bool:
         return self._pad_crop_flip or self._scale_jitter is not None
@@ -43,7 +43,7 @@ class BatchAugmentation:
     def __call__(self, images: torch.Tensor, drawn: Draws) -> torch.Tensor:
         """Does it: float (B, C, H, W) → float (B, C, H, W)."""
         if "sizes" in drawn:
-            images = resize_object(images, drawn["sizes"])
+            images = resize_object(images, drawn["sizes"], self._border)
         return pad_crop_flip(images, drawn["corners"], drawn["flips"]) if "corners" in drawn else images
 
 
