@@ -362,7 +362,7 @@ def test_weights_for_other_classes_are_one_line_and_as_a_checkpoint_a_beginning(
 @pytest.mark.parametrize(
     ("wrong", "arguments", "says"),
     [
-        ((17, 2), [], ["Row 1 of split 'train', shard 2, has label 2", "2 classes", "data.label_column"]),
+        ((17, 2), [], ["Row 1 of split 'train', shard 2, has label 2", "2 classes", "label_column"]),
         (None, ["--data.test_size", "11"], ["10 samples were evaluated, but the data set has 11", "data.test_size"]),
         (None, ["--batch_size", "60"], ["50 images, fewer than one batch of 60"]),
     ],

@@ -21,7 +21,7 @@ from timm_wsms.data import Split, load_splits
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import parameters
 from timm_wsms.evaluation.load import LOCAL, timm_name
-from timm_wsms.evaluation.options import ScaleOptions, own_terms, parse
+from timm_wsms.evaluation.options import REMEDIES, ScaleOptions, parse
 from timm_wsms.evaluation.prepare import Prepared, prepare, start
 from timm_wsms.evaluation.result_cache import cached, data_fingerprint, model_hash
 from timm_wsms.evaluation.size_curve import SizePredictions, check_factors, compare, predict_sizes, size_curve
@@ -44,8 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         UserError: a mistake that the user can mend; the message names the option.
     """
     names, options = parse(argv, ScaleOptions, "scale", "Accuracy of trained models against object size.")
-    with own_terms():
-        scale(names, options)
+    scale(names, options)
 
 
 def scale(names: list[str], options: ScaleOptions) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def scale(names: list[str], options: ScaleOptions) -> dict[str, Any]:
         write_text(Path(options.json), json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     if options.output:
         draw(results, models, split, options)
-    tell(results, comparisons)
+    tell(results, comparisons, split)
     return figures
 
 
@@ -152,4 +151,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    sys.exit(faults.run(main))
+    sys.exit(faults.run(main, REMEDIES))

@@ -91,6 +91,8 @@ def in_order_of(model: Any, class_names: Sequence[str]) -> tuple[nn.Module, str 
     if sorted(names) == sorted(class_names) and len(set(names)) == len(names):
         order = [names.index(name) for name in class_names]
         return InOrder(model, order), "its classes are the data's in another order; they are matched by name"
-    one = next(pair for pair in zip(names, class_names, strict=False) if pair[0] != pair[1])
+    if len(names) != len(class_names):
+        return model, f"it names {len(names)} classes, the data {len(class_names)}; they are matched by number"
+    one = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
     example = " is ".join(json.dumps(name, ensure_ascii=False) for name in one)
     return model, f"its class names are not the data's; they are matched by number ({example})"

@@ -80,13 +80,15 @@ def prepare(name: str, split: Split, options: Options, accelerator: Accelerator)
     if model.num_classes != len(split.class_names):
         raise UserError(
             f"{name} has {model.num_classes} classes, but split {split.name!r} of {options.data} has "
-            f"{len(split.class_names)}; name a model or a --label_column that fits"
+            f"{len(split.class_names)}; name a model or a --label_column that fits, or give --num_classes if the split "
+            "has no image of the last"
         )
-    if options.input_size:  # before its mean and std are looked at, which are three for three channels
-        check_input(model, name, options.input_size, model.num_classes)
     settings = options.data_settings()
+    option = settings.option("input_size")
+    if options.input_size:  # before its mean and std are looked at, which are three for three channels
+        check_input(model, name, options.input_size, model.num_classes, option)
     config = data_config(model, settings, use_test_size=True)
-    check_input(model, name, config["input_size"], model.num_classes)
+    check_input(model, name, config["input_size"], model.num_classes, option)
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     loader = make_loader(split, settings, config, batch_size=options.batch_size, train=False, **share)
     ordered, remark = in_order_of(model, split.class_names)

@@ -17,6 +17,7 @@ from timm_wsms.evaluation.size_curve import Comparison, SizeCurve, SizePredictio
 from timm_wsms.evaluation.size_plots import plot_size_curves, plot_stage_drops
 from timm_wsms.evaluation.size_table import drop_table, size_table
 from timm_wsms.evaluation.stage_drop import StageDrops
+from timm_wsms.evaluation.table import image_count
 
 
 @dataclass
@@ -53,9 +54,16 @@ def as_json(results: Results, comparisons: Comparisons, split: Split, options: S
         {"first": first, "second": second, **dataclasses.asdict(found)}
         for (first, second), found in comparisons.items()
     ]
-    images = len(next(iter(results.values())).found.index)
-    data = {"data": options.data, "split": split.name, "images": images, "border": options.border}
-    return {**data, "precision": options.precision, "seed": options.seed, "models": models, "comparisons": pairs}
+    images, left_out = counts(results, split)
+    data = {"data": options.data, "split": split.name, "images": images, "left_out": left_out}
+    return {
+        **data,
+        "border": options.border,
+        "precision": options.precision,
+        "seed": options.seed,
+        "models": models,
+        "comparisons": pairs,
+    }
 
 
 def draw(results: Results, models: dict[str, Prepared], split: Split, options: ScaleOptions) -> None:
@@ -79,11 +87,18 @@ def draw(results: Results, models: dict[str, Prepared], split: Split, options: S
     print("pictures:", *written)
 
 
-def tell(results: Results, comparisons: Comparisons) -> None:
+def counts(results: Results, split: Split) -> tuple[int, int]:
+    """Number of images that were measured, and of those that were left out."""
+    images = len(next(iter(results.values())).found.index)
+    return images, split.skipped + len(split) - images
+
+
+def tell(results: Results, comparisons: Comparisons, split: Split) -> None:
     """Prints the tables."""
     curves, seen = ({label: getattr(one, what) for label, one in results.items()} for what in ("curve", "trained"))
     first, *others = results
-    print("\n" + size_table(curves, seen, [comparisons[first, other] for other in others]))
+    print(f"\n{image_count(*counts(results, split))} of split {split.name}")
+    print(size_table(curves, seen, [comparisons[first, other] for other in others]))
     for label, one in results.items():
         if one.drops:
             print(f"\n{label}: points of accuracy without each stage's map\n{drop_table(one.drops)}")
