@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timm_wsms import evaluation
 from timm_wsms.data import Split, load_splits
-from timm_wsms.evaluation.load import timm_name
+from timm_wsms.evaluation.load import file_name, timm_name
 from timm_wsms.evaluation.options import REMEDIES, Options, parse
 from timm_wsms.evaluation.prepare import prepare, start
 from timm_wsms.training import faults
@@ -80,7 +79,7 @@ def measure(
     found = evaluation.predict(one.ordered, one.loader, accelerator, len(split), progress=True)
     by_size = {} if split.object_sizes is None else evaluation.accuracy_by_size(found, split.object_sizes)
     if options.output and accelerator.is_main_process:
-        folder = Path(options.output) / re.sub(r"[^\w.-]+", "_", name)
+        folder = Path(options.output) / file_name(name)
         folder.mkdir(exist_ok=True)
         evaluation.write_classes(found, split.class_names, folder)
     top1, top5 = evaluation.top1(found), evaluation.top5(found)

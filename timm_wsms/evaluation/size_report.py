@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from timm_wsms.data import Split
 from timm_wsms.evaluation.gallery import plot_gallery
 from timm_wsms.evaluation.heat_plots import plot_heat_maps
+from timm_wsms.evaluation.load import file_name
 from timm_wsms.evaluation.options import ScaleOptions
 from timm_wsms.evaluation.prepare import Prepared
 from timm_wsms.evaluation.size_curve import Comparison, SizeCurve, SizePredictions
@@ -56,14 +56,8 @@ def as_json(results: Results, comparisons: Comparisons, split: Split, options: S
     ]
     images, left_out = counts(results, split)
     data = {"data": options.data, "split": split.name, "images": images, "left_out": left_out}
-    return {
-        **data,
-        "border": options.border,
-        "precision": options.precision,
-        "seed": options.seed,
-        "models": models,
-        "comparisons": pairs,
-    }
+    told = {name: getattr(options, name) for name in ("border", "precision", "seed")}
+    return {**data, **told, "models": models, "comparisons": pairs}
 
 
 def draw(results: Results, models: dict[str, Prepared], split: Split, options: ScaleOptions) -> None:
@@ -79,7 +73,7 @@ def draw(results: Results, models: dict[str, Prepared], split: Split, options: S
             images = one.images(split, options.heat_images)
             truth = [split.class_names[split.labels[place]] for place in options.heat_images]
             names = [split.class_names[number] for number in one.data_class]
-            path = folder / ("heat_" + re.sub(r"[^\w.-]+", "_", label) + ".png")
+            path = folder / f"heat_{file_name(label)}.png"
             written.append(plot_heat_maps(one.network, images, truth, names, one.config, path, label, options.border))
     if options.gallery:
         found = {label: one.found for label, one in results.items()}
