@@ -233,7 +233,8 @@ def finish(
         met = set().union(*gather_object([loader.left_out]))  # epoch by epoch an image comes to another process
         if skipped := loader.split.skipped + len(met):
             accelerator.print(f"{skipped} images of split {loader.split.name} left out, which cannot be decoded")
-    accelerator.print(f"{row.model}: {row.accuracy:.2f} % of {len(run.test_loader.split)} test images")
+    measured = len(run.test_loader.split) - len(met)
+    accelerator.print(f"{row.model}: {row.accuracy:.2f} % of {measured} test images")
     accelerator.wait_for_everyone()
     return row
 

@@ -181,4 +181,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(faults.run(main))
+    sys.exit(faults.run(main, faults.Remedies()))

@@ -77,9 +77,9 @@ def test_what_is_not_there_is_said(columns, message):
 
 def test_labels_are_read_from_every_split_with_their_names():
     tables = [table(fine=[0, 1, 1]), table(fine=[1])]
-    labels, names = read_labels(tables, ("train", "test"), "fine")
+    labels, names = read_labels(tables, DataSettings(), "fine")
     assert names == ["cat", "dog"] and [list(of_split) for of_split in labels] == [[0, 1, 1], [1]]
-    labels, names = read_labels([table(byte=[0, 2, 1, 1]), table(byte=[3])], ("train", "test"), "byte")
+    labels, names = read_labels([table(byte=[0, 2, 1, 1]), table(byte=[3])], DataSettings(), "byte")
     assert names == ["0", "1", "2", "3"] and all(of_split.dtype == np.int64 for of_split in labels)
 
 
@@ -89,15 +89,27 @@ def test_labels_are_read_from_every_split_with_their_names():
         ([0, 1, 0], [0, 0, -1], "Row 2 of split 'validation' has no label in 'number'"),
         ([0, None, 1], [0], "Row 1 of split 'train' has no label in 'number'"),
         ([0, 1], [], "Split 'validation' is empty"),
-        ([7, 1, 900], [0], r"'number' has numbers up to 900 in 3 rows of split 'train': .* data\.label_column"),
+        ([7, 1, 900], [0], r"up to 900 in 3 rows of split 'train': .* data\.label_column .* data\.num_classes"),
     ],
 )
 def test_labels_that_cannot_be_used_are_named(train, test, message):
     with pytest.raises(UserError, match=message):
-        read_labels([table(number=train), table(number=test)], ("train", "validation"), "number")
+        read_labels([table(number=train), table(number=test)], DataSettings(test_split="validation"), "number")
+
+
+def test_the_number_of_classes_can_be_said():
+    few = [table(number=[0, 2]), table(number=[1, 7])]
+    labels, names = read_labels(few, DataSettings(num_classes=10), "number")
+    assert names == [str(number) for number in range(10)] and [list(of_split) for of_split in labels] == [
+        [0, 2],
+        [1, 7],
+    ]
+    with pytest.raises(UserError, match=r"Row 1 of split 'test' has label 7 .* there are 7 classes.* num_classes"):
+        read_labels(few, DataSettings(num_classes=7), "number")
 
 
 def test_a_missing_split_names_those_there_are():
-    assert pick_split({"train": 1, "validation": 2}, "validation") == 2
-    with pytest.raises(UserError, match=r"no split 'test'; set .*data\.test_split among: train, validation"):
-        pick_split({"train": 1, "validation": 2}, "test")
+    splits = {"train": 1, "validation": 2}
+    assert pick_split(splits, DataSettings(test_split="validation"), "test_split") == 2
+    with pytest.raises(UserError, match=r"no split 'test'; set data\.test_split among: train, validation"):
+        pick_split(splits, DataSettings(), "test_split")

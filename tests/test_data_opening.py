@@ -13,6 +13,7 @@ import datasets
 import huggingface_hub
 import pytest
 
+from timm_wsms.data import DataSettings
 from timm_wsms.data.opening import open_source
 from timm_wsms.errors import UserError
 
@@ -98,9 +99,10 @@ def test_without_the_hub_what_was_never_fetched_is_not_there(monkeypatch, tmp_pa
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     with pytest.raises(UserError) as error:
-        open_source("nobody/nothing", None, streaming)
+        open_source(DataSettings("nobody/nothing", streaming=streaming))
     parts = ["the Hub cannot be reached", "datasets.load_dataset('nobody/nothing')", "HF_HUB_OFFLINE=1", "local folder"]
     assert all(part in str(error.value) for part in parts), error.value
+    assert ("data.streaming=false" in str(error.value)) == streaming
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_a_hub_that_does_not_deliver_is_one_clear_line(monkeypatch, raised, part
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UserError) as error:
-        open_source("a/b", None)
+        open_source(DataSettings("a/b"))
     message = str(error.value)
     assert len(message.splitlines()) == 1
     assert all(part in message for part in ("'a/b'", "local folder", *parts, *str(raised).split("\n"))), message

@@ -1,12 +1,16 @@
 """`python -m timm_wsms.evaluate` on small folders, against the run that trained them and against naive loops."""
 
+import dataclasses
+import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import timm
@@ -17,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import train_accelerate
 from timm_wsms import evaluate
+from timm_wsms.evaluation.options import REMEDIES, Options, ScaleOptions
 from timm_wsms.training import faults
 
 ROOT = Path(__file__).parent.parent
@@ -153,14 +158,29 @@ def test_images_are_prepared_as_timms_validate_does(images, tmp_path):
         )
 
 
-def test_an_image_that_cannot_be_decoded_can_be_left_out(images, tmp_path):
+def test_an_image_that_cannot_be_decoded_can_be_left_out(images, tmp_path, capsys):
     (images / "test" / "cat" / "00.png").write_bytes(b"no image")
     model = timm.create_model("resnet20_cifar", num_classes=2)
     timm.models.save_for_hf(model, tmp_path / "two", safe_serialization=True)
     arguments = [str(tmp_path / "two"), "--data", str(images), "--workers", "0", "--on_bad_image", "skip"]
     (found,) = figures(tmp_path, *arguments)
     assert (found["images"], found["left_out"]) == (11, 1)
+    assert "% of 11 images (1 left out)\n" in capsys.readouterr().out
     assert [one["images"] for one in found["per_class"]] == [5, 6]
+
+
+def test_a_split_without_the_last_class_needs_to_be_told_of_it(run, tmp_path, capsys):
+    pixels = list(np.zeros((12, 8, 8, 3), np.uint8))
+    columns = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = datasets.Dataset.from_dict({"image": pixels, "label": [0, 1, 2, 8] * 3}, features=columns)
+    rows.to_parquet(tmp_path / "numbers" / "test.parquet")
+    few = [str(run / "model"), "--data", str(tmp_path / "numbers")]
+    assert "has 10 classes, but split 'test'" in (line := refused(capsys, *few)) and "--num_classes" in line
+    (found,) = figures(tmp_path, *few, "--num_classes", "10")
+    assert [one["images"] for one in found["per_class"]] == [3, 3, 3, 0, 0, 0, 0, 0, 3, 0]
+    capsys.readouterr()
+    line = refused(capsys, *few, "--num_classes", "8")
+    assert "Row 3 of split 'test' has label 8" in line and "there are 8 classes" in line
 
 
 def test_many_classes_are_in_the_files_and_the_worst_of_them_in_the_table():
@@ -171,13 +191,21 @@ def test_many_classes_are_in_the_files_and_the_worst_of_them_in_the_table():
 
 
 def refused(capsys, *arguments: str) -> str:
-    """The one line that such a command ends with."""
-    assert faults.run(lambda: evaluate.main(list(arguments))) == 2
+    """The one line that such a command ends with. It names only options that there are."""
+    assert faults.run(lambda: evaluate.main(list(arguments)), REMEDIES) == 2
     printed = capsys.readouterr()
     assert not printed.out
     lines = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert lines == printed.err.splitlines()[-1:]
+    if "unrecognized" not in lines[0]:  # which quotes what was typed
+        assert_own_options(lines[0], Options)
     return lines[0]
+
+
+def assert_own_options(line: str, kind: type) -> None:
+    """That what looks like an option is one of the command's, with the names that are its own and not training's."""
+    named = set(re.findall(r"--(\w+)", line))
+    assert named <= {field.name for field in dataclasses.fields(kind)}, line
 
 
 @pytest.mark.parametrize(
@@ -195,6 +223,9 @@ def refused(capsys, *arguments: str) -> str:
         (["--device", "xpu"], ["--device xpu", "cpu"]),
         (["--precision", "fp16"], ["precision fp16", "cpu"]),
         (["--data", "no/such/folder"], ["--data 'no/such/folder'", "no such folder"]),
+        (["--data", "./data.v2/data.source"], ["--data './data.v2/data.source'", "no such folder"]),
+        (["--workers", "-1"], ["--workers is -1"]),
+        (["--model_kwargs.num_classes", "5"], ["leave out --model_kwargs.num_classes"]),
     ],
 )
 def test_bad_options_are_one_line(run, capsys, arguments, says):
@@ -220,15 +251,53 @@ def test_a_model_that_does_not_fit_is_one_line(run, folder, images, capsys):
     assert "None of the 12 images" in line
 
 
-def test_a_place_that_cannot_be_written_to_is_told_first(run, tmp_path, capsys):
+def test_a_place_that_cannot_be_written_to_is_told_first(run, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
     for option, place in (("--json", tmp_path / "file" / "x.json"), ("--output", tmp_path / "file")):
         assert "choose another --json or --output" in refused(capsys, *digits(run / "model"), option, str(place))
 
+    assert "is a folder; name a file" in refused(capsys, *digits(run / "model"), "--json", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write wherever the disk lets it
+    line = refused(capsys, *digits(run / "model"), "--output", str(tmp_path / "new"))
+    assert "nothing can be written to" in line and "choose another --json or --output" in line
 
-def test_want_of_memory_names_the_option_that_lowers_it(run, monkeypatch, capsys):
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "lower --batch_size"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "lower --workers, then run it again"),
+        (OSError(errno.ENOSPC, "full", "x.png"), "x.png; free some space, then run it again, or choose another --json"),
+        (OSError(errno.EROFS, "read-only", "x.png"), "cannot be written to; choose another --json or --output"),
+    ],
+)
+def test_faults_are_told_in_the_commands_own_options(run, monkeypatch, capsys, fault, says):
     def predict(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise fault
 
     monkeypatch.setattr(evaluate.evaluation, "predict", predict)
-    assert "lower --batch_size" in refused(capsys, *digits(run / "model"))
+    assert says in refused(capsys, *digits(run / "model"))
+
+
+@pytest.mark.parametrize(
+    ("command", "fault", "code", "says"),
+    [
+        ("evaluate", "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))", 2, "choose another --json or --output"),
+        (
+            "scale",
+            "sources.load_digits = lambda _: signal.raise_signal(signal.SIGINT)",
+            130,
+            "interrupted; run it again",
+        ),
+    ],
+)
+def test_the_commands_themselves_tell_faults_so(run, tmp_path, command, fault, code, says):
+    """A file that cannot grow, and Ctrl-C."""
+    script = f"import resource, runpy, signal; from timm_wsms.data import sources; {fault}"
+    script += f"; runpy.run_module('timm_wsms.{command}', None, '__main__')"
+    words = [*digits(run / "model"), "--json", str(tmp_path / "figures.json")]
+    ended = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
+    line = ended.stderr.splitlines()[-1]
+    assert ended.returncode == code and says in line, ended.stderr
+    assert_own_options(line, ScaleOptions)
+    assert not (tmp_path / "figures.json").exists()

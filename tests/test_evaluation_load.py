@@ -42,6 +42,19 @@ def test_other_names_are_matched_by_number_and_told(label_names):
     assert remark is not None and "by number" in remark and f'"{label_names[1]}" is "b"' in remark
 
 
+@pytest.mark.parametrize("label_names", [["a", "b"], ["a", "b", "c", "d"]])
+def test_names_of_other_number_are_told(label_names):
+    model = Ranks(label_names)
+    same, remark = in_order_of(model, ["a", "b", "c"])
+    assert same is model
+    assert remark == f"it names {len(label_names)} classes, the data 3; they are matched by number"
+
+
+def test_a_new_head_is_refused():
+    with pytest.raises(UserError, match=r"leave out --model_kwargs\.num_classes"):
+        load_model("resnet20_cifar", num_classes=5)
+
+
 def test_names_of_models(tmp_path):
     for name in ("resnet50", "resnet50.a1_in1k", "wsms_resnet50.a1_in1k", "hf-hub:timm/resnet50.a1_in1k"):
         assert timm_name(name) == name

@@ -48,7 +48,8 @@ def test_size_one_is_what_evaluate_gives(everything, tmp_path):
 
 def test_figures(everything):
     figures = everything[1]
-    assert (figures["images"], figures["split"], figures["border"]) == (24, "test", "mean")
+    assert (figures["images"], figures["left_out"], figures["split"]) == (24, 0, "test")
+    assert figures["border"] == "mean"
     plain, wsms = figures["models"]
     assert (plain["model"], wsms["model"]) == ("resnet20_cifar10", "wsms_resnet20_cifar10")
     for one in (plain, wsms):
@@ -102,6 +103,8 @@ def test_classes_in_another_order(everything, tmp_path):
         (["--factors", "[0]"], "sizes must be positive"),
         (["--border", "black"], "border"),
         (["--limit", "0"], "--limit"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--stages", "--output", "x", "--heat_images", "[]"], "--heat_images is empty"),
         (["--stages", "--output", "x", "--heat_images", "[24]"], "--heat_images 24 is no image of split 'test'"),
     ],
 )
@@ -128,12 +131,30 @@ def test_models_that_cannot_be_evaluated(models, arguments, message, tmp_path, m
         scale.main([*models, *FEW, *arguments, "--cache", "off"])
 
 
+def digits_of_noise() -> Split:
+    return Split("test", np.arange(4), list("abcd"), pixels=np.zeros((4, 8, 8, 3), np.uint8))
+
+
 def test_stages_without_an_integrated_map_are_refused_beside_others():
     networks = [timm.create_model("wsms_resnet20_cifar", fusion=fusion) for fusion in ("concat", "mean")]
-    split, options = Split("test", np.arange(4), list("abcd")), ScaleOptions("digits")
+    split, options = digits_of_noise(), ScaleOptions("digits")
     scale.check_stages([SimpleNamespace(network=networks[0])], split, options)
     with pytest.raises(UserError, match="averages its stages' predictions"):
         scale.check_stages([SimpleNamespace(network=network) for network in networks], split, options)
+
+
+def test_images_that_cannot_be_decoded_are_counted_and_have_no_heat_map(tmp_path, capsys):
+    for place in range(12):
+        file = tmp_path / "images" / "test" / str(place % 10) / f"{place:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((70 + place, 90, 3), 20 * place, np.uint8)).save(file)
+    file.write_bytes(b"no image")  # the third in the order of its classes
+    arguments = ["--data", str(tmp_path / "images"), "--on_bad_image", "skip", "--workers", "0", "--factors", "[1]"]
+    figures = run(tmp_path, MODELS[1], *arguments)
+    assert (figures["images"], figures["left_out"]) == (11, 1)
+    assert "11 images (1 left out) of split test\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"Row 3 .* Name others with --heat_images"):
+        run(tmp_path, MODELS[1], *arguments, "--stages", "--output", str(tmp_path / "out"))
 
 
 def test_short_names():

@@ -348,6 +348,16 @@ def test_bad_data_is_one_line_and_leaves_nothing_behind(capsys, tmp_path, images
     assert "1 images of split train left out" in capsys.readouterr().out
 
 
+def test_the_accuracy_is_of_the_images_that_could_be_decoded(capsys, tmp_path, images):
+    for number, file in enumerate(sorted((images / "test").rglob("*.png"))):
+        Image.fromarray(np.zeros((70 + number, 80, 3), np.uint8)).save(file)  # too large to be kept decoded
+    file.write_bytes(b"no image")
+    kept = ["--data.on_bad_image", "skip", "--data.workers", "0", "--epochs", "1", "--output", str(tmp_path / "run")]
+    train_accelerate.main(["--model", "resnet20_cifar", "--data.source", str(images), *FEW, *kept])
+    told = capsys.readouterr().out
+    assert "1 images of split test left out" in told and "% of 19 test images" in told
+
+
 def test_weights_for_other_classes_are_one_line_and_as_a_checkpoint_a_beginning(capsys, tmp_path, images):
     folder = ROOT / "hub" / "models" / "resnet20_cifar10"
     source = ["--data.source", str(images)]
@@ -362,7 +372,7 @@ def test_weights_for_other_classes_are_one_line_and_as_a_checkpoint_a_beginning(
 @pytest.mark.parametrize(
     ("wrong", "arguments", "says"),
     [
-        ((17, 2), [], ["Row 1 of split 'train', shard 2, has label 2", "2 classes", "data.label_column"]),
+        ((17, 2), [], ["Row 1 of split 'train', shard 2, has label 2", "2 classes", "label_column"]),
         (None, ["--data.test_size", "11"], ["10 samples were evaluated, but the data set has 11", "data.test_size"]),
         (None, ["--batch_size", "60"], ["50 images, fewer than one batch of 60"]),
     ],

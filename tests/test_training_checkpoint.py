@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import timm_wsms  # noqa: F401
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint
 from timm_wsms.training.checkpoint import Position
+from timm_wsms.training.faults import explain
 from timm_wsms.training.model_folder import reference_tensors, save_model_folder
 from timm_wsms.training.states import join, split
 from timm_wsms.training.whole import written_beside
@@ -147,8 +149,9 @@ def test_a_full_disk_leaves_the_previous_checkpoints_whole(tmp_path, monkeypatch
         )
     else:
         full_disk(monkeypatch, name)
-    with pytest.raises(UserError, match=r"disk is full while writing .*epoch-0003; .*--resume auto"):
+    with pytest.raises(OSError) as error:
         checkpoint.save_run_state(tmp_path / "checkpoints", Position(3), model, optimizer)
+    assert re.search(r"disk is full while writing .*epoch-0003\b.*; .*--resume auto", explain(error.value) or "")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-0001", "epoch-0002"]
 

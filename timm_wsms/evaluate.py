@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timm_wsms import evaluation
 from timm_wsms.data import Split, load_splits
-from timm_wsms.evaluation.load import timm_name
-from timm_wsms.evaluation.options import Options, own_terms, parse
+from timm_wsms.evaluation.load import file_name, timm_name
+from timm_wsms.evaluation.options import REMEDIES, Options, parse
 from timm_wsms.evaluation.prepare import prepare, start
 from timm_wsms.training import faults
 from timm_wsms.training.whole import write_text
@@ -38,8 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         UserError: a mistake that the user can mend; the message names the option.
     """
     names, options = parse(argv, Options, "evaluate", __doc__.splitlines()[0])
-    with own_terms():
-        evaluate(names, options)
+    evaluate(names, options)
 
 
 def evaluate(names: list[str], options: Options) -> None:
@@ -54,7 +52,8 @@ def evaluate(names: list[str], options: Options) -> None:
         result, row = measure(name, split, options, accelerator)
         results.append(result)
         rows.append(row)
-        accelerator.print(f"{name}: {row.accuracy:.2f} % of {result['images']} images")
+        count = evaluation.image_count(result["images"], result["left_out"])
+        accelerator.print(f"{name}: {row.accuracy:.2f} % of {count}")
         if options.json and accelerator.is_main_process:
             what = {"data": options.data, "split": split.name, "precision": options.precision, "models": results}
             write_text(Path(options.json), json.dumps(what, indent=2, ensure_ascii=False) + "\n")
@@ -80,7 +79,7 @@ def measure(
     found = evaluation.predict(one.ordered, one.loader, accelerator, len(split), progress=True)
     by_size = {} if split.object_sizes is None else evaluation.accuracy_by_size(found, split.object_sizes)
     if options.output and accelerator.is_main_process:
-        folder = Path(options.output) / re.sub(r"[^\w.-]+", "_", name)
+        folder = Path(options.output) / file_name(name)
         folder.mkdir(exist_ok=True)
         evaluation.write_classes(found, split.class_names, folder)
     top1, top5 = evaluation.top1(found), evaluation.top5(found)
@@ -115,4 +114,4 @@ def class_table(results: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(faults.run(main))
+    sys.exit(faults.run(main, REMEDIES))

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from timm_wsms.data import Split, load_splits
+from timm_wsms.data.images import BadImageError
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import parameters
 from timm_wsms.evaluation.load import LOCAL, timm_name
-from timm_wsms.evaluation.options import ScaleOptions, own_terms, parse
+from timm_wsms.evaluation.options import REMEDIES, ScaleOptions, parse
 from timm_wsms.evaluation.prepare import Prepared, prepare, start
 from timm_wsms.evaluation.result_cache import cached, data_fingerprint, model_hash
 from timm_wsms.evaluation.size_curve import SizePredictions, check_factors, compare, predict_sizes, size_curve
@@ -44,8 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         UserError: a mistake that the user can mend; the message names the option.
     """
     names, options = parse(argv, ScaleOptions, "scale", "Accuracy of trained models against object size.")
-    with own_terms():
-        scale(names, options)
+    scale(names, options)
 
 
 def scale(names: list[str], options: ScaleOptions) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def scale(names: list[str], options: ScaleOptions) -> dict[str, Any]:
         write_text(Path(options.json), json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     if options.output:
         draw(results, models, split, options)
-    tell(results, comparisons)
+    tell(results, comparisons, split)
     return figures
 
 
@@ -90,6 +90,8 @@ def check(names: list[str], options: ScaleOptions) -> tuple[float, ...]:
         raise UserError("--stages and --gallery draw pictures; name a folder for them with --output")
     if options.gallery and len(names) < 2:
         raise UserError("--gallery compares models; name the backbones first and the network to be shown last")
+    if options.seed < 0:
+        raise UserError(f"--seed is {options.seed}; give a number that is not negative")
     return check_factors(options.factors)
 
 
@@ -100,8 +102,15 @@ def check_stages(models: list[Prepared], split: Split, options: ScaleOptions) ->
     ]
     for network in several or [models[0].network]:
         integrated_stages(network)
-    if bad := [place for place in options.heat_images if not 0 <= place < len(split)]:
-        raise UserError(f"--heat_images {bad[0]} is no image of split {split.name!r}; name 0 to {len(split) - 1}")
+    if not options.heat_images:
+        raise UserError("--heat_images is empty; name an image, or leave it out")
+    for place in options.heat_images:
+        if not 0 <= place < len(split):
+            raise UserError(f"--heat_images {place} is no image of split {split.name!r}; name 0 to {len(split) - 1}")
+        try:
+            split.image(place)
+        except BadImageError as error:
+            raise UserError(f"{error} Name others with --heat_images.") from error
 
 
 def labels(names: list[str]) -> list[str]:
@@ -152,4 +161,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    sys.exit(faults.run(main))
+    sys.exit(faults.run(main, REMEDIES))

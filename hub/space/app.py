@@ -93,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(faults.run(main))
+    sys.exit(faults.run(main, faults.Remedies()))

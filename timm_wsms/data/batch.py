@@ -8,7 +8,7 @@ import torch
 
 from ..errors import UserError
 from .batch_augmentation import BatchAugmentation
-from .images import BAD_IMAGE_REMEDY
+from .images import remedy
 from .settings import DataSettings
 from .sources import Split
 from .stream import Stream
@@ -108,7 +108,7 @@ class Loader(ABC):
         """
         for index, images, errors in decoded:
             if errors and self.settings.on_bad_image == "error":
-                raise UserError(f"{next(iter(errors.values()))} {BAD_IMAGE_REMEDY}")
+                raise UserError(f"{next(iter(errors.values()))} {remedy(self.settings)}")
             self.left_out.update(errors)
             if self.train and not len(index):  # the other processes make a step with this batch
                 raise UserError(f"Split {self.split.name!r}: no image of a whole batch can be decoded; mend the data.")

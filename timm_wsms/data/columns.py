@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
+from .opening import SPLITS, empty_split
 from .settings import DataSettings
 
 if TYPE_CHECKING:
@@ -37,14 +38,9 @@ def find_columns(table: "datasets.Dataset", settings: DataSettings) -> Columns:
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     integers = [name for name, feature in features.items() if _is_integer(feature)]
     return Columns(
-        _choose("image", settings.image_column, images, images, "images", features),
+        _choose("image_column", settings, images, images, "images", features),
         _choose(
-            "label",
-            settings.label_column,
-            classes or integers,
-            classes + integers,
-            "class labels or integers",
-            features,
+            "label_column", settings, classes or integers, classes + integers, "class labels or integers", features
         ),
     )
 
@@ -54,20 +50,23 @@ def _is_integer(feature: Any) -> bool:
 
 
 def _choose(
-    kind: str, named: str | None, found: list[str], allowed: list[str], what: str, features: dict[str, Any]
+    setting: str, settings: DataSettings, found: list[str], allowed: list[str], what: str, features: dict[str, Any]
 ) -> str:
-    """The column that is named, or else the only one that is found."""
+    """The column that a setting names, or else the only one that is found."""
+    named, option = getattr(settings, setting), settings.option(setting)
     there = ", ".join(f"{name} ({_describe(feature)})" for name, feature in features.items())
     if named is not None:
         if named not in features:
-            raise UserError(f"data.{kind}_column {named!r}: there is no such column; the columns are: {there}.")
+            raise UserError(f"{option} {named!r}: there is no such column; the columns are: {there}.")
         if named not in allowed:
-            raise UserError(f"data.{kind}_column {named!r} does not hold {what}; the columns are: {there}.")
+            raise UserError(f"{option} {named!r} does not hold {what}; the columns are: {there}.")
         return named
     if not found:
-        raise UserError(f"The data has no column of {what}; its columns are: {there}. Name another data.source.")
+        raise UserError(
+            f"The data has no column of {what}; its columns are: {there}. Name another {settings.option('source')}."
+        )
     if len(found) > 1:
-        raise UserError(f"The data has several columns of {what}; set data.{kind}_column among: {', '.join(found)}.")
+        raise UserError(f"The data has several columns of {what}; set {option} among: {', '.join(found)}.")
     return found[0]
 
 
@@ -88,18 +87,18 @@ def bad_label(row: str, label: int, column: str, class_names: list[str]) -> str:
         return f"Row {row} has no label in {column!r}; set another split, or label it."
     return (
         f"Row {row} has label {label} in {column!r}, but there are {len(class_names)} classes, counted from 0; mend the"
-        " labels, or set data.label_column to another."
+        " labels, or choose another label_column or num_classes."
     )
 
 
 def read_labels(
-    tables: list["datasets.Dataset"], names: tuple[str, str], column: str
+    tables: list["datasets.Dataset"], settings: DataSettings, column: str
 ) -> tuple[list[np.ndarray], list[str]]:
     """Reads the labels of all splits.
 
     Args:
-        tables: the splits, which all have the column.
-        names: the splits' names, for messages.
+        tables: the splits to train on and to evaluate on, which both have the column.
+        settings: of which `num_classes` and the names of splits count.
         column: the column of labels.
 
     Returns:
@@ -110,19 +109,21 @@ def read_labels(
         UserError: if a split is empty or has rows without a label, or if the numbers cannot be classes.
     """
     labels = []
-    for table, name in zip(tables, names, strict=True):
+    names = settings.train_split, settings.test_split
+    for table, part in zip(tables, SPLITS, strict=True):
         if len(table) == 0:
-            raise UserError(f"Split {name!r} is empty; set data.train_split and data.test_split to others.")
+            raise UserError(empty_split(settings, part))
         stored = table.select_columns([column]).with_format("arrow")[:][column]
         values = stored.cast("int64", safe=False).fill_null(UNLABELLED).to_numpy().copy()  # (n,), ours to write to
         labels.append(values)
     class_names = getattr(tables[0].features[column], "names", None)
     if class_names is None:
-        count = max(int(values.max()) for values in labels) + 1
-        if count > len(labels[0]):  # an identifier, perhaps
+        count = settings.num_classes or max(int(values.max()) for values in labels) + 1
+        if settings.num_classes is None and count > len(labels[0]):  # an identifier, perhaps
             raise UserError(
                 f"Column {column!r} has numbers up to {count - 1} in {len(labels[0])} rows of split {names[0]!r}: these"
-                " are no classes counted from 0; set data.label_column to another."
+                f" are no classes counted from 0; set {settings.option('label_column')} to another, or say"
+                f" {settings.option('num_classes')}."
             )
         class_names = [str(label) for label in range(count)]
     for values, name in zip(labels, names, strict=True):

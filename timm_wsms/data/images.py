@@ -10,15 +10,19 @@ import numpy as np
 from PIL import Image
 
 from .jpeg import JpegCrop, needs_only_decoding
+from .settings import DataSettings
 
 if TYPE_CHECKING:
     import datasets
 
-BAD_IMAGE_REMEDY = "Mend or remove it, or leave out all such images with data.on_bad_image=skip."
-
 
 class BadImageError(Exception):
     """An image that cannot be decoded. The message is one line; it names the split, the row and, if any, the file."""
+
+
+def remedy(settings: DataSettings) -> str:
+    """What can be done about an image that cannot be decoded."""
+    return f"Mend or remove it, or leave out all such images with {settings.option('on_bad_image')}=skip."
 
 
 def undecoded(table: "datasets.Dataset", column: str) -> "datasets.Dataset":

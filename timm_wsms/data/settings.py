@@ -90,8 +90,12 @@ class DataSettings:
     test_size: int | None = None
     """Number of images to evaluate on of a stream; by default what the source says."""
     num_classes: int | None = None
-    """Number of classes of a stream whose labels are plain integers."""
+    """Number of classes where labels are plain integers; by default one more than the largest. A stream needs it."""
     train_limit: int | None = None
     """Train on the first so many images only, for a quick look."""
     test_limit: int | None = None
     """Evaluate on the first so many images only, for a quick look."""
+
+    def option(self, name: str) -> str:
+        """What the user calls a setting, for messages: the training script's name here."""
+        return f"data.{name}"

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from ..errors import UserError
 from . import columns
 from .digits import Digits, load_digits
-from .images import BAD_IMAGE_REMEDY, BadImageError, check_head, decode, undecoded
+from .images import BadImageError, check_head, decode, remedy, undecoded
 from .jpeg import JpegCrop
-from .opening import open_source, pick_split
+from .opening import SPLITS, open_source, pick_split
 from .settings import DataSettings
 from .stream import Stream, open_streams
 
@@ -115,26 +115,26 @@ def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
         UserError: if the source, a split or a column is missing, or an image cannot be decoded.
     """
     _check_counts(settings)
-    names = settings.train_split, settings.test_split
     limits = settings.train_limit, settings.test_limit
     if settings.source == "digits":
         if seed < 0:
             raise UserError(f"seed is {seed}; give a number that is not negative.")
         digits = dict(zip(("train", "test"), load_digits(seed), strict=True))
-        train, test = (_from_digits(pick_split(digits, name), name) for name in names)
+        train, test = (_from_digits(pick_split(digits, settings, part), getattr(settings, part)) for part in SPLITS)
         return train.first(limits[0]), test.first(limits[1])
-    found = open_source(settings.source, settings.config)
-    tables = [pick_split(found, name) for name in names]
+    found = open_source(settings)
+    tables = [pick_split(found, settings, part) for part in SPLITS]
     image_column, label_column = columns.find_columns(tables[0], settings)
-    labels, class_names = columns.read_labels(tables, names, label_column)
+    labels, class_names = columns.read_labels(tables, settings, label_column)
+    names = settings.train_split, settings.test_split
     train, test = (
         Split(name, of_split, class_names, rows=undecoded(table, image_column), image_column=image_column).first(limit)
         for name, of_split, table, limit in zip(names, labels, tables, limits, strict=True)
     )
-    train = keep_decoded(train, settings.on_bad_image)
+    train = keep_decoded(train, settings)
     if (names[0], limits[0]) == (names[1], limits[1]):  # the same images, decoded once
         return train, train
-    return train, keep_decoded(test, settings.on_bad_image)
+    return train, keep_decoded(test, settings)
 
 
 def _check_counts(settings: DataSettings) -> None:
@@ -142,7 +142,7 @@ def _check_counts(settings: DataSettings) -> None:
     for key, least in (*((key, 1) for key in sizes), ("workers", 0)):
         value = getattr(settings, key)
         if value is not None and value < least:
-            raise UserError(f"data.{key} is {value}; give at least {least}.")
+            raise UserError(f"{settings.option(key)} is {value}; give at least {least}.")
 
 
 def _from_digits(digits: Digits, name: str) -> Split:
@@ -150,7 +150,7 @@ def _from_digits(digits: Digits, name: str) -> Split:
     return Split(name, digits.labels, class_names, pixels=digits.pixels, object_sizes=digits.object_sizes)
 
 
-def keep_decoded(split: Split, on_bad_image: str) -> Split:
+def keep_decoded(split: Split, settings: DataSettings) -> Split:
     """Decodes all images at once if they are small and of one size, so that no epoch has to.
 
     Where they are not, they stay undecoded. A bad one would then stop the training in its first epoch, so what is no
@@ -158,7 +158,8 @@ def keep_decoded(split: Split, on_bad_image: str) -> Split:
 
     Args:
         split: with `rows`.
-        on_bad_image: "error", or "skip" to leave out the images that cannot be decoded and count them.
+        settings: of which `on_bad_image` counts: "error", or "skip" to leave out the images that cannot be decoded and
+            count them.
 
     Returns:
         A split with `pixels`, or the same split.
@@ -172,14 +173,14 @@ def keep_decoded(split: Split, on_bad_image: str) -> Split:
         try:
             image = split.image(row)
         except BadImageError as error:
-            if on_bad_image == "error":
-                raise UserError(f"{error} {BAD_IMAGE_REMEDY}") from error
+            if settings.on_bad_image == "error":
+                raise UserError(f"{error} {remedy(settings)}") from error
             bad.append(row)
             continue
         if pixels is None and fits_in_memory(len(split), image.height, image.width):
             pixels = np.zeros((len(split), image.height, image.width, 3), np.uint8)
         if pixels is None or image.size != pixels.shape[2:0:-1]:
-            return _check_heads(split) if on_bad_image == "error" else split
+            return _check_heads(split, settings) if settings.on_bad_image == "error" else split
         pixels[row] = image
     if pixels is None:
         raise UserError(f"None of the {len(split)} images of split {split.name!r} can be decoded; mend the data.")
@@ -189,12 +190,12 @@ def keep_decoded(split: Split, on_bad_image: str) -> Split:
     return Split(split.name, labels, split.class_names, pixels=pixels, skipped=len(bad))
 
 
-def _check_heads(split: Split) -> Split:
+def _check_heads(split: Split, settings: DataSettings) -> Split:
     if len(split) <= MOST_CHECKED:
         assert split.rows is not None
         for row in progress(range(len(split)), f"Checking {split.name}"):
             try:
                 check_head(split.rows[row][split.image_column], split.name, row)
             except BadImageError as error:
-                raise UserError(f"{error} {BAD_IMAGE_REMEDY}") from error
+                raise UserError(f"{error} {remedy(settings)}") from error
     return split

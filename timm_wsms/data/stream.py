@@ -11,7 +11,7 @@ from ..errors import UserError
 from . import columns
 from .images import decode
 from .jpeg import JpegCrop
-from .opening import one_line, open_source, pick_split
+from .opening import empty_split, one_line, open_source, pick_split
 from .settings import DataSettings
 
 if TYPE_CHECKING:
@@ -126,16 +126,19 @@ def open_streams(settings: DataSettings) -> tuple[Stream, Stream]:
         UserError: if the source, a split or a column is missing, or it is not known how many images or classes a split
             has.
     """
-    found = open_source(settings.source, settings.config, streaming=True)
-    features = pick_split(found, settings.train_split).features
+    found = open_source(settings)
+    features = pick_split(found, settings, "train_split").features
     if features is None:
         raise UserError(
-            f"data.source {settings.source!r} does not say what its columns hold; leave out data.streaming."
+            f"{settings.option('source')} {settings.source!r} does not say what its columns hold; leave out"
+            f" {settings.option('streaming')}."
         )
     both = columns.find_columns(found[settings.train_split], settings)
     class_names = getattr(features[both.label], "names", None) or list(map(str, range(settings.num_classes or 0)))
     if not class_names:
-        raise UserError(f"Column {both.label!r} of the stream holds plain integers; set data.num_classes.")
+        raise UserError(
+            f"Column {both.label!r} of the stream holds plain integers; set {settings.option('num_classes')}."
+        )
     return _stream(found, "train", class_names, both, settings), _stream(found, "test", class_names, both, settings)
 
 
@@ -145,13 +148,14 @@ def _stream(
     import datasets
 
     name, size, limit = (getattr(settings, f"{part}_{what}") for what in ("split", "size", "limit"))
-    rows = pick_split(found, name)
+    rows = pick_split(found, settings, f"{part}_split")
     declared = (rows.info.splits or {}).get(name)
     if size is None and declared is not None:
         size = declared.num_examples
     if size == 0:
-        raise UserError(f"Split {name!r} is empty; set data.train_split and data.test_split to others.")
+        raise UserError(empty_split(settings, f"{part}_split"))
     if size is None and limit is None:
-        raise UserError(f"The stream does not say how many images split {name!r} has; set data.{part}_size.")
+        option = settings.option(f"{part}_size")
+        raise UserError(f"The stream does not say how many images split {name!r} has; set {option}.")
     rows = rows.select_columns(list(both)).cast_column(both.image, datasets.Image(decode=False))
     return Stream(name, min(n for n in (size, limit) if n is not None), class_names, rows, both, limit)

@@ -32,16 +32,18 @@ def data_config(model: torch.nn.Module, settings: DataSettings, *, use_test_size
         value = getattr(settings, name)
         if value is not None:
             config[name] = tuple(value) if isinstance(value, list) else value
-    size = config["input_size"]
+    size, option = config["input_size"], settings.option
     if len(size) != 3 or size[0] not in (1, 3) or min(size) < 1:
-        raise UserError(f"data.input_size {list(size)} is not (channels, height, width) with 1 or 3 channels; mend it.")
+        raise UserError(
+            f"{option('input_size')} {list(size)} is not (channels, height, width) with 1 or 3 channels; mend it."
+        )
     for name in ("mean", "std"):
         if len(config[name]) != size[0]:
-            raise UserError(f"data.{name} {list(config[name])} must have one value for each of {size[0]} channels.")
+            raise UserError(f"{option(name)} {list(config[name])} must have one value for each of {size[0]} channels.")
     if min(config["std"]) <= 0:
-        raise UserError(f"data.std {list(config['std'])} must be positive.")
+        raise UserError(f"{option('std')} {list(config['std'])} must be positive.")
     if not 0 < config["crop_pct"] <= 1:
-        raise UserError(f"data.crop_pct {config['crop_pct']} must be above 0 and at most 1.")
+        raise UserError(f"{option('crop_pct')} {config['crop_pct']} must be above 0 and at most 1.")
     return config
 
 

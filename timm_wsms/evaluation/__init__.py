@@ -6,10 +6,10 @@ Nothing in here imports the data room or training, whose packages the demo does 
 from timm_wsms.evaluation.accuracy import Predictions, predict, top1, top5
 from timm_wsms.evaluation.classes import ClassResult, by_class, confusion, mistakes, write_classes
 from timm_wsms.evaluation.cost import multiplications, parameters
-from timm_wsms.evaluation.object_size import accuracy_by_size, mean_over_sizes
+from timm_wsms.evaluation.object_size import accuracy_by_size
 from timm_wsms.evaluation.plots import plot_confusion, plot_curves, plot_mistakes, plot_sizes
 from timm_wsms.evaluation.stage_maps import stage_heat_maps
-from timm_wsms.evaluation.table import Row, aligned, markdown_table, text_table
+from timm_wsms.evaluation.table import Row, aligned, image_count, markdown_table, text_table
 from timm_wsms.resize import resize_object
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "aligned",
     "by_class",
     "confusion",
+    "image_count",
     "markdown_table",
-    "mean_over_sizes",
     "mistakes",
     "multiplications",
     "parameters",

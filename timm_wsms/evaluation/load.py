@@ -1,6 +1,7 @@
 """Trained models by name, and their classes in the order of the data's."""
 
 import json
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,11 @@ def timm_name(name: str) -> str:
     return name
 
 
+def file_name(name: str) -> str:
+    """A model's name as that of a file or a folder."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
 def load_model(name: str, **kwargs: Any) -> Any:
     """Builds a timm model with its trained weights.
 
@@ -51,6 +57,8 @@ def load_model(name: str, **kwargs: Any) -> Any:
     Raises:
         UserError: it cannot be loaded; says why.
     """
+    if "num_classes" in kwargs:  # timm would put a new head, which knows nothing, in place of a trained one
+        raise UserError("a trained model's number of classes is its weights'; leave out --model_kwargs.num_classes")
     try:
         return timm.create_model(timm_name(name), pretrained=True, **kwargs)
     except Exception as error:  # the Hub, the files and the networks raise many things, all about this model
@@ -91,6 +99,8 @@ def in_order_of(model: Any, class_names: Sequence[str]) -> tuple[nn.Module, str 
     if sorted(names) == sorted(class_names) and len(set(names)) == len(names):
         order = [names.index(name) for name in class_names]
         return InOrder(model, order), "its classes are the data's in another order; they are matched by name"
-    one = next(pair for pair in zip(names, class_names, strict=False) if pair[0] != pair[1])
+    if len(names) != len(class_names):
+        return model, f"it names {len(names)} classes, the data {len(class_names)}; they are matched by number"
+    one = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
     example = " is ".join(json.dumps(name, ensure_ascii=False) for name in one)
     return model, f"its class names are not the data's; they are matched by number ({example})"

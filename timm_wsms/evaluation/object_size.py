@@ -24,8 +24,3 @@ def accuracy_by_size(predictions: Predictions, object_sizes: np.ndarray) -> dict
         raise ValueError(f"Sample {predictions.index[-1]} has no object size; there are only {len(object_sizes)}.")
     sizes = np.asarray(object_sizes)[predictions.index]  # (n,)
     return {int(size): 100.0 * float(predictions.correct[sizes == size].mean()) for size in np.unique(sizes)}
-
-
-def mean_over_sizes(by_size: dict[int, float]) -> float:
-    """Mean of the accuracies of all sizes in percent, each size with the same weight however many images it has."""
-    return float(np.mean(list(by_size.values())))

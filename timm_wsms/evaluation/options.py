@@ -2,10 +2,7 @@
 
 import argparse
 import dataclasses
-import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -16,14 +13,29 @@ from timm_wsms.data import DataSettings
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.size_curve import FACTORS
 from timm_wsms.resize import Border
-from timm_wsms.training.faults import is_out_of_memory
+from timm_wsms.training.faults import Remedies
 
-# The training script's settings that have another name here.
+REMEDIES = Remedies(
+    place="choose another --json or --output",
+    workers="lower --workers",
+    memory="lower --batch_size, or take --precision bf16",
+)
+# The data room's settings that have another name here. There is nothing to train on, but the data room wants to be told
+# of a split to train on: it is given the same, which costs nothing a second time.
 OTHER_NAMES = {
-    "data.source": "--data",
-    "data.train_split and data.test_split": "--split",
-    "data.train_limit": "--limit",
+    "source": "data",
+    "train_split": "split",
+    "test_split": "split",
+    "train_limit": "limit",
+    "test_limit": "limit",
 }
+
+
+class EvaluationData(DataSettings):
+    """The data room's settings, in whose messages they have this command's names."""
+
+    def option(self, name: str) -> str:
+        return f"--{OTHER_NAMES.get(name, name)}"
 
 
 @dataclass
@@ -40,6 +52,8 @@ class Options:
     """The column of images; by default the only one there is."""
     label_column: str | None = None
     """The column of labels; by default the only one of class labels, else of integers."""
+    num_classes: int | None = None
+    """Number of classes where labels are plain integers; by default one more than the largest."""
     limit: int | None = None
     """Evaluate on the first so many images only."""
     seed: int = 0
@@ -73,16 +87,9 @@ class Options:
 
     def data_settings(self) -> DataSettings:
         """The same in the data room's terms."""
-        same = {one.name for one in dataclasses.fields(DataSettings)} & {one.name for one in dataclasses.fields(self)}
-        # There is nothing to train on; the same split a second time costs nothing.
-        return DataSettings(
-            source=self.data,
-            train_split=self.split,
-            train_limit=self.limit,
-            test_split=self.split,
-            test_limit=self.limit,
-            **{name: getattr(self, name) for name in same},
-        )
+        own = {one.name for one in dataclasses.fields(self)}
+        names = {one.name: OTHER_NAMES.get(one.name, one.name) for one in dataclasses.fields(DataSettings)}
+        return EvaluationData(**{setting: getattr(self, name) for setting, name in names.items() if name in own})
 
 
 @dataclass
@@ -147,19 +154,3 @@ def parse(argv: list[str] | None, kind: type[T], command: str, description: str)
         raise UserError(str(error)) from None
     values = namespace.as_dict()
     return values.pop("models"), kind(**values)
-
-
-@contextmanager
-def own_terms() -> Iterator[None]:
-    """Says what the data room says of the training script's settings of these options, and what to do for memory."""
-    try:
-        yield
-    except UserError as error:
-        message = str(error)
-        for setting, option in OTHER_NAMES.items():
-            message = message.replace(setting, option)
-        raise UserError(re.sub(r"\bdata\.(\w+)", r"--\1", message)) from error
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise UserError("out of memory: lower --batch_size, or take --precision bf16") from error
-        raise

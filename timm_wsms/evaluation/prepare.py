@@ -14,7 +14,7 @@ from torch import nn
 from timm_wsms.data import Loader, Split, data_config, eval_transform, make_loader
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.load import in_order_of, load_model
-from timm_wsms.evaluation.options import Options
+from timm_wsms.evaluation.options import REMEDIES, Options
 from timm_wsms.training.build import build_accelerator, check_input
 from timm_wsms.training.settings import Settings
 
@@ -53,20 +53,24 @@ def start(options: Options, model: str) -> Accelerator:
     """The accelerator, and the folders for what is to be written.
 
     Raises:
-        UserError: the device or the precision is not to be had here, or a folder cannot be made.
+        UserError: the device or the precision is not to be had here, or nothing can be written to a folder.
     """
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     accelerator = build_accelerator(Settings(model, precision=options.precision))
     if options.device not in (None, accelerator.device.type):
         raise UserError(f"--device {options.device} is not to be had here; Accelerate chose {accelerator.device.type}")
+    if options.json and Path(options.json).is_dir():
+        raise UserError(f"--json {options.json} is a folder; name a file")
     folders = [Path(options.json).parent] if options.json else []
     folders += [Path(options.output)] if options.output else []
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{folder} cannot be made ({error.strerror}); choose another --json or --output") from error
+            raise UserError(f"{folder} cannot be made ({error.strerror}); {REMEDIES.place}") from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"nothing can be written to {folder}; {REMEDIES.place}")
     return accelerator
 
 
@@ -80,13 +84,15 @@ def prepare(name: str, split: Split, options: Options, accelerator: Accelerator)
     if model.num_classes != len(split.class_names):
         raise UserError(
             f"{name} has {model.num_classes} classes, but split {split.name!r} of {options.data} has "
-            f"{len(split.class_names)}; name a model or a --label_column that fits"
+            f"{len(split.class_names)}; name a model or a --label_column that fits, or give --num_classes if the split "
+            "has no image of the last"
         )
-    if options.input_size:  # before its mean and std are looked at, which are three for three channels
-        check_input(model, name, options.input_size, model.num_classes)
     settings = options.data_settings()
+    option = settings.option("input_size")
+    if options.input_size:  # before its mean and std are looked at, which are three for three channels
+        check_input(model, name, options.input_size, model.num_classes, option)
     config = data_config(model, settings, use_test_size=True)
-    check_input(model, name, config["input_size"], model.num_classes)
+    check_input(model, name, config["input_size"], model.num_classes, option)
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     loader = make_loader(split, settings, config, batch_size=options.batch_size, train=False, **share)
     ordered, remark = in_order_of(model, split.class_names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ from typing import Any
 from timm_wsms.data import Split
 from timm_wsms.evaluation.gallery import plot_gallery
 from timm_wsms.evaluation.heat_plots import plot_heat_maps
+from timm_wsms.evaluation.load import file_name
 from timm_wsms.evaluation.options import ScaleOptions
 from timm_wsms.evaluation.prepare import Prepared
 from timm_wsms.evaluation.size_curve import Comparison, SizeCurve, SizePredictions
 from timm_wsms.evaluation.size_plots import plot_size_curves, plot_stage_drops
 from timm_wsms.evaluation.size_table import drop_table, size_table
 from timm_wsms.evaluation.stage_drop import StageDrops
+from timm_wsms.evaluation.table import image_count
 
 
 @dataclass
@@ -53,9 +54,10 @@ def as_json(results: Results, comparisons: Comparisons, split: Split, options: S
         {"first": first, "second": second, **dataclasses.asdict(found)}
         for (first, second), found in comparisons.items()
     ]
-    images = len(next(iter(results.values())).found.index)
-    data = {"data": options.data, "split": split.name, "images": images, "border": options.border}
-    return {**data, "precision": options.precision, "seed": options.seed, "models": models, "comparisons": pairs}
+    images, left_out = counts(results, split)
+    data = {"data": options.data, "split": split.name, "images": images, "left_out": left_out}
+    told = {name: getattr(options, name) for name in ("border", "precision", "seed")}
+    return {**data, **told, "models": models, "comparisons": pairs}
 
 
 def draw(results: Results, models: dict[str, Prepared], split: Split, options: ScaleOptions) -> None:
@@ -71,7 +73,7 @@ def draw(results: Results, models: dict[str, Prepared], split: Split, options: S
             images = one.images(split, options.heat_images)
             truth = [split.class_names[split.labels[place]] for place in options.heat_images]
             names = [split.class_names[number] for number in one.data_class]
-            path = folder / ("heat_" + re.sub(r"[^\w.-]+", "_", label) + ".png")
+            path = folder / f"heat_{file_name(label)}.png"
             written.append(plot_heat_maps(one.network, images, truth, names, one.config, path, label, options.border))
     if options.gallery:
         found = {label: one.found for label, one in results.items()}
@@ -79,11 +81,18 @@ def draw(results: Results, models: dict[str, Prepared], split: Split, options: S
     print("pictures:", *written)
 
 
-def tell(results: Results, comparisons: Comparisons) -> None:
+def counts(results: Results, split: Split) -> tuple[int, int]:
+    """Number of images that were measured, and of those that were left out."""
+    images = len(next(iter(results.values())).found.index)
+    return images, split.skipped + len(split) - images
+
+
+def tell(results: Results, comparisons: Comparisons, split: Split) -> None:
     """Prints the tables."""
     curves, seen = ({label: getattr(one, what) for label, one in results.items()} for what in ("curve", "trained"))
     first, *others = results
-    print("\n" + size_table(curves, seen, [comparisons[first, other] for other in others]))
+    print(f"\n{image_count(*counts(results, split))} of split {split.name}")
+    print(size_table(curves, seen, [comparisons[first, other] for other in others]))
     for label, one in results.items():
         if one.drops:
             print(f"\n{label}: points of accuracy without each stage's map\n{drop_table(one.drops)}")

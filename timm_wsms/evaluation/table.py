@@ -46,6 +46,11 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
 
 
+def image_count(measured: int, left_out: int) -> str:
+    """How many images figures are of: `11 images (1 left out)`."""
+    return f"{measured} images" + (f" ({left_out} left out)" if left_out else "")
+
+
 def _cells(rows: Sequence[Row]) -> list[list[str]]:
     """Header and rows as strings; a dash where a model has no value for a size."""
     sizes = sorted({size for row in rows for size in row.by_size})

@@ -51,7 +51,7 @@ def build_accelerator(settings: Settings) -> "Accelerator":
             raise UserError(
                 f"accelerate is configured for {name}, which keeps a network in pieces; here checkpoints and averages "
                 "hold whole ones, and stages share parameters across such pieces: run `accelerate config` again for "
-                "plain data parallelism (needs less memory: --grad_checkpointing true, --grad_accumulation)"
+                "plain data parallelism (gradient checkpointing and accumulation need less memory too)"
             )
     try:
         accelerator = Accelerator(
@@ -104,7 +104,9 @@ def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Modu
         raise UserError(f"{name}({given}) cannot be built: {error}") from error
 
 
-def check_input(network: nn.Module, name: str, input_size: Sequence[int], num_classes: int) -> None:
+def check_input(
+    network: nn.Module, name: str, input_size: Sequence[int], num_classes: int, option: str = "data.input_size"
+) -> None:
     """Runs the network once, on one black image in eval mode, which changes nothing in it.
 
     Args:
@@ -112,6 +114,7 @@ def check_input(network: nn.Module, name: str, input_size: Sequence[int], num_cl
         name: what to call it in the message.
         input_size: (channels, height, width).
         num_classes: logits there have to be.
+        option: what the user sets the size by.
 
     Raises:
         UserError: it cannot take images of this size.
@@ -126,7 +129,7 @@ def check_input(network: nn.Module, name: str, input_size: Sequence[int], num_cl
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         raise UserError(
-            f"{name} cannot take images of {size} (channels × height × width): {error}; set data.input_size, or "
+            f"{name} cannot take images of {size} (channels × height × width): {error}; set {option}, or "
             "model_kwargs such as in_chans, img_size or stages"
         ) from error
     finally:

@@ -68,7 +68,7 @@ def save_run_state(
         The new checkpoint's folder.
 
     Raises:
-        UserError: the disk is full. The checkpoints that were there are whole.
+        OSError: the disk is full, for instance. The checkpoints that were there are whole.
     """
     folder = checkpoints / str(position)
     tensors: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -17,21 +18,45 @@ EXIT_CODE = 2
 HEAD_START = 5.0  # seconds
 
 
-def explain(error: BaseException) -> str | None:
+@dataclass(frozen=True)
+class Remedies:
+    """What a command's user can do about faults, in words that name the command's own options.
+
+    Attributes:
+        again: once what was in the way is gone.
+        place: about a disk that takes no more files.
+        workers: about processes that load images and need too much memory.
+        memory: about too little of it.
+    """
+
+    again: str = "run it again"
+    place: str = "choose another disk"
+    workers: str = "give it more memory"
+    memory: str = "take a machine with more of it"
+
+
+TRAINING = Remedies(
+    again="go on with --resume auto",
+    place="choose another --output",
+    workers="lower --data.workers",
+    memory="lower --batch_size, or keep it and raise --grad_accumulation (a power of two that divides it) so that "
+    "fewer images are in memory at a time; --precision bf16 needs less too",
+)
+
+
+def explain(error: BaseException, remedies: Remedies = TRAINING) -> str | None:
     """Returns one line that says what is wrong and names the remedy, or None if the fault may well be the program's."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         where = f" while writing {error.filename}" if error.filename else ""
-        return f"the disk is full{where}; free some space, then go on with --resume auto, or choose another --output"
+        return f"the disk is full{where}; free some space, then {remedies.again}, or {remedies.place}"
     if isinstance(error, OSError) and error.errno == errno.EROFS:
-        return (
-            f"{error.filename or 'the output folder'} is on a disk that cannot be written to; choose another --output"
-        )
+        return f"{error.filename or 'the output folder'} is on a disk that cannot be written to; {remedies.place}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return (
-            f"a process that loads images has died ({str(error).splitlines()[0]}), perhaps for want of memory: lower "
-            "--data.workers, then go on with --resume auto"
+            f"a process that loads images has died ({str(error).splitlines()[0]}), perhaps for want of memory: "
+            f"{remedies.workers}, then {remedies.again}"
         )
     if is_the_hubs(error):
         return (
@@ -40,10 +65,7 @@ def explain(error: BaseException) -> str | None:
             "(hf download <name>), copy HF_HOME here and set HF_HUB_OFFLINE=1"
         )
     if is_out_of_memory(error):
-        return (
-            "out of memory: lower --batch_size, or keep it and raise --grad_accumulation (a power of two that divides "
-            "it) so that fewer images are in memory at a time; --precision bf16 needs less too"
-        )
+        return f"out of memory: {remedies.memory}"
     return None
 
 
@@ -85,7 +107,7 @@ def under_launcher() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
-def run(main: Callable[[], None]) -> int:
+def run(main: Callable[[], None], remedies: Remedies = TRAINING) -> int:
     """Calls `main` and returns the process's exit code: 0, or 2 after printing one line for a fault of the user's.
 
     Under a launcher all processes meet most faults at once, and process 0 speaks for them. One that only another
@@ -101,10 +123,10 @@ def run(main: Callable[[], None]) -> int:
         return 0
     except KeyboardInterrupt:
         if rank == 0:
-            print("\ninterrupted; --resume auto goes on from the newest checkpoint", file=sys.stderr)
+            print(f"\ninterrupted; {remedies.again}", file=sys.stderr)
         return 130
     except Exception as error:
-        message = explain(error)
+        message = explain(error, remedies)
         if message is None:
             raise
         if rank:

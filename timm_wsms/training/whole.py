@@ -9,16 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from timm_wsms.errors import UserError
-from timm_wsms.training.faults import explain
-
 
 @contextmanager
 def written_beside(folder: Path) -> Iterator[Path]:
     """Yields an empty folder that takes `folder`'s place once it is whole and on the disk.
 
     Raises:
-        UserError: the disk is full. What was there before is there still.
+        OSError: the disk is full, for instance; names the file. What was there before is there still.
     """
     temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():  # killed between the two renamings
@@ -38,7 +35,7 @@ def written_beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
-        _in_one_line(error, folder)
+        _name(error, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -61,7 +58,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file, or replaces it.
 
     Raises:
-        UserError: the disk is full. What was there before is there still.
+        OSError: the disk is full, for instance; names the file. What was there before is there still.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
@@ -70,16 +67,14 @@ def write_text(path: Path, text: str) -> None:
         temporary.rename(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        _in_one_line(error, path)
+        _name(error, path)
         raise
 
 
-def _in_one_line(error: BaseException, path: Path) -> None:
-    """Raises a `UserError` instead, if the fault is one that a user can mend."""
+def _name(error: BaseException, path: Path) -> None:
+    """Says what was being written: writing to an open file names none."""
     if isinstance(error, OSError):
-        error.filename = error.filename or str(path)  # writing to an open file names none
-        if message := explain(error):
-            raise UserError(message) from error
+        error.filename = error.filename or str(path)
 
 
 def _fsync(path: Path) -> None:
