@@ -151,7 +151,7 @@ def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator, stop: 
     done, so_far = keeper.resume()
     learner.set_epoch(done + 1)
     metrics = keeper.metrics
-    if accelerator.is_main_process:  # not sooner: a run that cannot be resumed so keeps its own settings
+    if accelerator.is_main_process:  # not sooner: a run that cannot be resumed with them keeps its own
         run.output.mkdir(parents=True, exist_ok=True)
         write_text(run.output / "settings.yaml", dump(settings))
 
@@ -167,7 +167,7 @@ def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator, stop: 
                 write_metrics(run.output / "metrics.jsonl", metrics)
 
         if metrics and not so_far.update:
-            conclude(metrics[-1])  # its checkpoint is older than that, so it may have been interrupted
+            conclude(metrics[-1])  # comes after the checkpoint, so it may have been interrupted
         for epoch in range(done + 1, settings.epochs + 1):
             if no_better(metrics, settings.early_stop):
                 accelerator.print(f"no better accuracy in {settings.early_stop} epochs: the run ends")

@@ -125,16 +125,16 @@ def test_settings_that_have_changed_hold_and_the_optimizers_state_goes_on(tmp_pa
 
 
 def test_what_an_optimizer_counts_in_its_groups_goes_on(tmp_path):
-    """Lookahead: every 6th step it takes the slow weights, the first time after the resume."""
+    """Lookahead goes back towards its slow weights in every 6th step; they are there from the first such step on."""
     whole, first, second = (tiny(seed=0) for _ in range(3))
     optimizer = create_optimizer_v2(whole, "lookahead_momentum", lr=0.1)
-    steps(whole, optimizer, range(8))
+    steps(whole, optimizer, range(13))
     optimizer = create_optimizer_v2(first, "lookahead_momentum", lr=0.1)
-    steps(first, optimizer, range(4))
+    steps(first, optimizer, range(8))
     folder = checkpoint.save_run_state(tmp_path, Position(1), first, optimizer)
     optimizer = create_optimizer_v2(second, "lookahead_momentum", lr=0.1)
     checkpoint.load_run_state(folder, second, optimizer)
-    steps(second, optimizer, range(4, 8))
+    steps(second, optimizer, range(8, 13))
     assert_same(whole.state_dict(), second.state_dict())
 
 
