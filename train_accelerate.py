@@ -23,7 +23,7 @@ from hub import card, publish, results
 from timm_wsms import evaluation
 from timm_wsms.data import Loader, Split, data_config, load_data, make_loader
 from timm_wsms.errors import UserError
-from timm_wsms.training import checkpoint, faults
+from timm_wsms.training import checkpoint, faults, restart
 from timm_wsms.training.build import adapt, build, build_accelerator, build_optimizer, check_input, check_name
 from timm_wsms.training.distill import Teacher, build_teacher
 from timm_wsms.training.dry_run import dry_run
@@ -65,7 +65,7 @@ class Run:
 def main(argv: list[str] | None = None) -> None:
     # 1. Settings, data and networks. Whatever can be refused is refused here, before anything is written.
     settings = parse(argv)
-    if faults.restarted():
+    if restart.continues(Path(settings.output)):
         settings.resume = "auto"
     if not settings.dry_run:
         checkpoint.check_output(Path(settings.output), settings.resume)
@@ -86,10 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # 2. Training, one model after the other.
-    if accelerator.is_main_process:
-        for run in runs:
-            run.output.mkdir(parents=True, exist_ok=True)
-            write_text(run.output / "settings.yaml", dump(run.settings))
+    restart.mark(Path(settings.output), accelerator)
     rows: list[evaluation.Row] = []
     with StopRequest() as stop:
         for run in runs:
@@ -153,21 +150,24 @@ def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator, stop: 
     keeper = Keeper(settings, run.network, run.optimizer, ema, run.train_loader, accelerator, guard)
     done, so_far = keeper.resume()
     learner.set_epoch(done + 1)
-
-    def to_be_measured(epoch: int) -> bool:
-        return epoch % settings.eval_every == 0 and epoch < settings.epochs  # `finish` measures the last
-
-    def measure(row: dict) -> None:
-        if to_be_measured(row["epoch"]) and "test_top1" not in row:
-            watch.note("")  # takes its time
-            row |= evaluate(ema or learner.model, run.test_loader, accelerator)[0]
-            if ema:
-                row |= of_raw_weights(evaluate(learner.model, run.test_loader, accelerator)[0])
-
     metrics = keeper.metrics
-    for row in metrics[-1:]:
-        measure(row)  # unless it had been when the checkpoint was written
+    if accelerator.is_main_process:  # not sooner: a run that cannot be resumed with them keeps its own
+        run.output.mkdir(parents=True, exist_ok=True)
+        write_text(run.output / "settings.yaml", dump(settings))
+
     with tracking(settings, accelerator) as track:
+
+        def conclude(row: dict) -> None:
+            if to_be_measured(row["epoch"], settings) and "test_top1" not in row:
+                watch.note("")  # takes its time
+                row |= measure(learner, run.test_loader, accelerator)
+            track(row)
+            accelerator.print(progress_line(row, settings))
+            if accelerator.is_main_process:
+                write_metrics(run.output / "metrics.jsonl", metrics)
+
+        if metrics and not so_far.update:
+            conclude(metrics[-1])  # comes after the checkpoint, so it may have been interrupted
         for epoch in range(done + 1, settings.epochs + 1):
             if no_better(metrics, settings.early_stop):
                 accelerator.print(f"no better accuracy in {settings.early_stop} epochs: the run ends")
@@ -182,17 +182,26 @@ def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator, stop: 
                 )
             so_far = SoFar()
             metrics.append({"epoch": epoch, **dataclasses.asdict(result)})
-            if epoch % settings.checkpoint_every == 0 or (settings.keep_best and to_be_measured(epoch)):
+            if epoch % settings.checkpoint_every == 0 or (settings.keep_best and to_be_measured(epoch, settings)):
                 keeper.save(epoch)
-            measure(metrics[-1])
-            track(metrics[-1])
-            accelerator.print(progress_line(metrics[-1], settings))
-            if accelerator.is_main_process:
-                write_metrics(run.output / "metrics.jsonl", metrics)
+            conclude(metrics[-1])
         keeper.save(len(metrics))
         row = finish(run, learner.final, metrics, rows, accelerator)
         track(metrics[-1])
     return row
+
+
+def to_be_measured(epoch: int, settings: Settings) -> bool:
+    """Whether to measure the accuracy after an epoch; after the last one `finish` does."""
+    return epoch % settings.eval_every == 0 and epoch < settings.epochs
+
+
+def measure(learner: Learner, loader: Loader, accelerator: Accelerator) -> dict[str, float]:
+    """The accuracy of the average if there is one, and of the weights as they are."""
+    raw = evaluate(learner.model, loader, accelerator)[0]
+    if learner.ema is None:
+        return raw
+    return evaluate(learner.final, loader, accelerator)[0] | of_raw_weights(raw)
 
 
 def of_raw_weights(figures: dict[str, float]) -> dict[str, float]:
@@ -225,6 +234,7 @@ def finish(
         evaluation.multiplications(final, run.data_config["input_size"]),
         figures["test_top1"],
         by_size,
+        figures["test_top5"],
     )
     if accelerator.is_main_process:
         write_metrics(run.output / "metrics.jsonl", metrics)

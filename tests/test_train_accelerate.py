@@ -66,7 +66,8 @@ def test_the_end_tells_what_came_out_and_how_to_load_it(result):
     rows = {line.split()[0]: line for line in table[2:4]}
     assert rows.keys() == {"resnet20_cifar", "wsms_resnet20_cifar"}
     for name, folder in {"resnet20_cifar": output / "baseline", "wsms_resnet20_cifar": output}.items():
-        assert f"{metrics(folder)[-1]['test_top1']:.2f}" in rows[name].split()
+        measured = [f"{metrics(folder)[-1][top]:.2f}" for top in ("test_top1", "test_top5")]
+        assert rows[name].split()[5:7] == measured
         parameters = sum(p.numel() for p in timm.create_model(name, num_classes=10).parameters())
         assert f"{parameters / 1e6:.3f}" in rows[name].split()
     assert (output / "scale.png").read_bytes().startswith(b"\x89PNG")

@@ -1,5 +1,6 @@
 """Checkpoints and model folders: round trips by value, and what happens when writing fails half-way."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -17,9 +18,12 @@ from torch import nn
 import timm_wsms  # noqa: F401
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint
+from timm_wsms.training.build import build_optimizer
 from timm_wsms.training.checkpoint import Position
 from timm_wsms.training.faults import explain
 from timm_wsms.training.model_folder import reference_tensors, save_model_folder
+from timm_wsms.training.schedule import Schedule
+from timm_wsms.training.settings import OptimizerSettings, ScheduleSettings, Settings
 from timm_wsms.training.states import join, split
 from timm_wsms.training.whole import written_beside
 
@@ -96,6 +100,43 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(tmp_path, name, memory_
         for value in state.values():
             assert getattr(value, "shape", None) != parameter.shape or value.stride() == parameter.stride()
     steps(second, optimizer, range(2, 4))
+    assert_same(whole.state_dict(), second.state_dict())
+
+
+def test_settings_that_have_changed_hold_and_the_optimizers_state_goes_on(tmp_path):
+    before = Settings("a", lr=0.05, epochs=4, schedule=ScheduleSettings("onecycle"))
+    after = dataclasses.replace(before, lr=0.2, optimizer=OptimizerSettings(momentum=0.5, weight_decay=0.3))
+    network = tiny(seed=0)
+    optimizer = build_optimizer(network, before)
+    schedule = Schedule(optimizer, before, updates_per_epoch=2)
+    schedule.set(0)
+    steps(network, optimizer, range(2))
+    folder = checkpoint.save_run_state(tmp_path, Position(1), network, optimizer)
+
+    resumed = tiny(seed=1)
+    other = build_optimizer(resumed, after)
+    schedule = Schedule(other, after, updates_per_epoch=2)
+    checkpoint.load_run_state(folder, resumed, other)
+    rate = schedule.set(2)
+    assert rate == Schedule(build_optimizer(tiny(seed=2), after), after, updates_per_epoch=2).set(2)
+    steps(resumed, other, range(2, 4))
+    # The first run goes on by hand.
+    optimizer.param_groups[0].update(lr=rate, momentum=0.5, weight_decay=0.3)
+    steps(network, optimizer, range(2, 4))
+    assert_same(network.state_dict(), resumed.state_dict())
+
+
+def test_what_an_optimizer_counts_in_its_groups_goes_on(tmp_path):
+    """Lookahead goes back towards its slow weights in every 6th step; they are there from the first such step on."""
+    whole, first, second = (tiny(seed=0) for _ in range(3))
+    optimizer = create_optimizer_v2(whole, "lookahead_momentum", lr=0.1)
+    steps(whole, optimizer, range(13))
+    optimizer = create_optimizer_v2(first, "lookahead_momentum", lr=0.1)
+    steps(first, optimizer, range(8))
+    folder = checkpoint.save_run_state(tmp_path, Position(1), first, optimizer)
+    optimizer = create_optimizer_v2(second, "lookahead_momentum", lr=0.1)
+    checkpoint.load_run_state(folder, second, optimizer)
+    steps(second, optimizer, range(8, 13))
     assert_same(whole.state_dict(), second.state_dict())
 
 
@@ -221,6 +262,8 @@ def test_another_models_checkpoint_is_refused(tmp_path):
         checkpoint.load_run_state(folder, other, others)
     with pytest.raises(UserError, match="without ema_decay"):
         checkpoint.load_run_state(folder, model, optimizer, small())
+    with pytest.raises(UserError, match="holds the state of SGD, not of AdamW"):
+        checkpoint.load_run_state(folder, model, create_optimizer_v2(model, "adamw", lr=0.1))
 
 
 def test_a_state_of_any_shape_comes_back_by_value_and_type():

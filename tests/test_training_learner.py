@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,28 @@ def test_trackers_get_every_epochs_numbers(tmp_path):
         assert last == pytest.approx({row["epoch"]: row[name] for row in rows})
 
 
+def test_an_epoch_whose_evaluation_was_interrupted_is_told_of_after_the_resume(tmp_path, monkeypatch, capsys):
+    arguments = ["--trackers", "[tensorboard]", "--eval_every", "1", "--resume", "auto"]
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluation, "predict", interrupted)
+        train(tmp_path, *arguments)
+    written, write_metrics = [], train_accelerate.write_metrics
+    monkeypatch.setattr(
+        train_accelerate, "write_metrics", lambda *a: written.append(copy.deepcopy(a[1])) or write_metrics(*a)
+    )
+    rows = train(tmp_path, *arguments)
+    assert re.search(r"resumed after epoch 1.*\nepoch 1/2 .* test \d", capsys.readouterr().out)
+    assert written[0] == rows[:1]  # before the next epoch has come to its end
+    assert "test_top1" in rows[0]
+    logged = EventAccumulator(str(tmp_path / "timm-wsms"))
+    logged.Reload()
+    assert {event.step for event in logged.Scalars("test_top1")} == {1, 2}
+
+
 def test_a_dry_run_tells_memory_and_hours_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     updates = []
@@ -204,6 +227,6 @@ def test_a_dry_run_tells_memory_and_hours_and_writes_nothing(tmp_path, monkeypat
     first, second = capsys.readouterr().out.splitlines()
     for line, name in ((first, "resnet20_cifar"), (second, "wsms_resnet20_cifar")):
         assert line.startswith(f"{name}: peak memory ")
-        assert "GiB a process; about" in line and "seconds a step" in line
+        assert "GiB a process since its start; about" in line and "seconds a step" in line
     assert len(updates) == 4  # two each
     assert list(tmp_path.iterdir()) == []

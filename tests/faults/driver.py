@@ -17,13 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import train_accelerate
 from timm_wsms.training import epoch, faults
+from timm_wsms.training.restart import restarted
 from timm_wsms.training.schedule import Schedule
 
 
 def order(fault: str) -> None:
     """Lets the fault come about, in the first attempt of a process that torchrun may start again."""
     what, process, number = fault.split()
-    if process != os.environ.get("RANK", "0") or faults.restarted():
+    if process != os.environ.get("RANK", "0") or restarted():
         return
     set_rate, timed = Schedule.set, epoch._timed
     now = -1

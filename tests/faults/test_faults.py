@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_runs import TORCHRUN, Server, finished, images, killed_and_resumed, left_by, wait_for
+from fault_runs import SMALL, TORCHRUN, Server, finished, images, killed_and_resumed, left_by, wait_for
 
 
 def ended(server: Server, log: Path, code: int, *arguments: str, fault: str = "") -> str:
@@ -50,6 +50,16 @@ def test_a_killed_process_is_started_anew_with_the_others(two, output):
     assert code == 0, text
     assert "resumed after epoch 1 and 1 steps" in text
     assert left_by(output) == two.result
+
+
+def test_a_folder_that_was_refused_is_refused_again(output):
+    output.mkdir()
+    (output / "settings.yaml").write_text("another run's")
+    once = [*TORCHRUN, "--nproc_per_node", "1", "--max-restarts", "1"]
+    code, text = finished(once, "--model", "resnet20_cifar", *SMALL, "--output", str(output))
+    assert code != 0
+    assert text.count("already holds a run; go on with it by --resume auto, or choose another --output") == 2
+    assert {path.name: path.read_text() for path in output.iterdir()} == {"settings.yaml": "another run's"}
 
 
 # --- a hang

@@ -11,6 +11,10 @@ import psutil
 import pytest
 from fault_runs import ACCELERATE, SMALL, TORCHRUN, start, wait_for
 
+import train_accelerate
+from timm_wsms import evaluation
+from timm_wsms.training import checkpoint, faults
+
 LONG = ["--model", "resnet20_cifar", *SMALL, "--schedule.name", "constant", "--epochs", "500", "--eval_every", "500"]
 
 
@@ -95,6 +99,30 @@ def test_the_launcher_and_its_process_group(tmp_path, launcher, whom, name, code
     send(process.pid, getattr(signal, name))
     saved_and_gone(process, tmp_path / "run")
     assert process.returncode == code
+
+
+def test_a_signal_during_an_evaluation_is_answered_by_the_next_step(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "run"
+    arguments = ["--model", "resnet20_cifar", *SMALL, "--epochs", "2", "--output", str(output), "--resume", "auto"]
+    predict, saved_before = evaluation.predict, []
+
+    def signalled(*positional, **named):
+        saved_before.append([path.name for path in checkpoint.all_of(output)])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        return predict(*positional, **named)
+
+    monkeypatch.setattr(evaluation, "predict", signalled)
+    # Nothing asks for a checkpoint of this epoch.
+    assert faults.run(lambda: train_accelerate.main([*arguments, "--keep_best", "0", "--checkpoint_every", "9"])) == 0
+    assert saved_before[0] == []
+    assert "stopped by SIGTERM and saved after epoch 1 and 1 steps" in saved(capsys.readouterr().err, output)
+    # After the last epoch there is no next step.
+    del saved_before[:]
+    assert faults.run(lambda: train_accelerate.main(arguments)) == 0
+    assert saved_before[0][-1] == "epoch-0002"
+    assert "go on with" not in capsys.readouterr().err
+    assert (output / "model" / "config.json").exists()
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):

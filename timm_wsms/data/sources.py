@@ -1,9 +1,10 @@
 """From a name or a folder to images and labels."""
 
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ from .stream import Stream, open_streams
 if TYPE_CHECKING:
     import datasets
 
+T = TypeVar("T")
 LARGEST_SIDE = 64  # pixels; larger images are decoded anew each time they are needed
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pixels that one split may keep
 MOST_CHECKED = 50_000  # images whose heads are read before training, which takes seconds
@@ -80,9 +82,19 @@ def fits_in_memory(count: int, height: int, width: int) -> bool:
     return max(height, width) <= LARGEST_SIDE and count * height * width * 3 <= MEMORY_LIMIT
 
 
-def progress(items: Iterable, what: str) -> Iterable:
-    """Shows a progress bar on stderr if it takes more than a second; in the first process only."""
-    return tqdm(items, desc=what, delay=1, mininterval=0.5, disable=os.environ.get("RANK", "0") != "0")
+def progress(items: Iterable[T], what: str, **more: Any) -> Iterable[T]:
+    """Shows a progress bar on stderr if it takes more than a second; in the first process only.
+
+    A log file gets a line now and then, not one for each redraw.
+
+    Args:
+        items: what is gone through.
+        what: stands before the bar.
+        more: anything else for tqdm.
+    """
+    first, terminal = os.environ.get("RANK", "0") == "0", sys.stderr.isatty()
+    seconds = 0.3 if terminal else 20
+    return tqdm(items, what, delay=1, mininterval=seconds, leave=terminal, disable=not first, **more)
 
 
 def load_data(settings: DataSettings, seed: int) -> tuple[Split, Split] | tuple[Stream, Stream]:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from timm_wsms.errors import UserError
-from timm_wsms.training.states import join, like_parameters, split, write_tensors
+from timm_wsms.training.states import join, load_optimizer, split, write_tensors
 from timm_wsms.training.whole import remove, remove_left_overs, written_beside
 
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -76,7 +76,8 @@ def save_run_state(
     files = {"model.safetensors": model.state_dict(), "optimizer.safetensors": tensors}
     if ema is not None:
         files["ema.safetensors"] = ema.state_dict()
-    state = json.dumps({"epoch": position.epoch, "update": position.update, "optimizer": tree, "extra": extra or {}})
+    kind = type(optimizer).__name__
+    state = json.dumps({**position._asdict(), "kind": kind, "optimizer": tree, "extra": extra or {}})
     with written_beside(folder) as temporary:
         sums = {name: write_tensors(temporary / name, content) for name, content in files.items()}
         (temporary / STATE).write_text(state, encoding="utf-8")
@@ -89,6 +90,12 @@ def load_run_state(
     folder: Path, model: nn.Module, optimizer: Optimizer, ema: nn.Module | None = None
 ) -> dict[str, Any]:
     """Brings a run back to where `save_run_state` was called.
+
+    Args:
+        folder: the checkpoint.
+        model: without wrappers.
+        optimizer: without wrappers, as the settings built it; keeps its hyperparameters, and gets its state back.
+        ema: the averaged model, if there is one.
 
     Returns:
         `extra`.
@@ -103,13 +110,14 @@ def load_run_state(
         )
     state = json.loads(files[STATE])
     try:
+        if (kind := type(optimizer).__name__) != state.get("kind", kind):
+            raise ValueError(f"it holds the state of {state['kind']}, not of {kind}")
         model.load_state_dict(load(files["model.safetensors"]))
         if ema is not None:
             ema.load_state_dict(load(files["ema.safetensors"]))
-        optimizer.load_state_dict(join(state["optimizer"], load(files["optimizer.safetensors"])))
+        load_optimizer(optimizer, join(state["optimizer"], load(files["optimizer.safetensors"])))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{folder} does not fit these settings ({error}); choose another --output") from error
-    like_parameters(optimizer)
     return state["extra"]
 
 
@@ -133,15 +141,6 @@ def verified(folder: Path) -> dict[str, bytes]:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{folder / name} is damaged or missing") from error
     return files
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """Returns what a checkpoint's state.json says: `epoch`, `update`, `optimizer` (without tensors) and `extra`.
-
-    Raises:
-        UserError: the checkpoint is damaged.
-    """
-    return json.loads(verified(folder)[STATE])
 
 
 def newest_whole(output: Path) -> tuple[Path | None, list[str]]:

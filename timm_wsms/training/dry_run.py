@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from timm_wsms.data import Loader
+from timm_wsms.data import Loader, Stream
 from timm_wsms.training.epoch import SoFar
 from timm_wsms.training.guard import Agreed
 from timm_wsms.training.learner import Learner
@@ -30,16 +30,21 @@ class Forecast:
         memory: peak of the process that needs most, in bytes: of its GPU, or of the process itself on a CPU.
         seconds: for all steps and evaluations.
         step: seconds of one optimizer step.
+        since_start: `memory` is the process's since its start, an earlier network's included, as on a CPU.
+        streamed: images come from a stream, whose shuffle buffer is filled before an epoch's first step.
     """
 
     memory: int
     seconds: float
     step: float
+    since_start: bool
+    streamed: bool
 
     def __str__(self) -> str:
         return (
-            f"peak memory {self.memory / 2**30:.2f} GiB a process; about {self.seconds / 3600:.2g} hours "
-            f"at {self.step:.3g} seconds a step, from a single one"
+            f"peak memory {self.memory / 2**30:.2f} GiB a process{' since its start' * self.since_start}; "
+            f"about {self.seconds / 3600:.2g} hours at {self.step:.3g} seconds a step, from a single one"
+            f"{', not counting the time to fill the shuffle buffer in each epoch' * self.streamed}"
         )
 
 
@@ -76,8 +81,9 @@ def dry_run(
     evaluations = -(-settings.epochs // settings.eval_every) * (1 if learner.ema is None else 2)
     seconds = settings.epochs * updates * step + evaluations * len(test_loader) * evaluation
     needs = torch.tensor([_peak_memory(accelerator.device), seconds, step], dtype=torch.float64)
-    most = accelerator.gather(needs[None].to(accelerator.device)).amax(0).tolist()
-    return Forecast(int(most[0]), *most[1:])
+    memory, seconds, step = accelerator.gather(needs[None].to(accelerator.device)).amax(0).tolist()
+    since_start, streamed = accelerator.device.type != "cuda", isinstance(train_loader.split, Stream)
+    return Forecast(int(memory), seconds, step, since_start, streamed)
 
 
 def _evaluation_batch(learner: Learner, loader: Loader, accelerator: "Accelerator") -> float:

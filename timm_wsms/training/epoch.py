@@ -1,8 +1,7 @@
 """One epoch of training."""
 
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from timm_wsms.data import Batch, Loader
+from timm_wsms.data.sources import progress
 from timm_wsms.errors import UserError
 from timm_wsms.training.distill import Task, build_task
 from timm_wsms.training.guard import Agreed, Guard
@@ -138,7 +138,8 @@ def train_epoch(
         module.eval()
     lr = schedule.set((epoch - 1) * updates + max(0, so_far.update - 1))
     started = time.perf_counter()
-    for update in _progress(range(so_far.update, updates), epoch, settings, accelerator.is_main_process):
+    what, rest = f"epoch {epoch}/{settings.epochs}", range(so_far.update, updates)
+    for update in progress(rest, what, unit="step", initial=so_far.update, total=updates):
         lr = schedule.set((epoch - 1) * updates + update)
         _seed(settings.seed, epoch, update, accelerator.process_index)
         kept.keep()
@@ -271,20 +272,3 @@ def _seed(seed: int, epoch: int, update: int, process: int) -> None:
     from accelerate.utils import set_seed
 
     set_seed(int(np.random.SeedSequence([seed, epoch, update, process]).generate_state(1)[0]))
-
-
-def _progress(updates: range, epoch: int, settings: Settings, show: bool) -> Iterable[int]:
-    if not show:
-        return updates
-    from tqdm import tqdm
-
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        updates,
-        desc=f"epoch {epoch}/{settings.epochs}",
-        unit="step",
-        initial=updates.start,
-        total=updates.stop,
-        mininterval=0.3 if terminal else 20,
-        leave=terminal,
-    )

@@ -97,11 +97,6 @@ def command_to_resume() -> str:
     return f"{launcher if under_launcher() else 'python'} {shlex.join(words)}"
 
 
-def restarted() -> bool:
-    """Whether torchrun has started this process anew, after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def under_launcher() -> bool:
     """Whether torchrun or `accelerate launch` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from timm_wsms.data import Loader
+from timm_wsms.data import Loader, Stream
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint
 from timm_wsms.training.checkpoint import Position
@@ -65,12 +65,7 @@ class Keeper:
         if found[0] is None:
             return 0, SoFar()
         extra = checkpoint.load_run_state(Path(found[0]), self.network, self.optimizer, self.ema)
-        before, now = extra["split_size"], len(self.loader.split)
-        if before != now and not self.settings.resume_with_changes:
-            raise UserError(
-                f"the run in {self.settings.output} was started with {before} training images, not {now}; bring them "
-                "back to resume it, or --resume_with_changes true, or choose another --output"
-            )
+        self._check_images(found[0], extra)
         self.metrics[:] = extra["metrics"]
         self.loader.left_out.update(extra["left_out"])
         if self.accelerator.scaler is not None and extra["scaler"]:
@@ -79,6 +74,33 @@ class Keeper:
         self.saved = position = Position(extra["epoch"], so_far.update)
         self.accelerator.print(f"resumed after {_words(position)}, from {found[0]}")
         return extra["epoch"], so_far
+
+    def _source(self) -> dict[str, int | None]:
+        """What the order of the images follows from, beside the settings."""
+        split = self.loader.split
+        return {"split_size": len(split), "shards": split.rows.num_shards if isinstance(split, Stream) else None}
+
+    def _check_images(self, folder: str, extra: dict[str, Any]) -> None:
+        """Checks that their order is still the same, and that an epoch is no shorter than what is done of it.
+
+        Raises:
+            UserError: it is not.
+        """
+        for name, now in self._source().items():
+            before = extra.get(name, now)  # `shards` is newer than some runs
+            if before != now and not self.settings.resume_with_changes:
+                what = "training images" if name == "split_size" else "shards of training images"
+                raise UserError(
+                    f"the run in {self.settings.output} was started with {before} {what}, not {now}; bring them "
+                    "back to resume it, or --resume_with_changes true, or choose another --output"
+                )
+        done = extra["images"] // self.settings.batch_size
+        updates = len(self.loader) // self.settings.grad_accumulation
+        if done > updates:
+            raise UserError(
+                f"{folder} lies {done} steps into an epoch, which now has {updates}; resume it with the images and the "
+                "--batch_size it had, or remove it to go on from the one before it, or choose another --output"
+            )
 
     def _share(self, saved: list[dict[str, Any]], update: int) -> SoFar:
         """This process's part of how far the epoch was; if there were more or fewer of them, the mean loss."""
@@ -124,7 +146,7 @@ class Keeper:
             "images": so_far.update * self.settings.batch_size,
             "so_far": [share for share, _ in shares],
             "left_out": sorted(set().union(*(left_out for _, left_out in shares))),
-            "split_size": len(self.loader.split),
+            **self._source(),
             "metrics": self.metrics,
             "scaler": scaler and scaler.state_dict(),
         }

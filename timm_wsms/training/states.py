@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save
 from torch.optim import Optimizer
 
+COUNTERS = {"lookahead_step"}  # timm's Lookahead counts among its hyperparameters; others add their counts later
+
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], **metadata: str) -> str:
     """Writes tensors, made contiguous (safetensors refuses channels-last ones), and returns the file's SHA-256."""
@@ -60,7 +62,24 @@ def join(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def like_parameters(optimizer: Optimizer) -> None:
+def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Brings an optimizer's state back, but not its hyperparameters: the settings may have changed since.
+
+    Args:
+        optimizer: as it was built.
+        saved: what its `state_dict` was.
+
+    Raises:
+        ValueError: its parameter groups are others.
+    """
+    built = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, now in zip(optimizer.param_groups, built, strict=True):
+        group.update((key, value) for key, value in now.items() if key not in COUNTERS)
+    _like_parameters(optimizer)
+
+
+def _like_parameters(optimizer: Optimizer) -> None:
     """Gives states the memory order of their parameters (channels last, say), which files do not keep."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
