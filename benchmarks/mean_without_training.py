@@ -20,8 +20,8 @@ from machine import ROOT, record
 
 import timm_wsms
 from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
-from timm_wsms.evaluation.resize import resize_object
 from timm_wsms.evaluation.significance import mcnemar
+from timm_wsms.resize import resize_object
 
 CHECKPOINT = ROOT / "hub" / "models" / "resnet20_cifar10" / "model.safetensors"
 SIZES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)

@@ -31,6 +31,7 @@ CONFIG = {
 GRAY = {**CONFIG, "input_size": (1, 12, 12), "mean": (0.4,), "std": (0.2,)}
 TIMM = DataSettings(augmentation="timm", timm=TimmAugmentation(re_prob=0.5, auto_augment="rand-m5-inc1"), workers=0)
 PAD_CROP_FLIP = DataSettings(augmentation="pad_crop_flip", workers=0)
+JITTER = DataSettings(augmentation="pad_crop_flip", scale_jitter=(0.5, 2.0), workers=0)
 
 
 def memory_split(n: int = 23, height: int = 12, width: int = 12) -> Split:
@@ -175,7 +176,7 @@ def test_pad_crop_flip_cuts_from_the_padded_image_and_varies():
     assert len(tops) > 4 and len(lefts) > 4 and len(flips) == 2
 
 
-@pytest.mark.parametrize("settings", [PAD_CROP_FLIP, TIMM], ids=lambda s: s.augmentation)
+@pytest.mark.parametrize("settings", [PAD_CROP_FLIP, JITTER, TIMM], ids=["pad_crop_flip", "jitter", "timm"])
 def test_lazy_images_come_as_those_in_memory(settings):
     split = memory_split()
     in_memory, lazy = (epoch_of(s, settings, epoch=1) for s in (split, lazy_split(split)))
@@ -246,7 +247,7 @@ print(len(list(batches)), [worker.pid for worker in loader._workers._loader._ite
 
 
 def test_workers_outlive_stop_signals_and_end_with_their_process():
-    command = [sys.executable, "-c", LEFT_ALIVE, str(Path(__file__).parent)]
+    command = [sys.executable, "-W", "ignore", "-c", LEFT_ALIVE, str(Path(__file__).parent)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, start_new_session=True)
     assert ended.returncode == 0 and not ended.stderr, ended.stderr
     count, workers = ended.stdout.split(maxsplit=1)

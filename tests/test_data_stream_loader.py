@@ -30,6 +30,7 @@ TRAIN, TEST = (9, 7, 11, 3, 12, 8), (4, 1, 5)
 PLAIN = DataSettings(streaming=True, shuffle_buffer=10, lanes=6, workers=0)
 TIMM = replace(PLAIN, augmentation="timm", timm=TimmAugmentation(re_prob=0.5, auto_augment="rand-m5-inc1"))
 PAD_CROP_FLIP = replace(PLAIN, augmentation="pad_crop_flip")
+JITTER = replace(PAD_CROP_FLIP, scale_jitter=(0.5, 2.0))
 
 
 def png() -> bytes:
@@ -124,7 +125,9 @@ def test_lanes_of_unequal_length_are_filled_up_or_left_before_their_end(source):
     assert shards[3] == 3  # the smallest comes whole
 
 
-@pytest.mark.parametrize("settings", [PLAIN, PAD_CROP_FLIP, TIMM], ids=lambda s: s.augmentation)
+@pytest.mark.parametrize(
+    "settings", [PLAIN, PAD_CROP_FLIP, JITTER, TIMM], ids=["plain", "pad_crop_flip", "jitter", "timm"]
+)
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_training_is_the_same_on_any_number_of_processes(source, settings, world_size):
     alone = list(loader_of(source, settings, batch_size=12))

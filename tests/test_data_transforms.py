@@ -18,7 +18,7 @@ from timm_wsms.data import (
     make_loader,
     train_transform,
 )
-from timm_wsms.data.transforms import draw_pad_crop_flip, normalize, pad_crop_flip
+from timm_wsms.data.transforms import normalize
 from timm_wsms.errors import UserError
 
 CONFIG = {
@@ -65,25 +65,6 @@ def test_normalize_gives_the_bits_of_timms_eval_transform():
     expected = torch.stack([transform(Image.fromarray(image)) for image in pixels])
     images = normalize(torch.from_numpy(pixels), CONFIG["mean"], CONFIG["std"])
     assert images.is_contiguous() and torch.equal(images, expected)
-
-
-def test_pad_crop_flip_against_a_loop():
-    images = torch.randn(40, 3, 12, 10)
-    corners, flips = draw_pad_crop_flip(40, np.random.default_rng(1))
-    result = pad_crop_flip(images, torch.from_numpy(corners), torch.from_numpy(flips))
-    for image, (top, left), flip, augmented in zip(images.numpy(), corners, flips, result.numpy(), strict=True):
-        padded = np.zeros((3, 20, 18), np.float32)
-        padded[:, 4:16, 4:14] = image
-        crop = padded[:, top : top + 12, left : left + 10]
-        np.testing.assert_array_equal(augmented, crop[:, :, ::-1] if flip else crop)
-
-
-def test_draws_reach_every_corner_and_flip_half():
-    corners, flips = draw_pad_crop_flip(9000, np.random.default_rng(2))
-    counts = np.zeros((9, 9))
-    np.add.at(counts, (corners[:, 0], corners[:, 1]), 1)
-    assert counts.min() > 60 and counts.max() < 170  # 111 expected, with a standard deviation of 10
-    assert 0.47 < flips.mean() < 0.53
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from torch import nn
 from timm_wsms.data import DataSettings, Split, make_loader
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import predict
-from timm_wsms.evaluation.resize import resize_object
 from timm_wsms.evaluation.size_curve import (
     FACTORS,
     SizePredictions,
@@ -22,6 +21,7 @@ from timm_wsms.evaluation.size_curve import (
     predict_sizes,
     size_curve,
 )
+from timm_wsms.resize import resize_object
 
 CONFIG = {"input_size": (3, 16, 16), "crop_pct": 1.0, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 

@@ -47,6 +47,12 @@ def test_jitter_that_keeps_the_ratio(tmp_path):
     assert sizes.min() == pytest.approx(least, rel=0.05) and 1.7 < sizes.max() <= most * 1.05
 
 
+def test_scale_jitter(tmp_path):
+    jittered = folder(tmp_path, augmentation="pad_crop_flip", scale_jitter=[0.5, 2])
+    assert trained_sizes(jittered, 1.0) == (0.5, 2.0)
+    assert trained_sizes(folder(tmp_path, augmentation="none", scale_jitter=None), 1.0) == (1.0, 1.0)
+
+
 def test_defaults_are_timms(tmp_path):
     empty = folder(tmp_path, augmentation="timm", timm={"train_crop_mode": None, "scale": None})
     assert trained_sizes(empty, 1.0) == pytest.approx((1.0, 0.08**-0.5))

@@ -22,8 +22,8 @@ from demo import views
 from demo.networks import MODELS, Pair, Seen, load_pair
 from demo.pictures import open_picture
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.resize import resize_object
 from timm_wsms.evaluation.stage_maps import stage_heat_maps
+from timm_wsms.resize import resize_object
 
 try:
     import tomllib

@@ -72,7 +72,7 @@ class CifarResNet(SequentialBackbone):
         super().__init__(nn.Sequential(layers), info, in_chans=in_chans, **kwargs)
 
 
-DEPTHS = (20, 32, 44, 56, 110, 116, 122)
+DEPTHS = (20, 26, 32, 44, 56, 110, 116, 122)  # the paper's; 26 costs what ResNet-20 does at three sizes
 default_cfgs = generate_default_cfgs({f"resnet{depth}_cifar": cifar_cfg() for depth in DEPTHS})
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import UserError
+from .batch_augmentation import BatchAugmentation
 from .images import remedy
 from .settings import DataSettings
 from .sources import Split
@@ -66,7 +67,7 @@ class Loader(ABC):
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start = 0, 0
         self.left_out: set[int] = set()
-        self._pad_crop_flip = train and settings.augmentation == "pad_crop_flip"
+        self._augment = BatchAugmentation(settings if train else DataSettings())
 
     @property
     def skipped(self) -> int:

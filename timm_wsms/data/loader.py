@@ -13,7 +13,7 @@ from .settings import DataSettings
 from .sources import Split, fits_in_memory, progress
 from .stream import Stream
 from .stream_loader import StreamLoader
-from .transforms import draw_pad_crop_flip, eval_transform, normalize, pad_crop_flip, train_transform
+from .transforms import eval_transform, normalize, train_transform
 from .workers import ImageWorkers
 
 
@@ -38,17 +38,16 @@ class IndexedLoader(Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self.batch_indices()[self.start :]
-        if not self._pad_crop_flip:
+        if not self._augment:
             yield from self._batches(batches)
             return
-        rng = np.random.default_rng((self.seed, self.epoch, AUGMENTATION))
-        corners, flips = map(torch.from_numpy, draw_pad_crop_flip(len(self.split), rng))
+        drawn = self._augment.draw(len(self.split), np.random.default_rng((self.seed, self.epoch, AUGMENTATION)))
         for index, images, labels in self._batches(batches):
-            yield Batch(index, pad_crop_flip(images, corners[index], flips[index]), labels)
+            yield Batch(index, self._augment(images, {what: of[index] for what, of in drawn.items()}), labels)
 
     @abstractmethod
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
-        """Yields the batches, augmented except for `pad_crop_flip`."""
+        """Yields the batches, without what is done to a whole batch at once."""
 
 
 class MemoryLoader(IndexedLoader):

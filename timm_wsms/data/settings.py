@@ -56,6 +56,12 @@ class DataSettings:
     """The column of labels; by default the only one of class labels, else of integers."""
     augmentation: Literal["none", "pad_crop_flip", "timm"] = "none"
     """Of training images: none, CIFAR's usual (pad 4 pixels, random crop, horizontal flip), or that of `data.timm`."""
+    scale_jitter: tuple[float, float] | None = None
+    """Smallest and largest size of a training image's object, such as [0.5, 2], drawn log-uniformly; 1 is as it is.
+    A larger image is zoomed about its center. Before `pad_crop_flip`."""
+    scale_border: Literal["mean", "edge", "reflect", "blur"] = "mean"
+    """What a smaller image of `scale_jitter` lies on: its mean color, that of its outermost pixels, itself mirrored, or
+    itself blurred."""
     input_size: list[int] | None = None
     """Channels, height and width of what the network is fed, in pixels; by default the model's own."""
     mean: list[float] | None = None

@@ -15,7 +15,7 @@ from .batch import AUGMENTATION, ORDER, Batch, Loader
 from .per_image import TransformedImages
 from .settings import DataSettings
 from .stream import Row, Stream
-from .transforms import draw_pad_crop_flip, eval_transform, pad_crop_flip, train_transform
+from .transforms import eval_transform, train_transform
 from .workers import ImageWorkers
 
 T = TypeVar("T")
@@ -63,12 +63,11 @@ class StreamLoader(Loader):
                 yield Batch(index, self._augmented(images, index), torch.tensor([of_batch[i] for i in index.tolist()]))
 
     def _augmented(self, images: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        if not self._pad_crop_flip:
+        if not self._augment:
             return images
         seeds = ((self.seed, self.epoch, AUGMENTATION, i) for i in index.tolist())
-        draws = [draw_pad_crop_flip(1, np.random.default_rng(seed)) for seed in seeds]
-        corners, flips = (torch.from_numpy(np.concatenate(drawn)) for drawn in zip(*draws, strict=True))
-        return pad_crop_flip(images, corners, flips)
+        draws = [self._augment.draw(1, np.random.default_rng(seed)) for seed in seeds]
+        return self._augment(images, {what: torch.cat([drawn[what] for drawn in draws]) for what in draws[0]})
 
     def _rows_of_batches(self) -> Iterator[list[Row]]:
         """This process's rows, from batch `start` on."""

@@ -4,17 +4,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import timm.data
 import torch
-import torch.nn.functional as F
 from torchvision.transforms import Compose
 
 from ..errors import UserError
 from .jpeg import JpegCrop
 from .settings import DataSettings
-
-PADDING = 4  # pixels on each side, He et al. 2016, Section 4.2
 
 
 def data_config(model: torch.nn.Module, settings: DataSettings, *, use_test_size: bool = False) -> dict[str, Any]:
@@ -67,7 +63,7 @@ def eval_transform(config: dict[str, Any], normalize: bool = True):
 def train_transform(config: dict[str, Any], settings: DataSettings):
     """The transform of one training image: timm's random one for augmentation "timm", the evaluation's otherwise.
 
-    The augmentation "pad_crop_flip" is not in here: `pad_crop_flip` does it to a whole batch at once.
+    What is done to a whole batch at once is not in here; see `BatchAugmentation`.
 
     Args:
         config: from `data_config`.
@@ -109,37 +105,3 @@ def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
     """
     images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (B, C, H, W)
     return images.div_(255).sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
-
-
-def draw_pad_crop_flip(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draws, for each of n images, where `pad_crop_flip` crops and whether it flips.
-
-    Args:
-        n: number of images.
-        rng: where the random numbers come from.
-
-    Returns:
-        corners: int64 (n, 2), row and column of the crop's corner in the padded image, 0 to 8.
-        flips: bool (n,), true half of the time.
-    """
-    return rng.integers(0, 2 * PADDING, size=(n, 2), endpoint=True), rng.random(n) < 0.5
-
-
-def pad_crop_flip(images: torch.Tensor, corners: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
-    """CIFAR's usual augmentation (He et al. 2016, Section 4.2): pad 4 pixels, crop at random, flip left to right.
-
-    The padding is zero after normalization, that is the channel's mean, as in fb.resnet.torch and in the paper's order
-    of steps; padding the image itself would put black there.
-
-    Args:
-        images: float (B, C, H, W), normalized.
-        corners: int64 (B, 2), from `draw_pad_crop_flip`.
-        flips: bool (B,), likewise.
-
-    Returns:
-        float (B, C, H, W).
-    """
-    height, width = images.shape[-2:]
-    windows = F.pad(images, (PADDING,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 9, 9, H, W), a view
-    crops = windows[torch.arange(len(images)), :, corners[:, 0], corners[:, 1]]  # (B, C, H, W)
-    return torch.where(flips.view(-1, 1, 1, 1), crops.flip(-1), crops)

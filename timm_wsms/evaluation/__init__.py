@@ -8,9 +8,9 @@ from timm_wsms.evaluation.classes import ClassResult, by_class, confusion, mista
 from timm_wsms.evaluation.cost import multiplications, parameters
 from timm_wsms.evaluation.object_size import accuracy_by_size
 from timm_wsms.evaluation.plots import plot_confusion, plot_curves, plot_mistakes, plot_sizes
-from timm_wsms.evaluation.resize import resize_object
 from timm_wsms.evaluation.stage_maps import stage_heat_maps
 from timm_wsms.evaluation.table import Row, aligned, image_count, markdown_table, text_table
+from timm_wsms.resize import resize_object
 
 __all__ = [
     "ClassResult",

@@ -12,8 +12,8 @@ from torch import nn
 
 from timm_wsms.evaluation.mode import evaluating
 from timm_wsms.evaluation.plots import _figure, _save
-from timm_wsms.evaluation.resize import Border, resize_object
 from timm_wsms.evaluation.stage_maps import stage_heat_maps
+from timm_wsms.resize import Border, resize_object
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ import jsonargparse
 
 from timm_wsms.data import DataSettings
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.resize import Border
 from timm_wsms.evaluation.size_curve import FACTORS
+from timm_wsms.resize import Border
 from timm_wsms.training.faults import Remedies
 
 REMEDIES = Remedies(

@@ -13,8 +13,8 @@ from torch import nn
 from timm_wsms.data import Batch, Loader
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.accuracy import predict
-from timm_wsms.evaluation.resize import Border, resize_object
 from timm_wsms.evaluation.significance import bootstrap_interval, mcnemar
+from timm_wsms.resize import Border, resize_object
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

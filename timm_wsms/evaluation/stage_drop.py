@@ -13,11 +13,11 @@ from torch import nn
 from timm_wsms.data import Loader
 from timm_wsms.data.sources import progress
 from timm_wsms.evaluation.mode import evaluating
-from timm_wsms.evaluation.resize import Border
 from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.evaluation.size_curve import AllSizes
 from timm_wsms.evaluation.stage_maps import integrated_stages
 from timm_wsms.network import WsmsNet
+from timm_wsms.resize import Border
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

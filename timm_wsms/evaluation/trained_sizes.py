@@ -35,7 +35,8 @@ def trained_sizes(folder: Path, crop_pct: float) -> tuple[float, float] | None:
         data: dict[str, Any] = settings["data"]
         augmentation = data.get("augmentation", DataSettings.augmentation)
         if augmentation != "timm":
-            return (1.0, 1.0) if augmentation in ("none", "pad_crop_flip") else None
+            least, most = data.get("scale_jitter") or (1.0, 1.0)
+            return (float(least), float(most)) if augmentation in ("none", "pad_crop_flip") else None
         chosen = data.get("timm") or {}
         mode = chosen.get("train_crop_mode") or TimmAugmentation.train_crop_mode or "rrc"
         least, most = chosen.get("scale") or AREAS[mode]

@@ -27,15 +27,18 @@ class Watch:
     Args:
         accelerator: knows the processes.
         timeout: seconds.
+        store: what the processes tell each other by; None: the one they met in.
     """
 
-    def __init__(self, accelerator: "Accelerator", timeout: float):
+    def __init__(self, accelerator: "Accelerator", timeout: float, store: Any = None):
         self.timeout, self._interval = timeout, min(10.0, timeout / 4)
         self._rank, self._processes = accelerator.process_index, accelerator.num_processes
         self._done, self._doing, self._since = 0, "", time.monotonic()
         self._left = threading.Event()
-        self._store: Any = None
-        if self._processes > 1:  # a connection of its own: the other one is blocked while a process waits
+        self._store = store
+        if (
+            self._processes > 1 and store is None
+        ):  # a connection of its own: the other one is blocked while a process waits
             self._store = torch.distributed.distributed_c10d._get_default_store().clone()
 
     def note(self, doing: str) -> None:
@@ -59,7 +62,7 @@ class Watch:
             beat += 1
             self._tell(beat)
             if self._doing and time.monotonic() - self._since > self.timeout:
-                told = self._culprits()
+                told = self._agreed()
                 if not left.is_set():
                     print(f"\nerror: no progress for {self.timeout:g} seconds: {told}", file=sys.stderr, flush=True)
                     os._exit(EXIT_CODE)
@@ -69,6 +72,14 @@ class Watch:
             # Should the process that holds the store be stuck or gone, `_culprits` will say so.
             with contextlib.suppress(RuntimeError):
                 self._store.set(f"watch/{self._rank}", json.dumps([self._done, beat, self._doing]))
+
+    def _agreed(self) -> str:
+        """What the first to come to a conclusion says. When it has left, the others would find it silent."""
+        told = self._culprits()
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):
+                return self._store.compare_set("watch/told", "", told).decode()
+        return told
 
     def _culprits(self) -> str:
         """Names the processes that are behind, or that do not answer."""

@@ -15,8 +15,8 @@ from PIL import Image
 
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.resize import resize_object
 from timm_wsms.evaluation.stage_maps import integrated_stages, stage_heat_maps
+from timm_wsms.resize import resize_object
 
 MODELS = Path(__file__).resolve().parents[2] / "models"  # in a clone of the repository
 TopFive = list[tuple[str, float]]  # (label, probability), the likeliest first

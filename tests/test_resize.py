@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.resize import resize_object
+from timm_wsms.resize import resize_object
 
 FACTORS = [2 ** (step / 2) for step in range(-4, 5)]
-BORDERS = ["mean", "reflect", "blur"]
+BORDERS = ["mean", "edge", "reflect", "blur"]
 
 
 def noise(*shape):
@@ -79,6 +79,17 @@ def test_factor_one_changes_no_bit():
         assert resize_object(image, 1.0, border).equal(image)
 
 
+def test_edge_border_is_the_mean_of_the_outermost_pixels():
+    image = noise(2, 3, 8, 10)
+    got = resize_object(image, 0.25, "edge")
+    for number in range(2):
+        for channel in range(3):
+            rows = image[number, channel].tolist()
+            outermost = [v for r, row in enumerate(rows) for c, v in enumerate(row) if r in (0, 7) or c in (0, 9)]
+            assert len(outermost) == 32
+            assert got[number, channel, 0].tolist() == pytest.approx([sum(outermost) / 32] * 10)
+
+
 def test_mean_border_is_each_images_own_mean_color():
     image = noise(2, 3, 32, 32) * torch.tensor([1.0, 5.0])[:, None, None, None]
     got = resize_object(image, 0.5)
@@ -135,5 +146,19 @@ def test_impossible_factor(factor):
 
 
 def test_unknown_border():
-    with pytest.raises(UserError, match="mean, reflect, blur; not 'black'"):
+    with pytest.raises(UserError, match="mean, edge, reflect, blur; not 'black'"):
         resize_object(torch.zeros(1, 1, 4, 4), 0.5, "black")
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_a_factor_for_each_image(border):
+    images, factors = noise(5, 3, 17, 20), torch.tensor([0.3, 1.0, 2.5, 0.8, 1.3])
+    together = resize_object(images, factors, border)
+    for image, factor, got in zip(images, factors.tolist(), together, strict=True):
+        torch.testing.assert_close(got, resize_object(image[None], factor, border)[0], rtol=0, atol=1e-6)
+    assert torch.equal(together[1], images[1])
+
+
+def test_one_bad_factor_among_several():
+    with pytest.raises(UserError, match="must be positive"):
+        resize_object(noise(2, 3, 8, 8), torch.tensor([0.5, 0.0]))

@@ -11,11 +11,11 @@ import torch
 
 from timm_wsms.errors import UserError
 
-Border = Literal["mean", "reflect", "blur"]
+Border = Literal["mean", "edge", "reflect", "blur"]
 BLUR = 1 / 8  # standard deviation of the blurred background, as part of the image's side
 
 
-def resize_object(images: torch.Tensor, factor: float, border: Border = "mean") -> torch.Tensor:
+def resize_object(images: torch.Tensor, factor: float | torch.Tensor, border: Border = "mean") -> torch.Tensor:
     """Shows what is on the images `factor` times as large, on a canvas of the same size.
 
     Bicubic with antialiasing (Pillow's filter: a = -0.5, widened by 1 / factor when shrinking), kept within the range
@@ -24,9 +24,11 @@ def resize_object(images: torch.Tensor, factor: float, border: Border = "mean") 
 
     Args:
         images: Floating point, (B, C, H, W); values in any range, normalized or not.
-        factor: Size of the object afterwards divided by its size before; 1 gives `images` themselves.
-        border: "mean": each image's mean color; "reflect": the image goes on, mirrored at its edges, again and again;
-            "blur": the image itself at its old size, blurred (Gaussian, standard deviation an eighth of the side).
+        factor: Size of the object afterwards divided by its size before; 1 gives `images` themselves. One number for
+            all images, or (B,).
+        border: "mean": each image's mean color; "edge": that of its outermost pixels, which continues a plain
+            background; "reflect": the image goes on, mirrored at its edges, again and again; "blur": the image itself
+            at its old size, blurred (Gaussian, standard deviation an eighth of the side).
 
     Returns:
         (B, C, H, W)
@@ -34,57 +36,63 @@ def resize_object(images: torch.Tensor, factor: float, border: Border = "mean") 
     Raises:
         UserError: `factor` is not positive, or there is no such border.
     """
-    if not (factor > 0 and math.isfinite(factor)):
+    factors = torch.as_tensor(factor, dtype=torch.float64, device="cpu").reshape(-1)  # (1,) or (B,)
+    if not (factors.isfinite() & (factors > 0)).all():
         raise UserError(f"the factor of an object's size must be positive, not {factor}")
     if border not in get_args(Border):
         raise UserError(f"border must be one of {', '.join(get_args(Border))}; not {border!r}")
-    if factor == 1:
+    if (factors == 1).all():
         return images
     mirrored = border == "reflect"
-    resized = _along_both(images, lambda side: _resampling(side, factor, mirrored))
+    resized = _along_both(images, lambda side: _resampling(side, factors, mirrored))
     resized = resized.clamp(images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True))
-    if factor > 1 or mirrored:
+    if mirrored or (factors >= 1).all():
         return resized
-    height, width = (_coverage(side, factor).to(images) for side in images.shape[-2:])
-    cover = height[:, None] * width  # (H, W)
+    height, width = (_coverage(side, factors).to(images) for side in images.shape[-2:])
+    cover = (height[:, :, None] * width[:, None])[:, None]  # (1 or B, 1, H, W)
     return cover * resized + (1 - cover) * _background(images, border)
 
 
 def _along_both(images: torch.Tensor, matrix) -> torch.Tensor:
-    """Applies the matrix for a side of n pixels, (n, n) from old to new ones, along the height and the width."""
-    height, width = (matrix(side).to(images) for side in images.shape[-2:])
-    return height @ images @ width.T
+    """Applies matrices from old to new pixels, (1 or B, n, n) for a side of n, along the height and the width."""
+    height, width = (matrix(side).to(images)[:, None] for side in images.shape[-2:])  # (1 or B, 1, n, n)
+    return height @ images @ width.mT
 
 
-def _resampling(side: int, factor: float, mirrored: bool) -> torch.Tensor:
-    """The weight of each old pixel in each new one, (side, side), float64; each row's sum is 1.
+def _resampling(side: int, factors: torch.Tensor, mirrored: bool) -> torch.Tensor:
+    """The weight of each old pixel in each new one, (F,) → (F, side, side), float64; each row's sum is 1.
 
     Beyond the edge, the filter stops and its weights are made to sum to 1 (as in Pillow), or it meets mirrored pixels.
     """
-    centers = (torch.arange(side, dtype=torch.float64) + 0.5 - side / 2) / factor + side / 2  # in old pixels
-    widening = max(1.0, 1 / factor)
-    reach = math.ceil((side / 2) * widening + 2 * widening) if mirrored else 0  # pixels needed beyond each edge
+    factors = factors[:, None]  # (F, 1)
+    centers = (torch.arange(side, dtype=torch.float64) + 0.5 - side / 2) / factors + side / 2  # (F, side), old pixels
+    widening = (1 / factors).clamp(min=1)
+    most = float(widening.max())
+    reach = math.ceil((side / 2) * most + 2 * most) if mirrored else 0  # pixels needed beyond each edge
     places = torch.arange(-reach, side + reach)
     if not mirrored:
         centers = centers.clamp(0, side)  # new pixels outside the image are covered by the border
-    weights = _cubic((places + 0.5 - centers[:, None]) / widening)  # (side, places)
-    weights /= weights.sum(1, keepdim=True)
-    return torch.zeros(side, side, dtype=torch.float64).index_add_(1, _mirror(places, side), weights)
+    weights = _cubic((places + 0.5 - centers[..., None]) / widening[..., None])  # (F, side, places)
+    weights /= weights.sum(-1, keepdim=True)
+    return torch.zeros(len(factors), side, side, dtype=torch.float64).index_add_(2, _mirror(places, side), weights)
 
 
 def _background(images: torch.Tensor, border: Border) -> torch.Tensor:
     if border == "mean":
         return images.mean((2, 3), keepdim=True)
+    if border == "edge":
+        sides = (images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1])
+        return torch.cat(sides, -1).mean(-1)[..., None, None]
     return _along_both(images, _blurring)
 
 
 def _blurring(side: int) -> torch.Tensor:
-    """A Gaussian blur that meets mirrored pixels beyond the edge, (side, side), float64."""
+    """A Gaussian blur that meets mirrored pixels beyond the edge, (1, side, side), float64."""
     places = torch.arange(-side, 2 * side)  # a whole image beyond each edge, that is eight standard deviations
     distances = (places - torch.arange(side)[:, None]) / (BLUR * side)
     weights = torch.exp(-0.5 * distances.double() ** 2)
     weights /= weights.sum(1, keepdim=True)
-    return torch.zeros(side, side, dtype=torch.float64).index_add_(1, _mirror(places, side), weights)
+    return torch.zeros(side, side, dtype=torch.float64).index_add_(1, _mirror(places, side), weights)[None]
 
 
 def _mirror(places: torch.Tensor, side: int) -> torch.Tensor:
@@ -93,11 +101,11 @@ def _mirror(places: torch.Tensor, side: int) -> torch.Tensor:
     return torch.minimum(places, 2 * side - 1 - places)
 
 
-def _coverage(side: int, factor: float) -> torch.Tensor:
-    """The part of each new pixel that a shrunk image covers, (side,), float64."""
+def _coverage(side: int, factors: torch.Tensor) -> torch.Tensor:
+    """The part of each new pixel that the resized image covers, (F,) → (F, side), float64."""
     start = torch.arange(side, dtype=torch.float64)
-    first, last = side / 2 - side * factor / 2, side / 2 + side * factor / 2
-    return ((start + 1).clamp(max=last) - start.clamp(min=first)).clamp(0, 1)
+    half = side * factors[:, None] / 2
+    return ((start + 1).minimum(side / 2 + half) - start.maximum(side / 2 - half)).clamp(0, 1)
 
 
 def _cubic(x: torch.Tensor) -> torch.Tensor:

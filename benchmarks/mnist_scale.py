@@ -1,0 +1,66 @@
+"""MNIST-scale (Sosnovik et al. 2020), the field's controlled test: a plain CNN and WSMS forms, up to 0.5 M parameters.
+
+    python benchmarks/mnist_scale.py --source ../shared/data/mnist --groups 28 --seeds 0 1
+
+At 28×28 and with the images upsampled to 56×56, without and with ("+") scale augmentation. A seed is a realization of
+the data and the network's seed. Errors in % of 50,000 test images; each form is compared with the plain CNN of the same
+seed. Finished runs are not repeated.
+"""
+
+from pathlib import Path
+
+import mnist_scale_data
+from size_runs import PLAIN, Form, Run, collect, parser, train_all
+
+RECIPE = "recipes/mnist_scale.yaml"
+WSMS, MEAN = "wsms_mnist_cnn", ("--model_kwargs.fusion", "mean")
+FEWER = ("--model_kwargs.channels", "[31, 61, 92]")  # with these the integration layer fits into 0.5 M parameters
+
+
+def mean(pyramid: str, *words: str) -> Form:
+    return Form(f"mean {pyramid}", WSMS, (*MEAN, "--model_kwargs.pyramid", f"[{pyramid.replace(' ', ', ')}]", *words))
+
+
+FORMS = [
+    Form(PLAIN, "mnist_cnn"),
+    Form("concat", WSMS, FEWER),
+    Form("concat, 2 stages", WSMS, (*FEWER, "--model_kwargs.stages", "2")),
+    Form("ms", "ms_mnist_cnn", ("--model_kwargs.channels", "[28, 55, 83]")),
+    mean("1 0.5"),
+    mean("1 0.7 0.5"),
+    mean("2 1"),
+    mean("1.4 1 0.7"),
+    mean("2 1 0.5"),
+    mean("2 1.4 1 0.7"),
+]
+LARGER = ("--data.input_size", "[1, 56, 56]")
+JITTER = ("--data.scale_jitter", "[0.5, 2]", "--data.scale_border", "edge")
+GROUPS = {"28": (), "28+": JITTER, "56": LARGER, "56+": (*LARGER, *JITTER)}
+
+
+def main() -> None:
+    command = parser(__doc__, "mnist_scale", seeds=(0, 1))
+    command.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="only these")
+    options = command.parse_args()
+    options.limit = 50_000
+    for seed in options.seeds:
+        if not data(options.outputs, seed).exists():
+            mnist_scale_data.make(options.source or "ylecun/mnist", seed, data(options.outputs, seed))
+    runs = [
+        Run(form, group, words, seed, str(data(options.outputs, seed)))
+        for seed in options.seeds
+        for group, words in GROUPS.items()
+        for form in FORMS
+    ]
+    chosen = [run for run in runs if run.group in options.groups and run.form.name in (options.forms or run.form.name)]
+    train_all(chosen, RECIPE, options)
+    collect(runs, [1.0], "MNIST-scale, top-1 in % of 50,000 test images (the error is 100 less that)", options)
+
+
+def data(outputs: Path, seed: int) -> Path:
+    """Where a realization lies."""
+    return outputs / "data" / f"seed{seed}"
+
+
+if __name__ == "__main__":
+    main()
