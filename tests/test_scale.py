@@ -77,7 +77,7 @@ def test_second_call_reads_what_the_first_found(everything, tmp_path, monkeypatc
     more = ["--factors", "[0.5,2]", "--stages", "--output", str(tmp_path)]
     assert run(tmp_path, *MODELS, *FEW, *more, cache=everything[0] / "cache") == everything[1]
     assert "* a size that training has seen" in capsys.readouterr().out
-    for other in (["--border", "reflect"], ["--factors", "[0.5]"], ["--precision", "bf16"]):
+    for other in (["--border", "reflect"], ["--factors", "[0.5]"], ["--precision", "bf16"], ["--on_bad_image", "skip"]):
         AcceleratorState._reset_state(reset_partial_state=True)
         with pytest.raises(pytest.fail.Exception, match="computed again"):
             run(tmp_path, *MODELS, *FEW, *more, *other, cache=everything[0] / "cache")

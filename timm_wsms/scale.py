@@ -137,6 +137,7 @@ def measure(
         "config": model.config,
         "factors": factors,
         "border": options.border,
+        "on_bad_image": options.on_bad_image,
         "precision": options.precision,
         "device": accelerator.device.type,
     }
