@@ -101,6 +101,8 @@ def _train(run: Run, recipe: str, options: argparse.Namespace) -> None:
     with open(f"{output}.log", "w", encoding="utf-8") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
         subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
+    if not (output / "model").exists():
+        raise SystemExit(f"{output.name} was stopped and has saved where it is; the same command goes on")
 
 
 def collect(runs: Sequence[Run], sizes: Sequence[float], what: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -91,3 +91,12 @@ def test_stream_runs(benchmark, tmp_path):
     found = json.loads(out.read_text())
     assert found["dropped_to_stream"] == pytest.approx(found["dropped"]["median"] / found["stream"]["median"], abs=0.01)
     assert (found["images_per_epoch"], len(found["map_style"]["each"])) == (128, 1)
+
+
+def test_run_all_names_every_command():
+    text = (ROOT / "benchmarks" / "run_all.sh").read_text(encoding="utf-8")
+    commands = {
+        path.name for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+    }
+    called = {"mnist_scale_data.py"}  # another calls it
+    assert {name for name in commands - called if f'"$PYTHON" benchmarks/{name}' not in text} == set()

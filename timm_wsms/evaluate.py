@@ -27,7 +27,7 @@ from timm_wsms.training.whole import write_text
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MOST_CLASSES = 20  # that are all printed; of more, so many of those that are recognized least
+PRINTED_CLASSES = 20  # that are all printed; of more, so many of those that are recognized least
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -102,8 +102,8 @@ def class_table(results: list[dict[str, Any]]) -> str:
     """Top-1 of each class, a column a model; of many classes only those that the first model knows least."""
     classes = [one for one in zip(*(result["per_class"] for result in results), strict=True) if one[0]["images"]]
     few = classes
-    if len(classes) > MOST_CLASSES:
-        few = sorted(classes, key=lambda one: one[0]["top1"])[:MOST_CLASSES]
+    if len(classes) > PRINTED_CLASSES:
+        few = sorted(classes, key=lambda one: one[0]["top1"])[:PRINTED_CLASSES]
     cells = [["class", "images", *(f"{number}. model" for number in range(1, len(results) + 1))]]
     cells += [[one[0]["name"], str(one[0]["images"]), *(f"{each['top1']:.2f}" for each in one)] for one in few]
     rest = len(classes) - len(few)

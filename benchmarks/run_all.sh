@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Every measurement behind a figure in the README, docs/ and REPORT.md, most of them hours long: run the lines you want.
+#
+#   CIFAR10=../shared/data/cifar10 MNIST=../shared/data/mnist benchmarks/run_all.sh
+#
+# Each writes benchmarks/results/<its name>.json (coverage: .csv). What was interrupted goes on where it stopped, except
+# where a script says otherwise. Needs `make install`; PYTHON chooses another interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+CIFAR10=${CIFAR10:-uoft-cs/cifar10}
+MNIST=${MNIST:-ylecun/mnist}
+PYTHON=${PYTHON:-.venv/bin/python}
+TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
+
+# Objects of every size (REPORT.md)
+"$PYTHON" benchmarks/scale_resnet20.py --source "$CIFAR10"
+"$PYTHON" benchmarks/mean_without_training.py --source "$CIFAR10"
+"$PYTHON" benchmarks/unseen_sizes.py --source "$CIFAR10"
+"$PYTHON" benchmarks/finetune_sizes.py --source "$CIFAR10"
+"$PYTHON" benchmarks/mnist_scale.py --source "$MNIST"
+"$PYTHON" benchmarks/table2.py --source "$CIFAR10" # wants a GPU
+
+# Accuracy
+"$PYTHON" benchmarks/cifar10_resnet20.py --source "$CIFAR10"
+"$PYTHON" benchmarks/cifar10_stages.py --source "$CIFAR10"
+"$PYTHON" benchmarks/cifar10_why.py --source "$CIFAR10"
+"$PYTHON" benchmarks/recalibrate.py --source "$CIFAR10"
+
+# Every backbone
+"$PYTHON" benchmarks/coverage.py
+[ -d "$TIMM" ] || (mkdir -p outputs && cd outputs && pip download timm==1.0.31 --no-binary :all: --no-deps && tar xzf timm-1.0.31.tar.gz)
+"$PYTHON" benchmarks/timm_suite.py --timm "$TIMM"
+"$PYTHON" benchmarks/timm_suite.py --timm "$TIMM" --max_params 60e6 \
+	--names "resne*" "efficientnet*" "convnext*" "swin*" "densenet*" "mobilenet*" "vit_*"
+
+# Speed: on a quiet machine
+"$PYTHON" benchmarks/forward_cost.py --compiled 0
+"$PYTHON" benchmarks/forward_cost.py --compiled 1 --lines_only --out benchmarks/results/forward_cost_compiled.json
+"$PYTHON" benchmarks/forward_batch1.py
+"$PYTHON" benchmarks/train_overhead.py --source "$CIFAR10"
+"$PYTHON" benchmarks/input_pipeline.py --source "$CIFAR10"
+"$PYTHON" benchmarks/scaling.py
+
+# Nothing is lost
+"$PYTHON" benchmarks/faults.py
+"$PYTHON" benchmarks/stream.py
