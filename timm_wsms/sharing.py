@@ -7,7 +7,6 @@ and every stage has norms of its own without any switching at run time.
 
 import copy
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal
 
@@ -54,13 +53,36 @@ def keeps_statistics(module: nn.Module) -> bool:
 
 def copy_sharing(backbone: TimmModel, unshared_norms: UnsharedNorms) -> TimmModel:
     """A copy of the backbone that shares every parameter and buffer but those of the unshared norms."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {}  # deepcopy leaves as they are the objects that its memo already holds
     for module in backbone.modules():
-        if not is_unshared(module, unshared_norms):
+        unshared = is_unshared(module, unshared_norms)
+        if _is_simple(module):  # most are, and deepcopy takes its time over them
+            memo[id(module)] = _copy_simple(module, unshared)
+        elif not unshared:
             memo |= {id(tensor): tensor for tensor in _own_tensors(module)}
-        empty = [value for value in vars(module).values() if type(value) is OrderedDict and not value]
-        memo |= {id(hooks): OrderedDict() for hooks in empty}  # deepcopy takes its time over each of them
-    return copy.deepcopy(backbone, memo)  # deepcopy leaves as they are the objects that its memo already holds
+    return copy.deepcopy(backbone, memo)
+
+
+def _is_simple(module: nn.Module) -> bool:
+    """Whether it is one of PyTorch's own layers, without parts, hooks, or anything else that leads elsewhere."""
+    if module._modules or not type(module).__module__.startswith("torch.nn.modules."):
+        return False
+    for name, value in vars(module).items():
+        if isinstance(value, (dict, set)) and value and name not in ("_parameters", "_buffers"):
+            return False
+        if isinstance(value, list) and not all(isinstance(item, (int, float)) for item in value):
+            return False
+    return True
+
+
+def _copy_simple(module: nn.Module, unshared: bool) -> nn.Module:
+    """A copy of a simple module, with tensors of its own or with the same ones."""
+    copied = object.__new__(type(module))
+    for name, value in vars(module).items():
+        vars(copied)[name] = value.copy() if isinstance(value, (dict, set, list)) else value
+    if unshared:
+        copied._parameters, copied._buffers = copy.deepcopy((module._parameters, module._buffers))
+    return copied
 
 
 def build_sharing(
