@@ -220,7 +220,7 @@ def _write(report: dict[str, Any], out: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--models", nargs="*", default=MODELS, help="none: only start-up")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--compiled", nargs="+", type=int, choices=[0, 1], default=[0, 1], help="0: eager, 1: compiled")
