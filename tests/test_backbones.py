@@ -203,7 +203,7 @@ def test_densenet_depth_that_does_not_exist(depth):
 
 
 def test_listed_by_timm():
-    depths = (20, 32, 44, 56, 110, 116, 122)
+    depths = (20, 26, 32, 44, 56, 110, 116, 122)
     assert set(timm.list_models(module="cifar_resnet")) == {f"resnet{depth}_cifar" for depth in depths}
     assert set(timm.list_models(module="cifar_densenet")) == {"densenet100_k24_cifar", "densenet100_k26_cifar"}
     assert set(timm.list_models(module="avgpool_resnet")) == {f"resnet{depth}_avgpool" for depth in (50, 101, 152)}

@@ -285,7 +285,7 @@ def test_faults_are_told_in_the_commands_own_options(run, monkeypatch, capsys, f
         ("evaluate", "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))", 2, "choose another --json or --output"),
         (
             "scale",
-            "sources.load_digits = lambda _: signal.raise_signal(signal.SIGINT)",
+            "sources.load_digits = lambda _: signal.default_int_handler(signal.SIGINT, None)",
             130,
             "interrupted; run it again",
         ),

@@ -31,7 +31,7 @@ def settings_of(name: str, *arguments: str) -> Settings:
 def test_there_is_a_recipe_for_each_result():
     depths = {f"imagenet_resnet{depth}" for depth in (50, 101, 152)}
     cifar = {f"cifar{classes}_{network}" for classes in (10, 100) for network in ("resnet110", "densenet100_k24")}
-    others = {"imagenet_resnet50_modern", "imagenet_finetune", "finetune_folder"}
+    others = {"imagenet_resnet50_modern", "imagenet_finetune", "finetune_folder", "mnist_scale"}
     assert {"quickstart", "cifar10_resnet20_short", *cifar, *depths, *others} == set(NAMES)
 
 
@@ -44,7 +44,8 @@ def test_the_header_says_how_to_launch_it_and_what_to_expect(path):
     assert re.search(r"^# Expected: .*\S", header, re.MULTILINE)
     settings = settings_of(path.stem)
     assert settings.output == f"outputs/{path.stem}"
-    assert settings.data.source in ("digits", "uoft-cs/cifar10", "uoft-cs/cifar100", "ILSVRC/imagenet-1k", "images")
+    hub, own = ("uoft-cs/cifar10", "uoft-cs/cifar100", "ILSVRC/imagenet-1k"), ("images", "mnist_scale")
+    assert settings.data.source in ("digits", *hub, *own)
     for path_like in re.findall(r"\S*/\S+", yaml.safe_dump(yaml.safe_load(text))):
         assert path_like in (settings.data.source, settings.output)  # no local folder
 
@@ -170,6 +171,7 @@ def data(tmp_path_factory) -> dict[str, Path]:
         "cifar100": write("cifar100", {"fine_label": 100, "coarse_label": 20}, (32, 32), "test", "img"),
         "imagenet-1k": write("imagenet-1k", {"label": 2}, (260, 300), "validation", "image"),
         "images": write("images", {"label": 2}, (260, 300), "test", "image"),
+        "mnist_scale": write("mnist_scale", {"label": 10}, (28, 28), "test", "image"),
     }
 
 
