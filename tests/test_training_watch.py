@@ -1,6 +1,12 @@
 """Who is named when nothing moves; that the run is ended is in tests/faults."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -40,3 +46,34 @@ def test_one_that_concludes_when_the_others_have_left_says_what_they_said(watche
         list(pool.map(Watch._agreed, watches))
     assert watches[0]._culprits() != "process 2 is behind, last loading images"
     assert watches[0]._agreed() == "process 2 is behind, last loading images"
+
+
+WORKS_AND_IS_SUSPENDED = """
+import time
+from types import SimpleNamespace
+from timm_wsms.training.watch import Watch
+watch = Watch(SimpleNamespace(process_index=0, num_processes=1), timeout=4)
+with watch:
+    watch.note("works")
+    print("watched", flush=True)
+    for _ in range({notes}):
+        end = time.process_time() + 0.5  # a sleep would be over when the process goes on
+        while time.process_time() < end:
+            pass
+        watch.note("works")
+    time.sleep({idle})
+"""
+
+
+@pytest.mark.parametrize(("notes", "idle", "code"), [(6, 0, 0), (0, 30, 75)])
+def test_a_process_that_was_suspended_goes_on_and_one_that_hangs_does_not(notes, idle, code):
+    """Suspended for longer than the timeout."""
+    script = WORKS_AND_IS_SUSPENDED.format(notes=notes, idle=idle)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1]
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"watched\n"
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(6)
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(60) == code

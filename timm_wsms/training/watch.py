@@ -20,6 +20,8 @@ EXIT_CODE = 75
 class Watch:
     """Watches, while it is entered, that the process gets on; ends it after `timeout` seconds without progress.
 
+    Time for which the process was suspended (SIGSTOP, `scontrol suspend`) does not count for itself, but to the others.
+
     All processes do the same things in the same order, so of those that wait for each other the one that has done the
     fewest is to blame. They tell each other by the store they met in. A launcher then ends the other processes, and
     torchrun with `--max-restarts` starts all anew.
@@ -57,9 +59,12 @@ class Watch:
         self._doing = ""
 
     def _run(self, left: threading.Event) -> None:
-        beat = 0
+        beat, last = 0, time.monotonic()
         while not left.wait(self._interval):
-            beat += 1
+            beat, now = beat + 1, time.monotonic()
+            if now - last > 2 * self._interval:  # the process was suspended, or its machine
+                self._since += now - last
+            last = now
             self._tell(beat)
             if self._doing and time.monotonic() - self._since > self.timeout:
                 told = self._agreed()
