@@ -8,12 +8,11 @@ fine-tuned in the same way. Tested at 0.35 to 2.8 times the size. Finished runs 
 
 import json
 
-from machine import ROOT
 from size_runs import PLAIN, Form, Run, collect, parser, train_all
 from unseen_sizes import MEAN, RECIPE, SIZES
 
-START = ROOT / "hub" / "models" / "resnet20_cifar10" / "model.safetensors"
-OVERLAY = json.dumps({"file": str(START), "num_classes": 10})
+START = "hub/models/resnet20_cifar10/model.safetensors"  # from the root, where the runs are started
+OVERLAY = json.dumps({"file": START, "num_classes": 10})
 WARM = ("--model_kwargs.pretrained", "true", "--model_kwargs.pretrained_cfg_overlay", OVERLAY)
 WSMS = "wsms_resnet20_cifar"
 FORMS = [
