@@ -18,7 +18,7 @@ class BatchAugmentation:
     """What `augmentation: pad_crop_flip` and `scale_jitter` do to normalized images.
 
     Args:
-        settings: of which these two count.
+        settings: of which these two and `scale_border` count.
 
     Raises:
         UserError: if the sizes of `scale_jitter` cannot be used.
