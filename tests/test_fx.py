@@ -15,8 +15,11 @@ def build(name, **kwargs):
     return timm.create_model(name, **kwargs).eval()
 
 
-# stages that a tracer cannot enter (VoVNet: a part of its stem), features in a list (EfficientViM), tokens
-@pytest.mark.parametrize("name", ["test_resnet", "ese_vovnet19b_slim_dw", "efficientvim_m1", "vit_tiny_patch16_224"])
+# stages that a tracer cannot enter (VoVNet: a part of its stem), features in a list (EfficientViM), tokens, positions that
+# depend on the image's size (dynamic_img_size)
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "ese_vovnet19b_slim_dw", "efficientvim_m1", "vit_tiny_patch16_224", "test_vit"]
+)
 def test_traced_network_gives_the_same(name):
     model = build(f"wsms_{name}")
     images = torch.randn(1, *model.default_cfg["input_size"])
@@ -33,7 +36,9 @@ def test_traced_network_gives_the_same(name):
     torch.testing.assert_close(found["map"], seen[1])
 
 
-@pytest.mark.parametrize("name, pyramid", [("test_resnet", [2, 1, 0.5]), ("vit_tiny_patch16_224", [1, 0.7])])
+@pytest.mark.parametrize(
+    "name, pyramid", [("test_resnet", [2, 1, 0.5]), ("vit_tiny_patch16_224", [1, 0.7]), ("test_vit", [1, 0.5])]
+)
 def test_traced_network_of_averaged_stages_gives_the_same(name, pyramid):
     model = build(f"wsms_{name}", fusion="mean", pyramid=pyramid)
     images = torch.randn(1, *model.default_cfg["input_size"])

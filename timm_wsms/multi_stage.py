@@ -12,6 +12,7 @@ from torch import nn
 from timm_wsms.pyramid import make_pyramid
 from timm_wsms.recompute import update_statistics_once
 from timm_wsms.sharing import TimmModel, duplicate_keys, tie
+from timm_wsms.tracing import keep_opaque
 
 GROUPS = {"stem": r"^\w+_embed|^cls_token", "blocks": r"^\w+\.(\d+)"}  # for layer decay, where a backbone names none
 
@@ -38,6 +39,7 @@ class MultiStageNet(nn.Module):
         self.stages = nn.ModuleDict()
         self.head = None
         self.num_features = backbone.num_features
+        keep_opaque(backbone)
         self.register_state_dict_post_hook(_drop_duplicates)
         self.register_load_state_dict_post_hook(_tie_again)
 
