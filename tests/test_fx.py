@@ -15,8 +15,8 @@ def build(name, **kwargs):
     return timm.create_model(name, **kwargs).eval()
 
 
-# stages that a tracer cannot enter (VoVNet: a part of its stem), features in a list (EfficientViM), tokens, positions that
-# depend on the image's size (dynamic_img_size)
+# stages that a tracer cannot enter (VoVNet: a part of its stem), features in a list (EfficientViM), tokens, positions
+# that depend on the image's size (dynamic_img_size)
 @pytest.mark.parametrize(
     "name", ["test_resnet", "ese_vovnet19b_slim_dw", "efficientvim_m1", "vit_tiny_patch16_224", "test_vit"]
 )
