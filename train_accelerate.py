@@ -30,6 +30,7 @@ from timm_wsms.training.dry_run import dry_run
 from timm_wsms.training.early_stop import no_better
 from timm_wsms.training.epoch import InFloat32, SoFar, micro_batch_size
 from timm_wsms.training.guard import Guard
+from timm_wsms.training.hold import hold
 from timm_wsms.training.keeper import Keeper
 from timm_wsms.training.learner import Learner
 from timm_wsms.training.loss import build_mix
@@ -86,9 +87,9 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # 2. Training, one model after the other.
-    restart.mark(Path(settings.output), accelerator)
     rows: list[evaluation.Row] = []
-    with StopRequest() as stop:
+    with hold(Path(settings.output), accelerator), StopRequest() as stop:
+        restart.mark(Path(settings.output), accelerator)
         for run in runs:
             where = f"{accelerator.num_processes} × {accelerator.device.type}"
             accelerator.print(

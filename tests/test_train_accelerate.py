@@ -100,7 +100,7 @@ def test_the_model_folder_is_whole_and_computes_what_was_measured(result, part):
 def test_a_run_leaves_no_pickle_and_the_settings_it_ran_with(result):
     output = result[0]
     suffixes = {path.suffix for path in output.rglob("*") if path.is_file()}
-    assert suffixes == {".yaml", ".jsonl", ".safetensors", ".json", ".md", ".png", ".csv"}
+    assert suffixes == {".yaml", ".jsonl", ".safetensors", ".json", ".md", ".png", ".csv", ".lock"}
     saved = yaml.safe_load((output / "settings.yaml").read_text())
     assert (saved["baseline"], saved["batch_size"], saved["precision"]) == ("resnet20_cifar", 16, "bf16")
     baseline = yaml.safe_load((output / "baseline" / "settings.yaml").read_text())
