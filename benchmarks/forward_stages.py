@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/forward_stages.py --models swin_tiny_patch4_window7_224 --compiled 1
 
-Forward and backward pass at batch 16, 224×224, float32; forms in turn, medians. The small stages lack the deepest level,
-so their operators are another mix, whose multiplications may cost more: the quotient of the parts is what that of
-forward_cost.py would be if nothing came on top of them. results/forward_stages.json has a line for each backbone, and
-keeps those of others.
+Forward and backward pass at batch 16, 224×224, float32; forms in turn, medians. The small stages lack the deepest
+level, so their operators are another mix, whose multiplications may cost more: the quotient of the parts is what that
+of forward_cost.py would be if nothing came on top of them. results/forward_stages.json has a line for each backbone,
+and keeps those of others.
 """
 
 from __future__ import annotations
