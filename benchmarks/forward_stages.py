@@ -4,14 +4,17 @@
 
 Forward and backward pass at batch 16, 224×224, float32; forms in turn, medians. The small stages lack the deepest
 level, so their operators are another mix, whose multiplications may cost more: the quotient of the parts is what that
-of forward_cost.py would be if nothing came on top of them. results/forward_stages.json has a line for each backbone,
-and keeps those of others.
+of forward_cost.py would be if nothing came on top of them. Compiled, also with a graph for each stage instead of one
+for all. `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000` has glibc keep what a step has freed.
+results/forward_stages.json has a line for each backbone, and keeps those of others.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,8 @@ from torch import nn
 from timm_wsms.evaluation.cost import multiplications
 from timm_wsms.stages import Stage
 
-WHOLE, BACKBONE = "wsms", "backbone"
+WHOLE, BACKBONE, BY_STAGE = "wsms", "backbone", "wsms, a graph for each stage"
+KEYS = ("backbone", "batch", "compiled", "allocator")
 
 
 class Alone(nn.Module):
@@ -51,6 +55,15 @@ class Pass:
         self.network.zero_grad()
 
 
+def by_stage(network: Any) -> nn.Module:
+    """A copy whose stages are compiled each by itself; the integration layer and the head are not."""
+    network = copy.deepcopy(network)
+    network.backbone.forward_features = torch.compile(network.backbone.forward_features, dynamic=False)
+    for stage in network.stages.values():
+        stage.compile(dynamic=False)
+    return network
+
+
 def measure(name: str, batch: int, compiled: bool, seconds: float, rounds: int) -> dict[str, Any]:
     """Measures one backbone; the result is a line of the file."""
     torch.manual_seed(0)
@@ -65,9 +78,13 @@ def measure(name: str, batch: int, compiled: bool, seconds: float, rounds: int) 
     steps: dict[str, Any] = {}
     for form, part in networks.items():
         steps[form] = Pass(torch.compile(part, dynamic=False) if compiled else part, images[form])
-        seconds_a_call(steps[form], 1)  # compiles
+    if compiled:
+        networks[BY_STAGE] = by_stage(network)
+        steps[BY_STAGE] = Pass(networks[BY_STAGE], image)
+    for step in steps.values():
+        seconds_a_call(step, 1)  # compiles
     times = take_turns(steps, networks.values(), seconds, rounds)
-    counted = {form: multiplications(part, images[form].shape[1:]) for form, part in networks.items()}
+    counted = {form: multiplications(networks[form], images[form].shape[1:]) for form in images}
     median = {form: statistics.median(each) for form, each in times.items()}
     parts = [sum(each) for each in zip(*(times[form] for form in (BACKBONE, *alone)), strict=True)]  # of every round
 
@@ -85,7 +102,13 @@ def measure(name: str, batch: int, compiled: bool, seconds: float, rounds: int) 
         "quotient_of_the_parts": round(ratio(parts, times[BACKBONE]) / more, 3),
         "whole_over_the_parts": round(ratio(times[WHOLE], parts), 3),
         "quotient": round(ratio(times[WHOLE], times[BACKBONE]) / more, 3),
+        "quotient_by_stage": round(ratio(times[BY_STAGE], times[BACKBONE]) / more, 3) if compiled else None,
     }
+
+
+def allocator() -> str:
+    """glibc's gives large tensors back to the system after use, unless told not to; new ones cost a page fault a page."""
+    return "keeps its memory" if os.environ.get("MALLOC_MMAP_MAX_") == "0" else "as it is"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -100,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     kept = json.loads(options.out.read_text(encoding="utf-8"))["lines"] if options.out.exists() else []
     for name in options.models:
         for compiled in map(bool, options.compiled):
-            key = {"backbone": name, "batch": options.batch, "compiled": compiled}
+            key = dict(zip(KEYS, (name, options.batch, compiled, allocator()), strict=True))
             line = (
                 key
                 | {"date": record()["date"]}
