@@ -107,7 +107,7 @@ def measure(name: str, batch: int, compiled: bool, seconds: float, rounds: int) 
 
 
 def allocator() -> str:
-    """glibc's gives large tensors back to the system after use, unless told not to; new ones cost a page fault a page."""
+    """Whether glibc gives large tensors back to the system after use; to get them again costs a page fault a page."""
     return "keeps its memory" if os.environ.get("MALLOC_MMAP_MAX_") == "0" else "as it is"
 
 
