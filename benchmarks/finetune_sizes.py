@@ -8,7 +8,7 @@ fine-tuned in the same way. Tested at 0.35 to 2.8 times the size. Finished runs 
 
 import json
 
-from size_runs import PLAIN, Form, Run, collect, parser, train_all
+from size_runs import PLAIN, Form, choose, collect, parser, train_all
 from unseen_sizes import MEAN, RECIPE, SIZES
 
 START = "hub/models/resnet20_cifar10/model.safetensors"  # from the root, where the runs are started
@@ -27,12 +27,8 @@ GROUPS = {"jitter": (*COMMON, "--data.scale_jitter", "[0.5, 2]")}
 
 def main() -> None:
     options = parser(__doc__, "finetune_sizes", seeds=(0, 1)).parse_args()
-    forms = [form for form in FORMS if not options.forms or form.name in options.forms]
-    runs = [
-        Run(form, group, words, seed) for seed in options.seeds for group, words in GROUPS.items() for form in forms
-    ]
-    train_all(runs, RECIPE, options)
-    collect(runs, SIZES, "CIFAR-10, warm-started and fine-tuned; top-1 in % against the size of objects", options)
+    train_all(choose(FORMS, GROUPS, options), SIZES, RECIPE, options)
+    collect(FORMS, GROUPS, "CIFAR-10, warm-started and fine-tuned; top-1 in % against the size of objects", options)
 
 
 if __name__ == "__main__":

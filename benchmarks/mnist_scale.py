@@ -7,10 +7,11 @@ the data and the network's seed. Errors in % of 50,000 test images; each form is
 seed. Finished runs are not repeated.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import mnist_scale_data
-from size_runs import PLAIN, Form, Run, collect, parser, train_all
+from size_runs import PLAIN, Form, choose, collect, parser, train_all
 
 RECIPE = "recipes/mnist_scale.yaml"
 WSMS, MEAN = "wsms_mnist_cnn", ("--model_kwargs.fusion", "mean")
@@ -39,22 +40,14 @@ GROUPS = {"28": (), "28+": JITTER, "56": LARGER, "56+": (*LARGER, *JITTER)}
 
 
 def main() -> None:
-    command = parser(__doc__, "mnist_scale", seeds=(0, 1))
-    command.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="only these")
-    options = command.parse_args()
+    options = parser(__doc__, "mnist_scale", seeds=(0, 1)).parse_args()
     options.limit = 50_000
-    for seed in options.seeds:
+    runs = [replace(run, source=str(data(options.outputs, run.seed))) for run in choose(FORMS, GROUPS, options)]
+    for seed in [] if options.only_collect else options.seeds:
         if not data(options.outputs, seed).exists():
             mnist_scale_data.make(options.source or "ylecun/mnist", seed, data(options.outputs, seed))
-    runs = [
-        Run(form, group, words, seed, str(data(options.outputs, seed)))
-        for seed in options.seeds
-        for group, words in GROUPS.items()
-        for form in FORMS
-    ]
-    chosen = [run for run in runs if run.group in options.groups and run.form.name in (options.forms or run.form.name)]
-    train_all(chosen, RECIPE, options)
-    collect(runs, [1.0], "MNIST-scale, top-1 in % of 50,000 test images (the error is 100 less that)", options)
+    train_all(runs, [1.0], RECIPE, options)
+    collect(FORMS, GROUPS, "MNIST-scale, top-1 in % of 50,000 test images (the error is 100 less that)", options)
 
 
 def data(outputs: Path, seed: int) -> Path:

@@ -1,26 +1,37 @@
-"""What the experiments about object size have in common: networks trained alike, accuracy of each at every size."""
+"""What the experiments about object size have in common: networks trained alike, accuracy of each at every size.
+
+A finished run leaves a record in benchmarks/results/<experiment>/: at each size, which test images were recognized. The
+report is made from the records, so that runs of several sessions and machines can be compared image by image.
+"""
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import numpy as np
 from machine import ROOT, record
 
 from timm_wsms import scale
 from timm_wsms.evaluation.options import ScaleOptions
+from timm_wsms.evaluation.result_cache import data_fingerprint
+from timm_wsms.evaluation.size_curve import Comparison, SizePredictions, compare
 from timm_wsms.training.whole import write_text
 
 PLAIN = "plain"  # the form that others are compared with
+EVALUATION = Lock()  # one at a time
+Groups = Mapping[str, tuple[str, ...]]  # name of a group → settings that all its runs have
 
 
 @dataclass(frozen=True)
@@ -54,11 +65,22 @@ class Run:
     seed: int
     source: str | None = None
 
+    @property
+    def name(self) -> str:
+        return f"{self.form.name}_{self.group}_seed{self.seed}".replace(" ", "_").replace(",", "")
+
     def folder(self, outputs: Path) -> Path:
-        return outputs / f"{self.form.name}_{self.group}_seed{self.seed}".replace(" ", "_")
+        return outputs / self.name
 
     def model(self, outputs: Path) -> Path:
         return self.folder(outputs) / "model"
+
+    def record(self, results: Path) -> Path:
+        return results.with_suffix("") / f"{self.name}.json"
+
+    def settings(self, options: argparse.Namespace) -> list[str]:
+        """What the run is told beyond its recipe."""
+        return [*self.form.words, *self.words, *(["--epochs", str(options.epochs)] if options.epochs else [])]
 
 
 def parser(text: str | None, outputs: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
@@ -66,24 +88,52 @@ def parser(text: str | None, outputs: str, seeds: Sequence[int]) -> argparse.Arg
     options = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--source", help="a local folder with the data; without it, the recipe's Hub name")
     options.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
-    options.add_argument("--forms", nargs="+", help="only these")
+    options.add_argument("--forms", nargs="+", help="only these networks")
+    options.add_argument("--groups", nargs="+", help="only these ways of training")
     options.add_argument("--jobs", type=int, default=2, help="runs at a time")
     options.add_argument("--threads", type=int, default=1, help="threads a run")
     options.add_argument("--limit", type=int, default=10_000, help="test images")
     options.add_argument("--epochs", type=int, help="instead of the recipe's: another experiment, for a quick look")
     options.add_argument("--outputs", type=Path, default=ROOT / "outputs" / outputs)
     options.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / f"{outputs}.json")
-    options.add_argument("--only_collect", action="store_true", help="train nothing, evaluate what is finished")
+    options.add_argument("--only_collect", action="store_true", help="train nothing, report what is finished")
     return options
 
 
-def train_all(runs: Sequence[Run], recipe: str, options: argparse.Namespace) -> None:
-    """Trains what is not yet trained, in the order given; what was interrupted goes on."""
-    if options.only_collect:
-        return
+def choose(forms: Sequence[Form], groups: Groups, options: argparse.Namespace) -> list[Run]:
+    """The runs that the options name: all of one seed, then all of the next.
+
+    Raises:
+        SystemExit: There is no form or group of a name.
+    """
+    for there, named in (([form.name for form in forms], options.forms), (groups, options.groups)):
+        if unknown := [name for name in named or [] if name not in there]:
+            raise SystemExit(f"there is no {', '.join(map(repr, unknown))}; choose from {', '.join(map(repr, there))}")
+    return [
+        Run(form, group, words, seed)
+        for seed in options.seeds
+        for form in forms
+        for group, words in groups.items()
+        if form.name in (options.forms or form.name) and group in (options.groups or group)
+    ]
+
+
+def train_all(runs: Sequence[Run], sizes: Sequence[float], recipe: str, options: argparse.Namespace) -> None:
+    """Trains and evaluates what has no record yet, in the order given; what was interrupted goes on."""
+    for run in runs:
+        path = run.record(options.results)
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] != run.settings(options):
+            raise SystemExit(f"{path} is of other settings; remove it, or name another file with --results")
+    todo = [run for run in runs if not (options.only_collect or run.record(options.results).exists())]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for done in [pool.submit(_train, run, recipe, options) for run in runs]:
+        for done in [pool.submit(_train_and_measure, run, sizes, recipe, options) for run in todo]:
             done.result()
+
+
+def _train_and_measure(run: Run, sizes: Sequence[float], recipe: str, options: argparse.Namespace) -> None:
+    _train(run, recipe, options)
+    with EVALUATION:
+        measure(run, sizes, options)
 
 
 def _train(run: Run, recipe: str, options: argparse.Namespace) -> None:
@@ -92,10 +142,9 @@ def _train(run: Run, recipe: str, options: argparse.Namespace) -> None:
     if (output / "model").exists():
         return
     command = [sys.executable, "train_accelerate.py", "--recipe", recipe, "--model", run.form.model]
-    command += [*run.form.words, *run.words, "--seed", str(run.seed), "--output", str(output), "--resume", "auto"]
+    command += [*run.settings(options), "--seed", str(run.seed), "--output", str(output), "--resume", "auto"]
     source = run.source or options.source
     command += ["--data.source", str(Path(source).resolve())] if source else []
-    command += ["--epochs", str(options.epochs)] if options.epochs else []
     output.mkdir(parents=True, exist_ok=True)
     print(f"{output.name}: training", flush=True)
     with open(f"{output}.log", "w", encoding="utf-8") as log:
@@ -105,66 +154,100 @@ def _train(run: Run, recipe: str, options: argparse.Namespace) -> None:
         raise SystemExit(f"{output.name} was stopped and has saved where it is; the same command goes on")
 
 
-def collect(runs: Sequence[Run], sizes: Sequence[float], what: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Evaluates the finished runs at all sizes and writes the results file.
+def measure(run: Run, sizes: Sequence[float], options: argparse.Namespace) -> None:
+    """Evaluates a trained network at all sizes and writes its record."""
+    model = run.model(options.outputs)
+    source = run.source or options.source or "uoft-cs/cifar10"
+    chosen = ScaleOptions(data=source, limit=options.limit, factors=[*sizes])
+    results, _, split = scale.measure_all([str(model)], chosen)
+    [result] = results.values()
+    epochs = [json.loads(line) for line in (model / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = {
+        **{"form": run.form.name, "group": run.group, "seed": run.seed, "model": run.form.model},
+        "settings": run.settings(options),
+        **{"parameters": result.parameters, "weights_sha256": result.weights},
+        **{"epochs": len(epochs), "train_loss": epochs[-1]["train_loss"]},
+        "train_minutes": round(sum(epoch["seconds"] for epoch in epochs) / 60, 1),
+        **{"test_images": len(result.found.index), "test_set_sha256": data_fingerprint(split)},
+        **{"sizes": result.curve.factors, "at_one": result.curve.at_one, "top1": result.curve.top1},
+        **{"area": result.curve.area, "area_interval": result.curve.area_interval},
+        **record(),
+        # for each size a bit for each test image, in their order: np.packbits, base64
+        "recognized": [base64.b64encode(np.packbits(row).tobytes()).decode() for row in result.found.correct],
+    }
+    run.record(options.results).parent.mkdir(parents=True, exist_ok=True)
+    write_text(run.record(options.results), json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def collect(forms: Sequence[Form], groups: Groups, what: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Writes the results file from all records that there are, and prints a line for each form.
 
     Runs of one group and one seed are compared on the same images: McNemar's test at every size, and the difference of
     the areas under the curves with its bootstrap interval.
+
+    Raises:
+        SystemExit: No run is finished.
     """
-    finished = [run for run in runs if run.model(options.outputs).exists()]
-    found: dict[Run, dict[str, Any]] = {}
-    against: dict[Run, dict[str, Any]] = {}
-    for group, seed in dict.fromkeys((run.group, run.seed) for run in finished):
-        together = {str(run.model(options.outputs)): run for run in finished if (run.group, run.seed) == (group, seed)}
-        source = next(iter(together.values())).source or options.source or "uoft-cs/cifar10"
-        chosen = ScaleOptions(data=source, limit=options.limit, factors=[*sizes])
-        figures = scale.scale([*together], chosen)
-        labels = dict(zip((one["model"] for one in figures["models"]), together.values(), strict=True))
-        found |= {labels[one["model"]]: one for one in figures["models"]}
-        for pair in figures["comparisons"]:
-            if labels[pair["first"]].form.name == PLAIN:
-                against[labels[pair["second"]]] = pair
-    rows = [_row(form, group, found, against) for form, group in dict.fromkeys((run.form, run.group) for run in runs)]
-    report = {"what": what, **record(), "recipe_words": _words(runs), "test_images": options.limit, "forms": rows}
+    folder = options.results.with_suffix("")
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    if not records:
+        raise SystemExit(f"no run is finished: there are no records in {folder}")
+    plain = {(one["group"], one["seed"]): one for one in records if one["form"] == PLAIN}
+    for one in records:
+        first = plain.get((one["group"], one["seed"]))
+        one["against_plain"] = _of_pair(against(first, one)) if first and one is not first else None
+    rows = [
+        _row(form, group, [one for one in records if (one["form"], one["group"]) == (form.name, group)])
+        for group in groups
+        for form in forms
+    ]
+    words = {group: " ".join(words) for group, words in groups.items()}
+    report = {"what": what, **record(), "recipe_words": words, "forms": rows}
     write_text(options.results, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     print("\n".join(map(describe, rows)))
     return report
 
 
-def _row(form: Form, group: str, found: dict[Run, dict[str, Any]], against: dict[Run, dict[str, Any]]) -> dict:
+def against(first: dict[str, Any], second: dict[str, Any]) -> Comparison:
+    """Compares two records, image by image.
+
+    Raises:
+        SystemExit: They are not of the same test images.
+    """
+    if first["test_set_sha256"] != second["test_set_sha256"]:
+        names = [f"{one['form']}, {one['group']}, seed {one['seed']}" for one in (first, second)]
+        raise SystemExit(f"{' and '.join(names)} were not tested on the same images; remove the record of one")
+    return compare(*map(recognized, (first, second)))
+
+
+def recognized(record: dict[str, Any]) -> SizePredictions:
+    """What a record tells of the predictions: whether they are right. Every label is 1, a right prediction too."""
+    n = record["test_images"]
+    packed = [np.frombuffer(base64.b64decode(row), np.uint8) for row in record["recognized"]]
+    right = np.array([np.unpackbits(row, count=n) for row in packed], dtype=np.int64)
+    return SizePredictions(tuple(record["sizes"]), np.arange(n), np.ones(n, np.int64), right)
+
+
+def _row(form: Form, group: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over the seeds of one form, and each seed's figures."""
-    runs = [run for run in found if (run.form, run.group) == (form, group)]
-    one_each = [
-        {
-            "seed": run.seed,
-            **{key: found[run][key] for key in ("weights_sha256", "at_one", "area", "area_interval", "top1")},
-            "against_plain": against.get(run) and _of_pair(against[run]),
-        }
-        for run in runs
-    ]
+    told = ("seed", "weights_sha256", "train_minutes", "at_one", "area", "area_interval", "top1", "against_plain")
     return {
         "form": form.name,
         "group": group,
         "model": form.model,
         "settings": " ".join(form.words),
-        "n": len(runs),  # 0: not run
-        "parameters": found[runs[0]]["parameters"] if runs else None,
-        "sizes": list(found[runs[0]]["factors"]) if runs else None,
-        "at_one": spread(one["at_one"] for one in one_each),
-        "area": spread(one["area"] for one in one_each),
-        "top1": [spread(at_size) for at_size in zip(*(one["top1"] for one in one_each), strict=True)],
-        "seeds": one_each,
+        "n": len(records),  # 0: not run
+        **{key: records[0][key] if records else None for key in ("parameters", "test_images", "sizes")},
+        "at_one": spread(one["at_one"] for one in records),
+        "area": spread(one["area"] for one in records),
+        "top1": [spread(at_size) for at_size in zip(*(one["top1"] for one in records), strict=True)],
+        "seeds": [{key: one[key] for key in told} for one in records],
     }
 
 
-def _of_pair(pair: dict[str, Any]) -> dict[str, Any]:
-    names = {"only_first": "only_plain", "only_second": "only_this", "p": "p"}
-    renamed = {new: pair[old] for old, new in names.items()}
-    return {**renamed, "area_difference": pair["area_difference"], "area_interval": pair["area_interval"]}
-
-
-def _words(runs: Sequence[Run]) -> dict[str, str]:
-    return {run.group: " ".join(run.words) for run in runs}
+def _of_pair(pair: Comparison) -> dict[str, Any]:
+    told = {"only_plain": pair.only_first, "only_this": pair.only_second, "p": pair.p}
+    return {**told, "area_difference": pair.area_difference, "area_interval": pair.area_interval}
 
 
 def spread(values: Iterable[float]) -> dict[str, float | None] | None:

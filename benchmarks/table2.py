@@ -7,10 +7,10 @@ Every run is recipes/cifar10_resnet110.yaml, compiled and in bf16. Interrupted r
 exactly there; finished ones are not repeated. Forms that are not finished are reported as not run.
 """
 
-from size_runs import PLAIN, Form, Run, collect, parser, train_all
+from size_runs import PLAIN, Form, choose, collect, parser, train_all
 
 RECIPE = "recipes/cifar10_resnet110.yaml"
-WORDS = ("--precision", "bf16", "--compile", "true", "--channels_last", "true", "--eval_every", "164")
+GROUPS = {"164 epochs": ("--precision", "bf16", "--compile", "true", "--channels_last", "true", "--eval_every", "164")}
 WSMS, INTEGRATION = "wsms_resnet110_cifar", "--model_kwargs.integration"
 PAPER = {PLAIN: 6.61, "WSMS 1x1": 6.36, "WSMS none": 7.23, "WSMS 3x3": 6.41, "MS 1x1": 6.41}  # error in %, five runs
 FORMS = [
@@ -24,10 +24,8 @@ FORMS = [
 
 def main() -> None:
     options = parser(__doc__, "table2", seeds=range(5)).parse_args()
-    forms = [form for form in FORMS if not options.forms or form.name in options.forms]
-    runs = [Run(form, "164 epochs", WORDS, seed) for seed in options.seeds for form in forms]
-    train_all(runs, RECIPE, options)
-    report = collect(runs, [1.0], "CIFAR-10, top-1 in % (the paper's table has errors, 100 less that)", options)
+    train_all(choose(FORMS, GROUPS, options), [1.0], RECIPE, options)
+    report = collect(FORMS, GROUPS, "CIFAR-10, top-1 in % (the paper's table has errors, 100 less that)", options)
     for row in report["forms"]:
         error = "not run" if not row["n"] else f"{100 - row['at_one']['mean']:.2f} % error (n = {row['n']})"
         print(f"{row['form']:10} {error}; the paper: {PAPER[row['form']]:.2f} %")

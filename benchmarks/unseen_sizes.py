@@ -7,7 +7,7 @@ and tested at 0.35 to 2.8 times the size. Finished runs are not repeated, and in
 compares each form with the plain backbone of the same seed, image by image.
 """
 
-from size_runs import PLAIN, Form, Run, collect, parser, train_all
+from size_runs import PLAIN, Form, choose, collect, parser, train_all
 
 RECIPE = "recipes/cifar10_resnet20_short.yaml"
 SIZES = [2 ** (step / 2) for step in range(-3, 4)]  # 0.35 to 2.8
@@ -27,12 +27,8 @@ GROUPS = {"size 1": HERE, "jitter": (*HERE, "--data.scale_jitter", "[0.5, 2]")}
 
 def main() -> None:
     options = parser(__doc__, "unseen_sizes", seeds=(0, 1)).parse_args()
-    forms = [form for form in FORMS if not options.forms or form.name in options.forms]
-    runs = [
-        Run(form, group, words, seed) for seed in options.seeds for form in forms for group, words in GROUPS.items()
-    ]
-    train_all(runs, RECIPE, options)
-    collect(runs, SIZES, "CIFAR-10, top-1 in % against the size of objects; the area is over log size", options)
+    train_all(choose(FORMS, GROUPS, options), SIZES, RECIPE, options)
+    collect(FORMS, GROUPS, "CIFAR-10, top-1 in % against the size of objects; the area is over log size", options)
 
 
 if __name__ == "__main__":

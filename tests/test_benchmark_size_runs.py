@@ -1,6 +1,8 @@
 """The experiments about object size: what is asked of the script, and the report from made-up predictions."""
 
 import argparse
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import mnist_scale
 import mnist_scale_data
 import size_runs
+
+from timm_wsms.evaluation.size_curve import SizePredictions, size_curve
+from timm_wsms.evaluation.size_report import Result
 
 
 def test_digits_are_scaled_about_their_center_on_black():
@@ -48,54 +53,100 @@ def test_no_form_has_more_than_half_a_million_parameters():
         assert 470_000 < parameters < 500_000, form
 
 
+SIZES = (0.5, 1.0)
+IMAGES = 21  # not a multiple of eight
+GROUPS = {"g": ("--y", "2")}
+FORMS = [size_runs.Form("plain", "a"), size_runs.Form("other", "b", ("--x", "1")), size_runs.Form("third", "c")]
+
+
+def predictions(run):
+    """What a made-up network says: (size, image), each form and seed other images right. The true class is 3."""
+    wrong = np.random.default_rng([*map(ord, run.form.name), run.seed]).random((len(SIZES), IMAGES)) < 0.4
+    return np.where(wrong, 5, 3)
+
+
 @pytest.fixture
-def finished(tmp_path, monkeypatch):
-    """Options for runs of two forms and two seeds that are finished, but for the second seed of the second form."""
-    plain, other = size_runs.Form("plain", "a"), size_runs.Form("other", "b", ("--x", "1"))
-    runs = [size_runs.Run(form, "g", (), seed) for seed in (0, 1) for form in (plain, other)]
-    for run in runs[:3]:
-        run.model(tmp_path).mkdir(parents=True)
-    correct = {"plain": 60.0, "other": 70.0}
-
-    def scale(names, options):
-        names = [Path(name).parent.name for name in names]
-        models = [
-            {
-                **{"model": name, "weights_sha256": "", "parameters": 5, "factors": [0.5, 1.0]},
-                "at_one": (top1 := correct[name.split("_")[0]] + int(name[-1])),
-                **{"area": top1 - 10, "area_interval": (0.0, 1.0), "top1": [top1 - 20, top1]},
-            }
-            for name in names
-        ]
-        pairs = [
-            {
-                **{"first": names[0], "second": name, "only_first": [1, 2], "only_second": [3, 4]},
-                **{"p": [0.5, 0.25], "area_difference": 10.0, "area_interval": (9.0, 11.0)},
-            }
-            for name in names[1:]
-        ]
-        return {"models": models, "comparisons": pairs}
-
-    monkeypatch.setattr(size_runs.scale, "scale", scale)
-    options = argparse.Namespace(outputs=tmp_path, results=tmp_path / "r.json", source=None, limit=10)
-    return runs, options
+def options(tmp_path):
+    told = ["--outputs", str(tmp_path / "outputs"), "--results", str(tmp_path / "r.json"), "--jobs", "1"]
+    return size_runs.parser(None, "x", seeds=(0, 1)).parse_args(told)
 
 
-def test_report(finished):
-    runs, options = finished
-    plain, other = size_runs.collect(runs, [0.5, 1.0], "what", options)["forms"]
-    assert plain["at_one"] == {"mean": 60.5, "std": pytest.approx(0.5**0.5, abs=1e-3)}
-    assert [size["mean"] for size in plain["top1"]] == [40.5, 60.5] and plain["seeds"][0]["against_plain"] is None
-    assert other["n"] == 1 and other["area"] == {"mean": 60.0, "std": None}
-    against = {"only_plain": [1, 2], "only_this": [3, 4], "p": [0.5, 0.25]}
-    difference = {"area_difference": 10.0, "area_interval": (9.0, 11.0)}
-    assert other["seeds"][0]["against_plain"] == {**against, **difference}
-    assert "at size 1 60.50 ± 0.71 %  area 50.50 ± 0.71 %" in size_runs.describe(plain)
-    assert "against plain +10.00" in size_runs.describe(other) and options.results.exists()
+@pytest.fixture
+def trained(monkeypatch, options):
+    """Names of the runs that were trained, each in no time; what is evaluated are made-up predictions."""
+    names, runs = [], {}
+    labels = np.full(IMAGES, 3)
+
+    def train(run, recipe, options):
+        names.append(run.name)
+        folder = run.model(options.outputs)
+        folder.mkdir(parents=True)
+        lines = [{"seconds": 60, "train_loss": 2.0}, {"seconds": 120, "train_loss": 1.5}]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        runs[str(folder)] = run
+
+    def measure_all(models, chosen):
+        assert (chosen.factors, chosen.data, chosen.limit) == ([*SIZES], "uoft-cs/cifar10", 10_000)
+        found = SizePredictions(SIZES, np.arange(IMAGES), labels, predictions(runs[models[0]]))
+        result = Result(models[0], f"weights of {runs[models[0]].name}", 5, None, found, size_curve(found), None)
+        return {"model": result}, {}, argparse.Namespace(labels=labels, class_names=["a"], pixels=labels)
+
+    monkeypatch.setattr(size_runs, "_train", train)
+    monkeypatch.setattr(size_runs.scale, "measure_all", measure_all)
+    return names
 
 
-def test_what_is_not_finished_is_not_run(finished):
-    runs, options = finished
-    missing = size_runs.Run(size_runs.Form("third", "c"), "g", (), 0)
-    rows = size_runs.collect([*runs, missing], [0.5, 1.0], "what", options)["forms"]
-    assert rows[2]["n"] == 0 and rows[2]["area"] is None and size_runs.describe(rows[2]).endswith("not run")
+def test_report_compares_runs_of_several_sessions_image_by_image(options, trained):
+    runs = size_runs.choose(FORMS, GROUPS, options)
+    assert [(run.form.name, run.seed) for run in runs[:3]] == [("plain", 0), ("other", 0), ("third", 0)]
+    size_runs.train_all(runs[:2], SIZES, "recipe", options)
+    shutil.rmtree(options.outputs)  # another session: only the records are left
+    size_runs.train_all([runs[0], runs[3]], SIZES, "recipe", options)
+    assert trained == ["plain_g_seed0", "other_g_seed0", "plain_g_seed1"]
+    plain, other, third = size_runs.collect(FORMS, GROUPS, "what", options)["forms"]
+
+    right = {run: predictions(run) == 3 for run in runs}
+    share = 100 * np.array([right[runs[0]].mean(1), right[runs[3]].mean(1)])
+    assert [size["mean"] for size in plain["top1"]] == pytest.approx(share.mean(0), abs=1e-3)
+    assert plain["at_one"]["std"] == pytest.approx(share[:, 1].std(ddof=1), abs=1e-3)
+    assert (plain["n"], plain["test_images"], plain["seeds"][0]["against_plain"]) == (2, IMAGES, None)
+    assert (other["n"], other["area"]["std"], other["seeds"][0]["train_minutes"]) == (1, None, 3)
+    against = other["seeds"][0]["against_plain"]
+    assert against["only_plain"] == (right[runs[0]] & ~right[runs[1]]).sum(1).tolist()
+    assert against["only_this"] == (right[runs[1]] & ~right[runs[0]]).sum(1).tolist()
+    difference = 100 * (right[runs[1]].mean() - right[runs[0]].mean())
+    assert against["area_difference"] == pytest.approx(difference)
+    assert f"against plain {difference:+.2f}" in size_runs.describe(other)
+    assert third["n"] == 0 and third["area"] is None and size_runs.describe(third).endswith("not run")
+    assert json.loads(options.results.read_text())["recipe_words"] == {"g": "--y 2"}
+
+
+def test_records_of_other_settings_are_not_mixed(options, trained):
+    runs = size_runs.choose(FORMS[:1], GROUPS, options)
+    size_runs.train_all(runs, SIZES, "recipe", options)
+    options.epochs = 1
+    with pytest.raises(SystemExit, match=r"plain_g_seed0.json is of other settings; remove it, or .* --results"):
+        size_runs.train_all(runs, SIZES, "recipe", options)
+
+
+def test_records_of_other_images_are_not_compared(options, trained):
+    size_runs.train_all(size_runs.choose(FORMS[:2], GROUPS, options)[:2], SIZES, "recipe", options)
+    path = options.results.with_suffix("") / "other_g_seed0.json"
+    path.write_text(path.read_text().replace('"test_set_sha256": "', '"test_set_sha256": "0'))
+    with pytest.raises(SystemExit, match="plain, g, seed 0 and other, g, seed 0 were not tested on the same images"):
+        size_runs.collect(FORMS, GROUPS, "what", options)
+
+
+def test_a_report_of_nothing_is_not_written(options):
+    with pytest.raises(SystemExit, match="no run is finished"):
+        size_runs.collect(FORMS, GROUPS, "what", options)
+    assert not options.results.exists()
+
+
+def test_unknown_names(options):
+    options.forms = ["plain", "othr"]
+    with pytest.raises(SystemExit, match="there is no 'othr'; choose from 'plain', 'other', 'third'"):
+        size_runs.choose(FORMS, GROUPS, options)
+    options.forms, options.groups = None, ["h"]
+    with pytest.raises(SystemExit, match="there is no 'h'; choose from 'g'"):
+        size_runs.choose(FORMS, GROUPS, options)

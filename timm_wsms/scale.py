@@ -54,6 +54,26 @@ def scale(names: list[str], options: ScaleOptions) -> dict[str, Any]:
     Returns:
         What `--json` writes.
     """
+    results, models, split = measure_all(names, options)
+    comparisons = {
+        (first, second): compare(results[first].found, results[second].found, options.seed)
+        for first, second in itertools.combinations(results, 2)
+    }
+    figures = as_json(results, comparisons, split, options)
+    if options.json:
+        write_text(Path(options.json), json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    if options.output:
+        draw(results, models, split, options)
+    tell(results, comparisons, split)
+    return figures
+
+
+def measure_all(names: list[str], options: ScaleOptions) -> tuple[Results, dict[str, Prepared], Split]:
+    """Evaluates models on one source at several object sizes.
+
+    Returns:
+        What was found about each model, and the models, by their labels; the images.
+    """
     factors = check(names, options)
     accelerator = start(options, names[0])
     if accelerator.num_processes > 1:
@@ -67,17 +87,7 @@ def scale(names: list[str], options: ScaleOptions) -> dict[str, Any]:
         if model.remark:
             print(f"{name}: {model.remark}")
         results[label] = measure(name, model, split, factors, options, accelerator)
-    comparisons = {
-        (first, second): compare(results[first].found, results[second].found, options.seed)
-        for first, second in itertools.combinations(results, 2)
-    }
-    figures = as_json(results, comparisons, split, options)
-    if options.json:
-        write_text(Path(options.json), json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-    if options.output:
-        draw(results, models, split, options)
-    tell(results, comparisons, split)
-    return figures
+    return results, models, split
 
 
 def check(names: list[str], options: ScaleOptions) -> tuple[float, ...]:
