@@ -8,22 +8,19 @@ each run also: accuracy with one stage's maps replaced by their mean, and γ. Ru
 repeated.
 """
 
-import argparse
 import dataclasses
-import json
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
 from cifar10_stages import accuracy, without_each_stage
-from machine import ROOT, record
+from machine import ROOT
 from torch import nn
+from variant_runs import parser, search
 
 from timm_wsms import evaluation
 from timm_wsms.data import Loader, Split, data_config, load_splits, make_loader
@@ -144,72 +141,21 @@ def what_stages_contribute(network: nn.Module, loader: Loader, limit: int = 2500
     return run if gamma is None else run | {"gamma_mean": gamma.mean().item(), "gamma_std": gamma.std().item()}
 
 
-def summarize(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each variant: accuracy's mean and standard deviation over seeds, and its gains on plain and on its base."""
-    top1: dict[str, dict[int, float]] = {}  # variant → seed → accuracy
-    for run in runs:
-        top1.setdefault(run["variant"], {})[run["seed"]] = run["test_top1"]
-
-    def gain(name: str, over: str) -> dict[int, float]:
-        shared = sorted(top1[name].keys() & top1.get(over, {}).keys())
-        return {seed: round(top1[name][seed] - top1[over][seed], 2) for seed in shared}
-
-    return [
-        {
-            "variant": name,
-            "n": len(top1[name]),
-            "test_top1_mean": statistics.mean(top1[name].values()),
-            "test_top1_std": statistics.stdev(top1[name].values()) if len(top1[name]) > 1 else None,
-            "gain_on_plain": gain(name, "plain"),
-            "base": variant.base,
-            "gain_on_base": gain(name, variant.base),
-        }
-        for name, variant in VARIANTS.items()
-        if name in top1
-    ]
-
-
 def main(argv: list[str] | None = None) -> None:
-    options = _parser().parse_args(argv)
+    command = parser(__doc__, "cifar10_why", [*VARIANTS], train_limit=20_000, test_limit=10_000, epochs=4)
+    command.add_argument("--recipe", default=str(ROOT / "recipes/cifar10_resnet20_short.yaml"))
+    options = command.parse_args(argv)
     words = ["--data.source", options.source] if options.source else []
     words += ["--data.train_limit", str(options.train_limit), "--data.test_limit", str(options.test_limit)]
     settings = parse(["--recipe", options.recipe, *words, "--epochs", str(options.epochs)])
-    lengths = {"train_images": options.train_limit, "test_images": options.test_limit, "epochs": options.epochs}
-    report = json.loads(options.results.read_text()) if options.results.exists() else {**lengths, "runs": []}
-    if any(report[key] != value for key, value in lengths.items()):
-        raise SystemExit(f"{options.results} holds runs of other lengths; give the same ones, or another --results")
-    runs = report["runs"]
-    done = {(run["variant"], run["seed"]) for run in runs}
     splits = load_splits(settings.data, seed=0)
-    for seed in options.seeds:
-        for name in options.variants:
-            if (name, seed) in done:
-                continue
-            variant = VARIANTS[name]
-            one = dataclasses.replace(settings, model=variant.model, model_kwargs=variant.kwargs, seed=seed)
-            runs.append({"variant": name, "seed": seed, **train(variant, one, splits)})
-            report = {"what": WHAT, **record(), **lengths, "note": options.note, "variants": summarize(runs)}
-            text = json.dumps({**report, "runs": runs}, indent=2, ensure_ascii=False)
-            options.results.write_text(text + "\n", encoding="utf-8")
-            print(json.dumps(runs[-1], ensure_ascii=False), flush=True)
-    for row in summarize(runs):
-        accuracy = f"{row['test_top1_mean']:.2f} ± {row['test_top1_std'] or 0:.2f}"
-        gains = ", ".join(f"{gain:+.2f}" for gain in row["gain_on_plain"].values())
-        print(f"{row['variant']:36} {accuracy} %, on plain {gains or '–'}")
 
+    def train_one(name: str, seed: int) -> dict[str, Any]:
+        variant = VARIANTS[name]
+        one = dataclasses.replace(settings, model=variant.model, model_kwargs=variant.kwargs, seed=seed)
+        return train(variant, one, splits)
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", help="a local folder with CIFAR-10; without it, the recipe's Hub name")
-    parser.add_argument("--recipe", default=str(ROOT / "recipes/cifar10_resnet20_short.yaml"))
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--train_limit", type=int, default=20_000, help="train on the first so many images")
-    parser.add_argument("--test_limit", type=int, default=10_000, help="evaluate on the first so many images")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/cifar10_why.json")
-    parser.add_argument("--note", default="", help="what else went on on the machine")
-    return parser
+    search({name: variant.base for name, variant in VARIANTS.items()}, train_one, WHAT, options)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from datasets import Dataset, Features, Image, concatenate_datasets, load_datase
 from PIL import Image as Pillow
 from torchvision.transforms.functional import InterpolationMode, affine
 
+from timm_wsms.training.whole import written_beside
+
 SIZES = (0.3, 1.0)
 SPLITS = {"train": 10_000, "validation": 2_000, "test": 50_000}
 
@@ -46,11 +48,11 @@ def make(source: str, seed: int, output: Path) -> None:
     factors = rng.uniform(*SIZES, len(digits))
     labels = np.array(digits["label"])
     features = Features({"image": Image(), "label": digits.features["label"]})
-    for name, indices in stratified(labels, SPLITS, rng).items():
-        images = [scaled(digits[int(i)]["image"], float(factors[i])) for i in indices]
-        split = Dataset.from_dict({"image": images, "label": labels[indices]}, features=features)
-        output.mkdir(parents=True, exist_ok=True)
-        split.to_parquet(output / f"{name}-00000-of-00001.parquet")
+    with written_beside(output) as folder:
+        for name, indices in stratified(labels, SPLITS, rng).items():
+            images = [scaled(digits[int(i)]["image"], float(factors[i])) for i in indices]
+            split = Dataset.from_dict({"image": images, "label": labels[indices]}, features=features)
+            split.to_parquet(folder / f"{name}-00000-of-00001.parquet")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,6 +19,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" benchmarks/unseen_sizes.py --source "$CIFAR10"
 "$PYTHON" benchmarks/finetune_sizes.py --source "$CIFAR10"
 "$PYTHON" benchmarks/mnist_scale.py --source "$MNIST"
+"$PYTHON" benchmarks/mnist_search.py --source "$MNIST"
 "$PYTHON" benchmarks/table2.py --source "$CIFAR10" # wants a GPU
 
 # Accuracy

@@ -20,8 +20,8 @@ FORMS = [
     Form("deeper", "resnet26_cifar"),  # of the mean form's arithmetic
     Form("ms", "ms_resnet20_cifar", ("--model_kwargs.residual", "false")),
 ]
-# On a CPU without bf16 instructions for matrices, mixed precision is slower; compiled is faster. Only the final accuracy
-# counts.
+# For a CPU without bf16 instructions for matrices: mixed precision is slower there, compiled is faster. Only the final
+# accuracy counts.
 HERE = ("--precision", "no", "--compile", "true", "--eval_every", "8")
 GROUPS = {"size 1": HERE, "jitter": (*HERE, "--data.scale_jitter", "[0.5, 2]")}
 

@@ -79,9 +79,12 @@ def test_variants_differ_in_what_they_name(why):
 
 
 def test_gains_are_taken_seed_by_seed(why):
+    import variant_runs  # beside it
+
     top1 = {("plain", 0): 70.0, ("paper", 0): 71.0, ("plain", 1): 74.0, ("paper", 1): 73.0, ("2 stages", 1): 73.5}
     runs = [{"variant": name, "seed": seed, "test_top1": value} for (name, seed), value in top1.items()]
-    plain, paper, two = why.summarize(runs)
+    bases = {name: variant.base for name, variant in why.VARIANTS.items()}
+    plain, paper, two = variant_runs.summarize(runs, bases)
     assert (paper["test_top1_mean"], paper["test_top1_std"]) == (72.0, pytest.approx(2**0.5))
     assert paper["gain_on_plain"] == {0: 1.0, 1: -1.0} and plain["gain_on_plain"] == {0: 0.0, 1: 0.0}
     assert (two["gain_on_plain"], two["gain_on_base"], two["test_top1_std"]) == ({1: -0.5}, {1: 0.5}, None)

@@ -129,6 +129,7 @@ HOSTILE = [
     ({"model_args": {"in_chans": "3"}}, "in_chans = '3', which no network takes"),
     ({"model_args": {"integration_channels": 10**9}}, "integration_channels = 1000000000; nothing above"),
     ({"model_args": {"img_size": [32, 10**7]}}, "img_size"),
+    ({"model_args": {"channels": [31, 2000, 92]}}, "channels = '[31, 2000, 92]', which no network takes"),
     ({"model_args": {"global_pool": ["avg"]}}, "global_pool"),
     ({"model_args": {"drop_rate": "__import__('os')"}}, "drop_rate"),
     ({"pretrained_cfg": {"url": "http://127.0.0.1/evil.pth"}}, "pretrained_cfg has 'url'"),

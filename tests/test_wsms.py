@@ -313,6 +313,17 @@ def test_arguments_found_in_a_file_must_be_known(tmp_path):
         assert words in refused(f"local-dir:{tmp_path}", pretrained=True)
 
 
+def test_channels_of_a_file(tmp_path):
+    model = timm.create_model("wsms_mnist_cnn", channels=[5, 7, 9])
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    x = torch.randn(2, 1, 28, 28)
+    torch.testing.assert_close(again.eval()(x), model.eval()(x))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": {"channels": [5, 7, "9"]}}))
+    assert "channels = \"[5, 7, '9']\", which no network takes" in refused(f"local-dir:{tmp_path}", pretrained=True)
+
+
 # ---- what an import costs
 
 MEASURE = """

@@ -24,6 +24,10 @@ def _size(value: Any) -> bool:
     return len(sides) == 2 and all(_count(side) and 0 < side <= LARGEST_SIDE for side in sides)
 
 
+def _widths(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(_count(n) and 0 < n <= 1024 for n in value)
+
+
 # Arguments of a backbone's that a file may give; a user's own call may give whatever the backbone takes.
 BACKBONE_ARGS: dict[str, Callable[[Any], bool]] = {
     "num_classes": _count,
@@ -36,6 +40,7 @@ BACKBONE_ARGS: dict[str, Callable[[Any], bool]] = {
     "strict_img_size": lambda value: type(value) is bool,
     "output_stride": lambda value: value in (8, 16, 32),
     "patch_size": _size,
+    "channels": _widths,
 }
 
 
