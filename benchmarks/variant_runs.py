@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from coverage import locked
 from machine import ROOT, record
+
+from timm_wsms.training.whole import write_text
 
 PLAIN = "plain"
 
@@ -35,7 +38,7 @@ def search(
     what: str,
     options: argparse.Namespace,
 ) -> None:
-    """Trains what does not stand in the results file yet; writes the file after every run.
+    """Trains what does not stand in the results file yet; adds to the file after every run.
 
     Args:
         bases: Variant → the one that it differs from in one thing.
@@ -47,21 +50,24 @@ def search(
         SystemExit: The file holds runs of other lengths.
     """
     lengths = {"train_images": options.train_limit, "test_images": options.test_limit, "epochs": options.epochs}
-    report = json.loads(options.results.read_text()) if options.results.exists() else {**lengths, "runs": []}
-    if any(report[key] != value for key, value in lengths.items()):
-        raise SystemExit(f"{options.results} holds runs of other lengths; give the same ones, or another --results")
-    runs = report["runs"]
-    done = {(run["variant"], run["seed"]) for run in runs}
+
+    def known() -> list[dict[str, Any]]:
+        report = json.loads(options.results.read_text()) if options.results.exists() else {**lengths, "runs": []}
+        if any(report[key] != value for key, value in lengths.items()):
+            raise SystemExit(f"{options.results} holds runs of other lengths; give the same ones, or another --results")
+        return report["runs"]
+
     for seed in options.seeds:
         for name in options.variants:
-            if (name, seed) in done:
+            if any((run["variant"], run["seed"]) == (name, seed) for run in known()):
                 continue
-            runs.append({"variant": name, "seed": seed, **train(name, seed)})
-            report = {"what": what, **record(), **lengths, "note": options.note, "variants": summarize(runs, bases)}
-            text = json.dumps({**report, "runs": runs}, indent=2, ensure_ascii=False)
-            options.results.write_text(text + "\n", encoding="utf-8")
-            print(json.dumps(runs[-1], ensure_ascii=False), flush=True)
-    for row in summarize(runs, bases):
+            found = {"variant": name, "seed": seed, **train(name, seed)}
+            with locked(options.results.parent):  # another process may search among other variants
+                runs = [*known(), found]
+                report = {"what": what, **record(), **lengths, "note": options.note, "variants": summarize(runs, bases)}
+                write_text(options.results, json.dumps({**report, "runs": runs}, indent=2, ensure_ascii=False) + "\n")
+            print(json.dumps(found, ensure_ascii=False), flush=True)
+    for row in summarize(known(), bases):
         accuracy = f"{row['test_top1_mean']:.2f} ± {row['test_top1_std'] or 0:.2f}"
         gains = ", ".join(f"{gain:+.2f}" for gain in row["gain_on_plain"].values())
         print(f"{row['variant']:36} {accuracy} %, on plain {gains or '–'}")
