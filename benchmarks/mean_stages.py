@@ -1,0 +1,70 @@
+"""What each stage of a network with `fusion="mean"` recognizes by itself, at every size of the object.
+
+    python benchmarks/mean_stages.py --source ../shared/data/cifar10
+
+Of the networks that benchmarks/unseen_sizes.py has trained: top-1 of each stage's logits alone, of their mean, and of
+the mean of the stages' probabilities; and how large logits are (standard deviation over images and classes).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from cifar10_stages import test_set
+from machine import ROOT, record
+from mean_without_training import stage_logits
+from unseen_sizes import SIZES
+
+import timm_wsms
+from timm_wsms.resize import resize_object
+
+
+def measure(model: timm_wsms.WsmsMeanNet, images: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:
+    """A row a size: top-1 in %."""
+
+    def top1(scores: torch.Tensor) -> float:
+        return round(100 * (scores.argmax(-1) == labels).double().mean().item(), 2)
+
+    rows = []
+    for size in SIZES:
+        logits = stage_logits(model, resize_object(images, size) if size != 1 else images)
+        row = {
+            "size": size,
+            "stages": [top1(of_one) for of_one in logits],
+            "mean": top1(logits.mean(0)),
+            "mean_of_probabilities": top1(logits.softmax(-1).mean(0)),
+            "std_of_logits": [round(of_one.std().item(), 2) for of_one in logits],
+        }
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="uoft-cs/cifar10", help="CIFAR-10: its Hub name, or a local folder")
+    parser.add_argument("--test_images", type=int, default=2_000, help="evaluate on the first so many")
+    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "unseen_sizes", help="where they were trained")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mean_stages.json")
+    options = parser.parse_args(argv)
+    report = {
+        "what": "top-1 in % of each stage by itself and of all, against the object's size",
+        **record(),
+        "test_images": options.test_images,
+        "networks": {},
+    }
+    for folder in sorted(options.runs.glob("mean_*/model")):
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        model.eval().to(memory_format=torch.channels_last)
+        print(folder.parent.name)
+        report["networks"][folder.parent.name] = measure(model, *test_set(options.source, model, options.test_images))
+    if not report["networks"]:
+        raise SystemExit(f"there are no networks mean_* in {options.runs}; train them by benchmarks/unseen_sizes.py")
+    options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
