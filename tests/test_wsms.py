@@ -328,8 +328,11 @@ def test_channels_of_a_file(tmp_path):
 
 MEASURE = """
 import json, sys, time
-import timm, torch
+import torch
 from torch import nn
+start = time.process_time()
+import timm
+timm_seconds = time.process_time() - start
 built = []
 init = nn.Module.__init__
 def counted(self, *args, **kwargs):
@@ -341,23 +344,26 @@ start = time.process_time()
 import timm_wsms
 seconds = time.process_time() - start
 loaded = {name.partition(".")[0] for name in sys.modules}
-print(json.dumps({"seconds": seconds, "built": built, "loaded": sorted(loaded)}))
+print(json.dumps({"ratio": seconds / timm_seconds, "built": built, "loaded": sorted(loaded)}))
 """
 
 
 def test_import_is_quick_and_light():
-    """Under 0.15 s of processor time beyond `import timm`: the best of three, since other programs run too."""
-    seconds = []
-    for _ in range(3):
+    """Under a twelfth of the processor time of `import timm`: the best of five, since other programs run too.
+
+    In seconds it is in benchmarks/results/start_cost.json.
+    """
+    ratios = []
+    for _ in range(5):
         run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
         found = json.loads(run.stdout)
         assert "timm_wsms" in found["loaded"]
         assert not {"datasets", "accelerate", "matplotlib", "jsonargparse", "sklearn", "pandas"} & set(found["loaded"])
         assert found["built"] == []  # no network, not one layer
-        seconds.append(found["seconds"])
-        if seconds[-1] < 0.15:
+        ratios.append(found["ratio"])
+        if ratios[-1] < 1 / 12:
             break
-    assert min(seconds) < 0.15, seconds
+    assert min(ratios) < 1 / 12, ratios
 
 
 def test_public_names():
