@@ -60,8 +60,13 @@ def resized(x, factor):
     return triangles(x.shape[-2], height) @ x @ triangles(x.shape[-1], width).T
 
 
-def by_hand(values, case, x, training, pre_logits=False):
+def by_hand(values, case, x, training):
     """Logits of plain backbones built for each size, with the values of the network's state dict; averaged."""
+    return stages_by_hand(values, case, x, training).mean(0)
+
+
+def stages_by_hand(values, case, x, training):
+    """Logits of each of them (stages, b, classes)."""
     name, arguments, pyramid, sides = NETWORKS[case]
     arguments = {key: value for key, value in arguments.items() if key not in ("unshared_norms", "share_weights")}
     found = []
@@ -78,7 +83,7 @@ def by_hand(values, case, x, training, pre_logits=False):
         }
         torch.manual_seed(number)
         found.append(functional_call(plain, own, image))
-    return sum(found) / len(found)
+    return torch.stack(found)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -96,6 +101,20 @@ def test_logits_and_gradients_are_those_of_plain_backbones_with_tied_values(case
     for key, parameter in model.named_parameters():
         assert parameter.grad.any() == values[key].grad.any(), key
         torch.testing.assert_close(parameter.grad, values[key].grad, rtol=1e-7, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("case", ["CNN", "larger images too", "tokens", "head with norms"])
+def test_in_stagewise_training_the_logits_of_every_stage_come_out(case):
+    model, x = network(case, drop_rate=0.0), image_of(case)
+    model.set_stagewise_training()
+    for training in (True, False):
+        values = {key: value.clone() for key, value in model.state_dict().items()}
+        expected = stages_by_hand(values, case, x, training)
+        found = model.train(training)(x)
+        torch.testing.assert_close(found, expected if training else expected.mean(0), rtol=1e-9, atol=1e-9)
+    model.set_stagewise_training(False)
+    values = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.testing.assert_close(model.train()(x), by_hand(values, case, x, True), rtol=1e-9, atol=1e-9)
 
 
 def test_what_stands_in_the_state_dict():

@@ -76,6 +76,18 @@ def test_gradient_checkpointing_is_switched_on_or_refused():
         adapt(network("selecsls42"), Settings("selecsls42", grad_checkpointing=True), CPU)
 
 
+# --- the loss of each stage
+
+
+def test_a_loss_of_each_stage_needs_a_network_with_predictions_of_each():
+    model = timm.create_model("wsms_test_resnet", num_classes=5, fusion="mean", stages=2)
+    model = adapt(model, Settings("wsms_test_resnet", stage_loss=0.5), CPU).train()
+    assert model(torch.randn(3, 3, 64, 64)).shape == (2, 3, 5)
+    for name in ("wsms_test_resnet", "test_resnet"):
+        with pytest.raises(UserError, match=f"{name} has no predictions of each stage .* --model_kwargs.fusion mean"):
+            adapt(network(name), Settings(name, stage_loss=0.5), CPU)
+
+
 # --- layer decay
 
 

@@ -37,10 +37,10 @@ def weights(output: Path, epoch: int, file: str = "model") -> dict[str, torch.Te
     return load_file(output / "checkpoints" / f"epoch-{epoch:04d}" / f"{file}.safetensors")
 
 
-def start(name: str = "wsms_resnet20_cifar"):
+def start(name: str = "wsms_resnet20_cifar", **kwargs):
     """The network as a run begins with it."""
     set_seed(0)
-    return timm.create_model(name, num_classes=10)
+    return timm.create_model(name, num_classes=10, **kwargs)
 
 
 def batches_of(network, epoch: int):
@@ -78,6 +78,33 @@ def test_integration_first_then_all_as_in_a_bare_loop(tmp_path):
         # Frozen: weights, running statistics and their count, to the last bit; otherwise none of them.
         same = {name for name in got if torch.equal(got[name], begun[name])}
         assert same == ({name for name in got if not name.startswith(NEW)} if epoch == 1 else set())
+
+
+def test_the_loss_of_each_stage_as_in_a_bare_loop_beside_a_plain_baseline(tmp_path):
+    arguments = ["--stage_loss", "0.5", "--model_kwargs.fusion", "mean", "--model_kwargs.pyramid", "[1, 0.5]"]
+    train(tmp_path, *arguments, "--baseline", "resnet20_cifar")
+    for name, form, folder in (
+        ("wsms_resnet20_cifar", {"fusion": "mean", "pyramid": [1, 0.5]}, tmp_path),
+        ("resnet20_cifar", {}, tmp_path / "baseline"),  # trained by the labels' loss as ever
+    ):
+        network = start(name, **form)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+        for epoch in (1, 2):
+            network.train()
+            for _, images, labels in batches_of(network, epoch):
+                if form:
+                    one = network.backbone(images)
+                    other = network.stages["2"].backbone(F.avg_pool2d(images, 2))
+                    losses = [F.cross_entropy(logits, labels) for logits in ((one + other) / 2, one, other)]
+                    loss = losses[0] + 0.5 * (losses[1] + losses[2]) / 2
+                else:
+                    loss = F.cross_entropy(network(images), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        got = weights(folder, 2)
+        for key, value in network.state_dict().items():
+            torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-6, msg=key)
 
 
 def test_a_warm_start_that_trains_the_integration_layer_alone(tmp_path):

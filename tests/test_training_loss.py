@@ -6,7 +6,7 @@ import torch
 from timm.data import Mixup
 
 from timm_wsms.errors import UserError
-from timm_wsms.training.loss import build_loss, build_mix
+from timm_wsms.training.loss import build_loss, build_mix, with_stages
 from timm_wsms.training.settings import Settings
 
 LOGITS = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -40,6 +40,16 @@ def test_binary_cross_entropy_counts_mixed_labels_above_the_threshold_in_full():
     y = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1]])
     p = LOGITS.sigmoid()
     torch.testing.assert_close(loss(LOGITS, mixed), -(y * p.log() + (1 - y) * (1 - p).log()).mean())
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_loss_of_each_stage_beside_that_of_their_mean(mixed):
+    logits = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(2)).double()
+    y = one_hot(0.2).double()
+    labels = y if mixed else LABELS
+    entropies = [-((y if mixed else one_hot(0.1)) * x.log_softmax(1)).sum(1).mean() for x in (*logits, logits.mean(0))]
+    loss = with_stages(build_loss(Settings("a", label_smoothing=0.1)), weight=0.6)
+    torch.testing.assert_close(loss(logits, labels), entropies[3] + 0.6 / 3 * sum(entropies[:3]))
 
 
 def test_images_are_mixed_as_timm_does_and_an_odd_one_goes():

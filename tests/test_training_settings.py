@@ -106,6 +106,8 @@ def test_a_bad_key_or_type_in_the_recipe_is_named(recipe, text, named):
         (["--ema_warmup", "true"], "ema_warmup"),
         (["--optimizer.layer_decay", "1.5"], "optimizer.layer_decay"),
         (["--distill.alpha", "1.5"], "distill.alpha"),
+        (["--stage_loss", "-1"], "stage_loss"),
+        (["--stage_loss", "1", "--distill.teacher", "b"], "stage_loss is 1.0, but must be 0 with distill.teacher"),
         (["--distill.temperature", "0"], "distill.temperature"),
         (["--bce_threshold", "0.2"], "bce_threshold is 0.2, but must be of loss bce"),
         (["--max_skipped_steps", "-1"], "max_skipped_steps"),

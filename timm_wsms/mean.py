@@ -82,6 +82,7 @@ class WsmsMeanNet(MultiStageNet):
     """
 
     starts_as_backbone = True
+    stagewise_training = False
 
     def __init__(
         self,
@@ -114,6 +115,14 @@ class WsmsMeanNet(MultiStageNet):
             if self.share_weights:
                 share_new(part, self.backbone, kept, self.unshared_norms)
 
+    def set_stagewise_training(self, enable: bool = True) -> None:
+        """Let it return, in training mode, the logits of every stage (S, B, num_classes), stage 1's first.
+
+        For a loss of each stage beside that of their mean: by the mean's alone a stage learns to correct the others,
+        and knows little by itself. In eval mode it returns the mean as before.
+        """
+        self.stagewise_training = enable
+
     def forward_features(self, x: torch.Tensor) -> list[Any]:
         """(B, in_chans, H, W) → the features of every stage, in the backbone's layout and for its image's size."""
         first, *others = self.pyramid(x)
@@ -124,9 +133,13 @@ class WsmsMeanNet(MultiStageNet):
         """The features of every stage → the mean of their logits (B, num_classes), or of (B, head_hidden_size).
 
         Without pooling (`reset_classifier(0, "")`) what the stages give differs in size: then it is the list of it.
+        In training mode after `set_stagewise_training` it is what each of them gives (S, B, num_classes).
         """
         found = [part.forward_head(own, pre_logits=pre_logits) for part, own in zip(self.backbones(), x, strict=True)]
-        return found if self.global_pool == "" else torch.stack(found).mean(0)
+        if self.global_pool == "":
+            return found
+        each = torch.stack(found)
+        return each if self.training and self.stagewise_training else each.mean(0)
 
 
 def _multiple(backbone: TimmModel) -> int:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 import timm_wsms  # noqa: F401  registers the names with timm
 from timm_wsms.config_check import check_model_args
 from timm_wsms.errors import UserError
+from timm_wsms.mean import WsmsMeanNet
 from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.training.faults import is_out_of_memory, is_the_hubs
 from timm_wsms.training.guard import PATIENCE
@@ -161,7 +162,7 @@ def build_optimizer(network: nn.Module, settings: Settings) -> Optimizer:
 
 
 def adapt(network: nn.Module, settings: Settings, device: torch.device) -> nn.Module:
-    """Changes a network to what the settings want of its norms, activations and memory; returns it on the device.
+    """Changes a network to what the settings want of its norms, memory and training; returns it on the device.
 
     Raises:
         UserError: it cannot be done with this network or device.
@@ -170,6 +171,13 @@ def adapt(network: nn.Module, settings: Settings, device: torch.device) -> nn.Mo
         network = synchronize_norms(network, settings.model, device)
     if settings.grad_checkpointing:  # later than the norms, since it gives them hooks
         checkpoint_activations(network, settings.model)
+    if settings.stage_loss:
+        if not isinstance(network, WsmsMeanNet):
+            raise UserError(
+                f"{settings.model} has no predictions of each stage to take a loss of; leave out stage_loss, or take a "
+                "wsms_ model with --model_kwargs.fusion mean"
+            )
+        network.set_stagewise_training()
     return placed(network, settings, device)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from timm_wsms.errors import UserError
 from timm_wsms.training.build import build, check_input, check_name
-from timm_wsms.training.loss import build_loss
+from timm_wsms.training.loss import build_loss, with_stages
 from timm_wsms.training.settings import Settings
 
 Task = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]  # (images, labels) → {"loss": …}
@@ -72,6 +72,8 @@ def build_task(
         device: where all of them are.
     """
     loss, chosen = build_loss(settings), settings.distill
+    if settings.stage_loss:  # then the network returns the logits of every stage, see `adapt`
+        loss = with_stages(loss, settings.stage_loss)
     if teacher is None:
         return ClassificationTask(model, loss, device=device, verbose=False)
     task = LogitDistillationTask(

@@ -26,6 +26,21 @@ def build_loss(settings: Settings) -> Loss:
     return cross_entropy
 
 
+def with_stages(loss: Loss, weight: float) -> Loss:
+    """Returns the loss of all stages' logits (stages, b, classes): of their mean, and of each by itself.
+
+    Args:
+        loss: of logits (b, classes).
+        weight: of the mean of the stages' own losses, beside that of the mean of their logits.
+    """
+
+    def of_stages(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        each = torch.stack([loss(own, labels) for own in logits])
+        return loss(logits.mean(0), labels) + weight * each.mean()
+
+    return of_stages
+
+
 def build_mix(settings: Settings, num_classes: int, micro_batch_size: int) -> Mix:
     """Returns timm's mixup and cutmix, or what leaves images and labels as they are.
 

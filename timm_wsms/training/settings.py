@@ -72,6 +72,9 @@ class Settings:
     """bce: labels that are mixed count as 1 if above this, else as 0; by default as what they are."""
     label_smoothing: float = 0.0
     """Label smoothing of the loss."""
+    stage_loss: float = 0.0
+    """Weight of the loss of each stage by itself (their mean), beside that of the whole `model`, which has
+    `fusion="mean"`; `baseline` is trained without."""
     mixup: float = 0.0
     """Mix pairs of images, in parts drawn from Beta(mixup, mixup); 0 for not at all."""
     cutmix: float = 0.0
@@ -119,7 +122,7 @@ class Settings:
             *("lr", "clip_grad", "freeze_epochs", "early_stop"),
             *("hang_timeout", "checkpoint_every_steps", "checkpoint_every_minutes"),
         ]
-        at_least_0 = ("mixup", "cutmix", "max_skipped_steps", "keep_best")
+        at_least_0 = ("mixup", "cutmix", "stage_loss", "max_skipped_steps", "keep_best")
         parts = ("mixup_prob", "mixup_switch_prob")
         for name, value, sound, rule in (
             *((name, n := getattr(self, name), n >= 1, "at least 1") for name in COUNTS),
@@ -140,6 +143,12 @@ class Settings:
             ("distill.alpha", x := distill.alpha, 0 <= x <= 1, "between 0 and 1"),
             ("distill.temperature", x := distill.temperature, x > 0, "above 0"),
             ("freeze", self.freeze, self.freeze_epochs is None or self.freeze != "none", "backbone with freeze_epochs"),
+            (
+                "stage_loss",
+                self.stage_loss,
+                not (self.stage_loss and distill.teacher),
+                "0 with distill.teacher, which knows of whole networks only",
+            ),
             (
                 "ema_warmup",
                 self.ema_warmup,
@@ -208,6 +217,7 @@ def plan(settings: Settings) -> list[Settings]:
         model_kwargs=settings.baseline_kwargs,
         baseline=None,
         baseline_kwargs={},
+        stage_loss=0.0,
         output=str(Path(settings.output) / "baseline"),
     )
     return [baseline, settings]
