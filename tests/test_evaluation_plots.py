@@ -19,8 +19,8 @@ ROWS = [
 def drawn(monkeypatch):
     """The figures that were saved."""
     figures = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, *rest: (figures.append(figure), save(figure, *rest))[1])
+    save = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *rest: (figures.append(figure), save(figure, *rest))[1])
     return figures
 
 

@@ -21,9 +21,9 @@ def drawn(monkeypatch):
     """The figures that were saved."""
     figures = []
     for module in (size_plots, gallery, heat_plots):
-        save = module._save
+        save = module.save_figure
         monkeypatch.setattr(
-            module, "_save", lambda figure, *rest, save=save: (figures.append(figure), save(figure, *rest))[1]
+            module, "save_figure", lambda figure, *rest, save=save: (figures.append(figure), save(figure, *rest))[1]
         )
     return figures
 

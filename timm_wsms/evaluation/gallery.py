@@ -10,7 +10,7 @@ import numpy as np
 
 from timm_wsms.data import Split
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.plots import COLORS, _figure, _save
+from timm_wsms.evaluation.drawing import COLORS, make_figure, save_figure
 from timm_wsms.evaluation.size_curve import SizePredictions
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def plot_gallery(
     last = [*found][-1]
     titles = f"(a) missed by the others, recognized by {last}", "(b) drawn from all test images"
     rows = max(1, *(-(-len(half) // COLUMNS) for half in halves))
-    figure = _figure(width=17.0)
+    figure = make_figure(width=17.0)
     figure.set_figheight(1.4 + (1.05 + 0.12 * len(found)) * rows)
     parts = figure.subfigures(1, 2, wspace=0.02, squeeze=False)[0]
     for part, half, title in zip(parts, halves, titles, strict=True):
@@ -78,7 +78,7 @@ def plot_gallery(
         for axes, place in zip(grid, half, strict=False):
             _draw(axes, place, split, [*found.values()])
     _legend(figure, found)
-    return _save(figure, path, "")
+    return save_figure(figure, path, "")
 
 
 def _draw(axes: Axes, place: int, split: Split, found: Sequence[SizePredictions]) -> None:

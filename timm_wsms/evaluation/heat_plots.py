@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from timm_wsms.evaluation.drawing import make_figure, save_figure
 from timm_wsms.evaluation.mode import evaluating
-from timm_wsms.evaluation.plots import _figure, _save
 from timm_wsms.evaluation.stage_maps import stage_heat_maps
 from timm_wsms.resize import Border, resize_object
 
@@ -60,7 +60,7 @@ def plot_heat_maps(
         pixels = _as_pixels(shown, config["mean"], config["std"])
         lines.append((factor, pixels, predicted, stage_heat_maps(model, shown, predicted).cpu()))
     stages = lines[0][3].shape[1]
-    figure = _figure(width=1.3 * (1 + stages) * len(images))
+    figure = make_figure(width=1.3 * (1 + stages) * len(images))
     figure.set_figheight(0.6 + 1.55 * len(lines))
     blocks = figure.subfigures(1, len(images), wspace=0.04, squeeze=False)[0]
     for number, block in enumerate(blocks):
@@ -75,7 +75,7 @@ def plot_heat_maps(
             for axes in row:
                 axes.set_xticks([])
                 axes.set_yticks([])
-    return _save(figure, path, title)
+    return save_figure(figure, path, title)
 
 
 def _draw_maps(row: Sequence[Axes], pixels: np.ndarray, heat: torch.Tensor) -> None:

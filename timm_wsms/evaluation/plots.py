@@ -9,14 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from timm_wsms.evaluation.drawing import COLORS, curve_style, dress_axes, make_figure, save_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Okabe and Ito's colors, which color-blind readers can tell apart, without the yellow that vanishes on white;
-# a marker each, so that the curves differ in black and white too.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def plot_curves(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
@@ -34,16 +30,16 @@ def plot_curves(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str 
     from matplotlib.ticker import MaxNLocator
 
     rows = list(rows)
-    figure = _figure(width=9.0)
+    figure = make_figure(width=9.0)
     loss, accuracy = figure.subplots(1, 2)
     _draw_columns(loss, rows, ("loss",))
     loss.set_ylabel("loss of an image (nats)")
     _draw_columns(accuracy, rows, ("top1", "top5"))
     accuracy.set_ylabel("accuracy (%)")
     for axes in (loss, accuracy):
-        _dress(axes, "epoch")
+        dress_axes(axes, "epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    return _save(figure, path, title)
+    return save_figure(figure, path, title)
 
 
 def plot_sizes(curves: Mapping[str, Mapping[int, float]], path: str | Path, title: str = "") -> Path:
@@ -57,15 +53,15 @@ def plot_sizes(curves: Mapping[str, Mapping[int, float]], path: str | Path, titl
     Returns:
         `path`.
     """
-    figure = _figure(width=6.0)
+    figure = make_figure(width=6.0)
     axes = figure.subplots()
     for number, (name, by_size) in enumerate(curves.items()):
         sizes = sorted(by_size)
-        axes.plot(sizes, [by_size[size] for size in sizes], label=name, **_look(number, len(sizes)))
+        axes.plot(sizes, [by_size[size] for size in sizes], label=name, **curve_style(number, len(sizes)))
     axes.set_ylabel("accuracy (%)")
     axes.set_xticks(sorted({size for by_size in curves.values() for size in by_size}))
-    _dress(axes, "object size (pixels)")
-    return _save(figure, path, title)
+    dress_axes(axes, "object size (pixels)")
+    return save_figure(figure, path, title)
 
 
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | Path, title: str = "") -> Path:
@@ -83,9 +79,9 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | P
     from torchmetrics.utilities.plot import plot_confusion_matrix
 
     side = 2.5 + 0.65 * len(class_names)
-    figure = _figure(width=side, height=side)
+    figure = make_figure(width=side, height=side)
     plot_confusion_matrix(torch.from_numpy(matrix), figure.subplots(), labels=list(class_names), cmap="Blues")
-    return _save(figure, path, title)
+    return save_figure(figure, path, title)
 
 
 def plot_mistakes(mistakes: Sequence[tuple[str, str, int, int]], path: str | Path, title: str = "") -> Path:
@@ -101,7 +97,7 @@ def plot_mistakes(mistakes: Sequence[tuple[str, str, int, int]], path: str | Pat
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(width=9.0, height=1.2 + 0.26 * len(mistakes))
+    figure = make_figure(width=9.0, height=1.2 + 0.26 * len(mistakes))
     axes = figure.subplots()
     bars = axes.barh(range(len(mistakes)), [times for _, _, times, _ in mistakes], color=COLORS[0])
     axes.bar_label(bars, [f"{times} of {images}" for _, _, times, images in mistakes], padding=3, fontsize=8)
@@ -110,8 +106,8 @@ def plot_mistakes(mistakes: Sequence[tuple[str, str, int, int]], path: str | Pat
     axes.invert_yaxis()
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _dress(axes, f"images taken for another class: the {len(mistakes)} most frequent mistakes")
-    return _save(figure, path, title)
+    dress_axes(axes, f"images taken for another class: the {len(mistakes)} most frequent mistakes")
+    return save_figure(figure, path, title)
 
 
 def _draw_columns(axes: Axes, rows: Sequence[Mapping[str, Any]], endings: tuple[str, ...]) -> None:
@@ -124,39 +120,4 @@ def _draw_columns(axes: Axes, rows: Sequence[Mapping[str, Any]], endings: tuple[
     for number, name in looks:
         points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **_look(number, len(points)))
-
-
-def _look(number: int, points: int) -> dict[str, Any]:
-    return {
-        "color": COLORS[number % len(COLORS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "markersize": 5,
-        "markevery": max(1, points // 15),  # markers of hundreds of epochs would hide each other
-        "linewidth": 1.8,
-    }
-
-
-def _dress(axes: Axes, x_label: str) -> None:
-    axes.set_xlabel(x_label)
-    axes.grid(color="#DDDDDD", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        axes.legend(frameon=False)
-
-
-def _figure(width: float, height: float = 3.8) -> Figure:
-    """A figure outside pyplot, so that a user's own plots and back end are left alone; PNG files come from Agg."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")  # inches
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: str | Path, title: str) -> Path:
-    if title:
-        figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150, format="png")
-    return Path(path)
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **curve_style(number, len(points)))

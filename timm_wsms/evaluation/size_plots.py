@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from timm_wsms.evaluation.plots import COLORS, _dress, _figure, _look, _save
+from timm_wsms.evaluation.drawing import COLORS, curve_style, dress_size_axes, make_figure, save_figure
 from timm_wsms.evaluation.size_curve import SizeCurve
 from timm_wsms.evaluation.stage_drop import StageDrops
 from timm_wsms.evaluation.trained_sizes import was_trained
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 Range = tuple[float, float]
 
@@ -31,10 +31,10 @@ def plot_size_curves(
     Returns:
         `path`.
     """
-    figure = _figure(width=7.0)
+    figure = make_figure(width=7.0)
     axes = figure.subplots()
     for number, (name, curve) in enumerate(curves.items()):
-        look = _look(number, len(curve.factors))
+        look = curve_style(number, len(curve.factors))
         low, high = zip(*curve.interval, strict=True)
         axes.fill_between(curve.factors, low, high, color=look["color"], alpha=0.2, linewidth=0)
         axes.plot(curve.factors, curve.top1, label=name, **{**look, "markerfacecolor": "white", "markersize": 6})
@@ -42,10 +42,10 @@ def plot_size_curves(
         filled = {"linestyle": "none", "marker": look["marker"], "color": look["color"], "markersize": 6}
         axes.plot([curve.factors[place] for place in seen], [curve.top1[place] for place in seen], **filled)
     axes.set_ylabel("accuracy (%)")
-    _size_axis(axes, next(iter(curves.values())).factors)
+    dress_size_axes(axes, next(iter(curves.values())).factors)
     if any(trained.values()):
         axes.legend(frameon=False, title="filled: sizes seen in training")
-    return _save(figure, path, title)
+    return save_figure(figure, path, title)
 
 
 def plot_stage_drops(drops: Mapping[str, StageDrops], path: str | Path, title: str = "") -> Path:
@@ -59,22 +59,15 @@ def plot_stage_drops(drops: Mapping[str, StageDrops], path: str | Path, title: s
     Returns:
         `path`.
     """
-    figure = _figure(width=2.0 + 5.0 * len(drops))
+    figure = make_figure(width=2.0 + 5.0 * len(drops))
     panels = figure.subplots(1, len(drops), sharey=True, squeeze=False)[0]
     for axes, (name, lost) in zip(panels, drops.items(), strict=True):
         for stage, (drop, interval) in enumerate(zip(lost.drop, lost.interval, strict=True)):
-            look = _look(stage, len(lost.factors))
+            look = curve_style(stage, len(lost.factors))
             axes.fill_between(lost.factors, *zip(*interval, strict=True), color=look["color"], alpha=0.2, linewidth=0)
             axes.plot(lost.factors, drop, label=f"stage {stage + 1}", **look)
         axes.axhline(0, color=COLORS[-1], linewidth=0.6)
         axes.set_title(name, fontsize=10)
-        _size_axis(axes, lost.factors)
+        dress_size_axes(axes, lost.factors)
     panels[0].set_ylabel("points lost without the stage")
-    return _save(figure, path, title)
-
-
-def _size_axis(axes: Axes, factors: Sequence[float]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(factors, [f"{factor:.2g}" for factor in factors])
-    axes.minorticks_off()
-    _dress(axes, "object size, relative to the test image's own (log scale)")
+    return save_figure(figure, path, title)
