@@ -17,6 +17,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" benchmarks/scale_resnet20.py --source "$CIFAR10"
 "$PYTHON" benchmarks/mean_without_training.py --source "$CIFAR10"
 "$PYTHON" benchmarks/unseen_sizes.py --source "$CIFAR10"
+"$PYTHON" benchmarks/plot_unseen_sizes.py
 "$PYTHON" benchmarks/mean_stages.py --source "$CIFAR10" # of the networks of unseen_sizes.py
 "$PYTHON" benchmarks/finetune_sizes.py --source "$CIFAR10"
 "$PYTHON" benchmarks/mnist_scale.py --source "$MNIST"

@@ -1,6 +1,7 @@
 """The experiments about object size: what is asked of the script, and the report from made-up predictions."""
 
 import argparse
+import base64
 import json
 import shutil
 import sys
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import mnist_scale
 import mnist_scale_data
+import plot_unseen_sizes
 import size_runs
 
 from timm_wsms.evaluation.size_curve import SizePredictions, size_curve
@@ -150,3 +152,26 @@ def test_unknown_names(options):
     options.forms, options.groups = None, ["h"]
     with pytest.raises(SystemExit, match="there is no 'h'; choose from 'g'"):
         size_runs.choose(FORMS, GROUPS, options)
+
+
+def test_the_gain_on_the_plain_network_and_its_interval():
+    """Over two seeds, of made-up records; the interval against the paired difference's textbook form."""
+
+    def record(form, group, seed, right):
+        packed = [base64.b64encode(np.packbits(row).tobytes()).decode() for row in right]
+        told = {"form": form, "group": group, "seed": seed, "recognized": packed, "sizes": SIZES}
+        return {**told, "test_images": right.shape[1], "test_set_sha256": "same"}
+
+    right = np.random.default_rng(0).random((2, 2, 2, 21)) < 0.6  # form, seed, size, image
+    records = [
+        record(form, "size 1", seed, right[n, seed]) for n, form in enumerate(("plain", "ms")) for seed in (0, 1)
+    ]
+    records.append(record("ms", "jitter", 0, right[0, 0]))  # there is no plain network to compare it with
+    found = plot_unseen_sizes.gains(records)
+    assert found["jitter"] == {} and list(found["size 1"]) == ["ms"]
+    seeds, (gain, width) = found["size 1"]["ms"]
+    each = 50 * (right[1].astype(int) - right[0]).sum(0)
+    assert seeds == 2
+    np.testing.assert_allclose(gain, each.sum(1) / 21)
+    variance = ((each - gain[:, None]) ** 2).sum(1) / 20
+    np.testing.assert_allclose(width, 1.96 * (variance / 21) ** 0.5)
