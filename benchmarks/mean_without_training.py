@@ -41,12 +41,8 @@ def build() -> timm_wsms.WsmsMeanNet:
 @torch.inference_mode()
 def stage_logits(model: timm_wsms.WsmsMeanNet, images: torch.Tensor) -> torch.Tensor:
     """Each stage's logits (S, n, 10)."""
-    found = []
-    for x in images.to(memory_format=torch.channels_last).split(BATCH):
-        heads = [part.forward_head for part in model.backbones()]
-        features = model.forward_features(x)
-        found.append(torch.stack([head(own) for head, own in zip(heads, features, strict=True)]))
-    return torch.cat(found, 1)
+    batches = images.to(memory_format=torch.channels_last).split(BATCH)
+    return torch.cat([model.stage_logits(x) for x in batches], 1)
 
 
 def measure(model: timm_wsms.WsmsMeanNet, images: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:

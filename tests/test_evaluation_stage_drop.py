@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -68,6 +69,25 @@ def test_against_overwritten_maps(accelerator, split, residual):
                 mixed = [mean if other == stage else own for other, own in enumerate(maps)]
                 merged = model.integration(mixed) + (mixed[0] if residual else 0)
                 np.testing.assert_array_equal(got[place, 1 + stage], model.forward_head(merged).argmax(1))
+
+
+def test_against_overwritten_logits_where_they_are_averaged(accelerator, split):
+    torch.manual_seed(0)
+    model = timm.create_model("wsms_resnet20_cifar", num_classes=10, fusion="mean", pyramid=[1, 0.5])
+    with torch.no_grad():
+        for _ in range(5):
+            model(torch.randn(16, 3, 32, 32))  # running statistics
+    got = predict_without_stages(model, loader(split), accelerator, FACTORS)
+    assert got.shape == (3, 3, 17) and model.training
+    assert all((got[:, stage] != got[:, 0]).any() for stage in (1, 2))
+    model.eval()
+    images = torch.cat([batch.images for batch in loader(split)])
+    for place, factor in enumerate(FACTORS):
+        shown = resize_object(images, factor)
+        with torch.no_grad():
+            first, second = model.backbone(shown), model.stages["2"].backbone(F.avg_pool2d(shown, 2))
+        expected = [first + second, first.mean(0) + second, first + second.mean(0)]
+        np.testing.assert_array_equal(got[place], torch.stack(expected).argmax(2))
 
 
 def test_stage_that_says_nothing_carries_nothing(accelerator, split):

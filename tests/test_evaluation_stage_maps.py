@@ -8,7 +8,7 @@ import torch
 
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.stage_maps import integrated_stages, stage_heat_maps
+from timm_wsms.evaluation.stage_maps import several_stages, spread, stage_heat_maps
 
 torch.set_num_threads(1)
 
@@ -104,18 +104,45 @@ def test_shapes_of_other_layouts(name, stages, shape):
     assert stage_heat_maps(build(name), torch.randn(1, 3, 224, 224)).shape == (1, stages, *shape)
 
 
+def test_shapes_of_other_layouts_where_logits_are_averaged():
+    model = build("wsms_swin_tiny_patch4_window7_224", fusion="mean", pyramid=[1, 0.5])
+    assert stage_heat_maps(model, torch.randn(1, 3, 224, 224)).shape == (1, 2, 7, 7)
+
+
 def test_one_stage_is_its_backbone(images):
     model = build("wsms_test_resnet", stages=1)
     assert stage_heat_maps(model, images).equal(stage_heat_maps(model.backbone, images))
 
 
-def test_networks_without_an_integrated_map(images):
-    averaging = build("wsms_test_resnet")
-    averaging.integration = None  # as a network that averages its stages' predictions has none
-    for analyse in (integrated_stages, lambda model: stage_heat_maps(model, images)):
-        with pytest.raises(UserError, match=r"averages its stages' predictions.*fusion"):
-            analyse(averaging)
-    with pytest.raises(UserError, match="only a network of several stages"):
-        integrated_stages(build("resnet20_cifar"))
-    with pytest.raises(UserError, match="gives tokens"):
-        stage_heat_maps(build("test_vit"), torch.zeros(1, 3, 160, 160))
+@pytest.mark.parametrize("pyramid", [[1, 0.5], [1, 2]])
+def test_where_logits_are_averaged_each_stage_gives_its_own_class_activation_map(images, pyramid):
+    model = build("wsms_resnet20_cifar", fusion="mean", pyramid=pyramid)
+    got = stage_heat_maps(model, images, [3, 1])
+    weight, bias = model.get_classifier().weight[[3, 1]], model.get_classifier().bias[[3, 1]]
+    with torch.no_grad():
+        own, other = (torch.einsum("bc,bchw->bhw", weight, one) / 2 for one in model.forward_features(images))
+        own, other = (one / one[0].numel() for one in (own, other))
+        logits = model(images)[[0, 1], [3, 1]]
+    if pyramid == [1, 0.5]:  # each of its places covers four
+        other = other.repeat_interleave(2, 1).repeat_interleave(2, 2) / 4
+    else:
+        other = other.unflatten(2, (-1, 2)).sum(3).unflatten(1, (-1, 2)).sum(2)
+    torch.testing.assert_close(got, torch.stack([own, other], 1).detach())
+    torch.testing.assert_close(got.sum((1, 2, 3)) + bias.detach(), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("old, new", [((6, 4), (4, 6)), ((3, 5), (7, 2)), ((4, 4), (4, 4))])
+def test_values_are_spread_by_area(old, new):
+    x = torch.randn(2, *old, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fine = x.repeat_interleave(new[0], 1).repeat_interleave(new[1], 2) / (new[0] * new[1])  # a grid both fit into
+    expected = fine.reshape(2, new[0], old[0], new[1], old[1]).sum((2, 4))
+    torch.testing.assert_close(spread(x, new), expected)
+
+
+def test_models_that_cannot_be_looked_into():
+    for model in (build("resnet20_cifar"), build("wsms_test_resnet", stages=1)):
+        with pytest.raises(UserError, match="only a network of several stages"):
+            several_stages(model)
+    for model in (build("test_vit"), build("wsms_test_vit", fusion="mean", pyramid=[1, 0.5])):
+        with pytest.raises(UserError, match="gives tokens"):
+            stage_heat_maps(model, torch.zeros(1, 3, 160, 160))

@@ -135,12 +135,13 @@ def digits_of_noise() -> Split:
     return Split("test", np.arange(4), list("abcd"), pixels=np.zeros((4, 8, 8, 3), np.uint8))
 
 
-def test_stages_without_an_integrated_map_are_refused_beside_others():
-    networks = [timm.create_model("wsms_resnet20_cifar", fusion=fusion) for fusion in ("concat", "mean")]
+@pytest.mark.parametrize("fusion", ["concat", "mean"])
+def test_one_network_of_stages_is_enough_for_them_to_be_looked_into(fusion):
+    plain, several = timm.create_model("resnet20_cifar"), timm.create_model("wsms_resnet20_cifar", fusion=fusion)
     split, options = digits_of_noise(), ScaleOptions("digits")
-    scale.check_stages([SimpleNamespace(network=networks[0])], split, options)
-    with pytest.raises(UserError, match="averages its stages' predictions"):
-        scale.check_stages([SimpleNamespace(network=network) for network in networks], split, options)
+    scale.check_stages([SimpleNamespace(network=network) for network in (plain, several)], split, options)
+    with pytest.raises(UserError, match="only a network of several stages"):
+        scale.check_stages([SimpleNamespace(network=plain)], split, options)
 
 
 def test_images_that_cannot_be_decoded_are_counted_and_have_no_heat_map(tmp_path, capsys):

@@ -135,11 +135,19 @@ class WsmsMeanNet(MultiStageNet):
         Without pooling (`reset_classifier(0, "")`) what the stages give differs in size: then it is the list of it.
         In training mode after `set_stagewise_training` it is what each of them gives (S, B, num_classes).
         """
-        found = [part.forward_head(own, pre_logits=pre_logits) for part, own in zip(self.backbones(), x, strict=True)]
+        found = self._heads(x, pre_logits)
         if self.global_pool == "":
             return found
         each = torch.stack(found)
         return each if self.training and self.stagewise_training else each.mean(0)
+
+    def stage_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_chans, H, W) → the logits of every stage (S, B, num_classes), stage 1's first."""
+        return torch.stack(self._heads(self.forward_features(x)))
+
+    def _heads(self, x: Sequence[Any], pre_logits: bool = False) -> list[torch.Tensor]:
+        parts = zip(self.backbones(), x, strict=True)
+        return [part.forward_head(features, pre_logits=pre_logits) for part, features in parts]
 
 
 def _multiple(backbone: TimmModel) -> int:

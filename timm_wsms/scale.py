@@ -28,7 +28,7 @@ from timm_wsms.evaluation.result_cache import cached, data_fingerprint, model_ha
 from timm_wsms.evaluation.size_curve import SizePredictions, check_factors, compare, predict_sizes, size_curve
 from timm_wsms.evaluation.size_report import Result, Results, as_json, draw, tell
 from timm_wsms.evaluation.stage_drop import predict_without_stages, stage_drops
-from timm_wsms.evaluation.stage_maps import integrated_stages
+from timm_wsms.evaluation.stage_maps import several_stages
 from timm_wsms.evaluation.trained_sizes import trained_sizes
 from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.training import faults
@@ -106,12 +106,10 @@ def check(names: list[str], options: ScaleOptions) -> tuple[float, ...]:
 
 
 def check_stages(models: list[Prepared], split: Split, options: ScaleOptions) -> None:
-    """Refuses, before anything is computed, networks whose stages cannot be analysed, and images that are not there."""
-    several = [
-        model.network for model in models if isinstance(model.network, MultiStageNet) and len(model.network.stages)
-    ]
-    for network in several or [models[0].network]:
-        integrated_stages(network)
+    """Refuses, before anything is computed, networks without stages, and images that are not there."""
+    networks = [model.network for model in models]
+    if not any(isinstance(network, MultiStageNet) and len(network.stages) for network in networks):
+        several_stages(networks[0])  # says what would have some
     if not options.heat_images:
         raise UserError("--heat_images is empty; name an image, or leave it out")
     for place in options.heat_images:

@@ -95,4 +95,4 @@ def tell(results: Results, comparisons: Comparisons, split: Split) -> None:
     print(size_table(curves, seen, [comparisons[first, other] for other in others]))
     for label, one in results.items():
         if one.drops:
-            print(f"\n{label}: points of accuracy without each stage's map\n{drop_table(one.drops)}")
+            print(f"\n{label}: change of accuracy without each stage, in points\n{drop_table(one.drops)}")

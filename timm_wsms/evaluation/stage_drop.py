@@ -15,8 +15,9 @@ from timm_wsms.data.sources import progress
 from timm_wsms.evaluation.mode import evaluating
 from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.evaluation.size_curve import AllSizes
-from timm_wsms.evaluation.stage_maps import integrated_stages
-from timm_wsms.network import WsmsNet
+from timm_wsms.evaluation.stage_maps import several_stages
+from timm_wsms.mean import WsmsMeanNet
+from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.resize import Border
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ def predict_without_stages(
     factors: Sequence[float],
     border: Border = "mean",
 ) -> np.ndarray:
-    """Predictions with each stage's map in turn replaced by its mean over the data set at that size.
+    """Predictions with what each stage gives in turn replaced by its mean over the data set at that size.
 
     A mean map is what the integration layer is used to, but says nothing about the image. With `residual`, stage 1's
-    map is replaced on both of its ways, straight on and through the integration layer. Every image is read twice: for
-    the means, and for the predictions.
+    map is replaced on both of its ways, straight on and through the integration layer. With `fusion="mean"` a stage
+    gives logits. Every image is read twice: for the means, and for the predictions.
 
     Args:
-        model: A network of several stages whose maps are integrated; its mode is restored.
+        model: A network of several stages; its mode is restored.
         loader: Of a whole split, in evaluation, in this process alone.
         accelerator: Gives the device and the precision.
         factors: Of the object's size, F of them.
@@ -50,11 +51,11 @@ def predict_without_stages(
     Raises:
         UserError: The model has no such stages; the message says which model has.
     """
-    network = integrated_stages(model)
+    network = several_stages(model)
     images, size = AllSizes(loader, factors, border, accelerator.device), len(loader.split)
     means = [StageMeans() for _ in factors]
     with evaluating(network), accelerator.autocast():
-        for index, batch, _ in progress(images, "means of the stages' maps"):
+        for index, batch, _ in progress(images, "means of the stages"):
             means[int(index[0]) // size].add(network, batch)
         predicted = np.full((len(factors), 2 + len(network.stages), size), -1)
         for index, batch, _ in progress(images, "without each stage"):
@@ -64,36 +65,48 @@ def predict_without_stages(
     return predicted[:, :, predicted[0, 0] >= 0]
 
 
+def stage_outputs(network: Any, images: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
+    """A batch (b, C, H, W) → the backbone's features, and each stage's map; with `fusion="mean"` none, and logits."""
+    return ([], [*network.stage_logits(images)]) if isinstance(network, WsmsMeanNet) else network.stage_maps(images)
+
+
+def logits_from(network: Any, features: Any, outputs: list[torch.Tensor]) -> torch.Tensor:
+    """What `stage_outputs` gives → the network's logits (b, classes)."""
+    if isinstance(network, WsmsMeanNet):
+        return torch.stack(outputs).mean(0)
+    return network.forward_head(network.merged(features, network.integration(outputs)))
+
+
 class StageMeans:
-    """The mean over images of the backbone's features and of every stage's map."""
+    """The mean over images of the backbone's features and of what every stage gives."""
 
     def __init__(self) -> None:
         self.sums: list[torch.Tensor] = []
         self.count = 0
 
-    def add(self, network: WsmsNet, images: torch.Tensor) -> None:
+    def add(self, network: MultiStageNet, images: torch.Tensor) -> None:
         """Takes a batch (b, C, H, W) in."""
-        features, maps = network.stage_maps(images)
-        sums = [one.float().sum(0) for one in (*_several(features), *maps)]
+        features, outputs = stage_outputs(network, images)
+        sums = [one.float().sum(0) for one in (*_several(features), *outputs)]
         self.sums = [old + new for old, new in zip(self.sums, sums, strict=True)] if self.sums else sums
         self.count += len(images)
 
-    def like(self, features: Any, maps: list[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
-        """The means in place of a batch's features and maps."""
-        given = [*_several(features), *maps]
+    def like(self, features: Any, outputs: list[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
+        """The means in place of a batch's features and what its stages give."""
+        given = [*_several(features), *outputs]
         means = [(total / self.count).to(one).expand_as(one) for total, one in zip(self.sums, given, strict=True)]
-        own, means = means[: -len(maps)], means[-len(maps) :]
+        own, means = means[: -len(outputs)], means[-len(outputs) :]
         return (own if isinstance(features, (list, tuple)) else own[0]), means
 
 
-def logits_without_stages(network: WsmsNet, images: torch.Tensor, means: StageMeans) -> torch.Tensor:
+def logits_without_stages(network: MultiStageNet, images: torch.Tensor, means: StageMeans) -> torch.Tensor:
     """The logits of a batch, and those without stage 1, without stage 2 …, (1 + S, b, classes)."""
-    features, maps = network.stage_maps(images)
-    blank_features, blank_maps = means.like(features, maps)
-    found = [network.forward_head(network.merged(features, network.integration(maps)))]  # type: ignore[misc]
-    for stage, blank in enumerate(blank_maps):
-        integrated = network.integration([*maps[:stage], blank, *maps[stage + 1 :]])  # type: ignore[misc]
-        found.append(network.forward_head(network.merged(features if stage else blank_features, integrated)))
+    features, outputs = stage_outputs(network, images)
+    blank_features, blanks = means.like(features, outputs)
+    found = [logits_from(network, features, outputs)]
+    for stage, blank in enumerate(blanks):
+        others = [*outputs[:stage], blank, *outputs[stage + 1 :]]
+        found.append(logits_from(network, features if stage else blank_features, others))
     return torch.stack(found)
 
 

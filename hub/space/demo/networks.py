@@ -15,7 +15,7 @@ from PIL import Image
 
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.stage_maps import integrated_stages, stage_heat_maps
+from timm_wsms.evaluation.stage_maps import several_stages, stage_heat_maps
 from timm_wsms.resize import resize_object
 
 MODELS = Path(__file__).resolve().parents[2] / "models"  # in a clone of the repository
@@ -55,7 +55,7 @@ class Pair:
         """
         self.name = wsms
         self.wsms, self.plain = (_load(name) for name in (wsms, plain))
-        integrated_stages(self.wsms)
+        several_stages(self.wsms)
         self.config, other = (timm.data.resolve_model_data_config(model) for model in (self.wsms, self.plain))
         self.labels, others = (model.pretrained_cfg.get("label_names") for model in (self.wsms, self.plain))
         if not self.labels:
