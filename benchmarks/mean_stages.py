@@ -3,7 +3,9 @@
     python benchmarks/mean_stages.py --source ../shared/data/cifar10
 
 Of the networks that benchmarks/unseen_sizes.py has trained: top-1 of each stage's logits alone, of their mean, and of
-the mean of the stages' probabilities; and how large logits are (standard deviation over images and classes).
+the mean of the stages' probabilities; and how large logits are (standard deviation over images and classes). Where the
+stages share their norms, also with running statistics of each stage's own, estimated on training images: in training
+each normalized by its own batches, and shared statistics are a mixture that suits none.
 """
 
 import argparse
@@ -19,7 +21,9 @@ from mean_without_training import stage_logits
 from unseen_sizes import SIZES
 
 import timm_wsms
+from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
 from timm_wsms.resize import resize_object
+from timm_wsms.training.settings import parse
 
 
 def measure(model: timm_wsms.WsmsMeanNet, images: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:
@@ -43,24 +47,58 @@ def measure(model: timm_wsms.WsmsMeanNet, images: torch.Tensor, labels: torch.Te
     return rows
 
 
+def with_own_statistics(
+    model: timm_wsms.WsmsMeanNet, settings: DataSettings, batch_size: int = 128
+) -> timm_wsms.WsmsMeanNet:
+    """The same parameters in a network whose stages have running statistics of their own, those of training images."""
+    form = {"fusion": "mean", "pyramid": [1, *(stage.factor for stage in model.stages.values())]}
+    other: Any = timm.create_model(
+        "wsms_resnet20_cifar", num_classes=model.num_classes, unshared_norms="statistics", **form
+    )
+    other.load_state_dict(model.backbone.state_dict())
+    loader = make_loader(
+        *(load_splits(settings, seed=0)[0], settings, data_config(other, settings)),
+        **{"batch_size": batch_size, "train": True, "seed": 0},
+    )
+    for norm in other.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+    other.train()
+    with torch.no_grad():
+        for batch in loader:
+            other(batch.images)
+    return other.eval()
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="uoft-cs/cifar10", help="CIFAR-10: its Hub name, or a local folder")
     parser.add_argument("--test_images", type=int, default=2_000, help="evaluate on the first so many")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "unseen_sizes", help="where they were trained")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mean_stages.json")
+    parser.add_argument("--train_images", type=int, default=10_000, help="estimate running statistics on the first")
     options = parser.parse_args(argv)
     report = {
         "what": "top-1 in % of each stage by itself and of all, against the object's size",
         **record(),
         "test_images": options.test_images,
+        "train_images": options.train_images,
         "networks": {},
     }
     for folder in sorted(options.runs.glob("mean_*/model")):
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
         model.eval().to(memory_format=torch.channels_last)
+        images, labels = test_set(options.source, model, options.test_images)
         print(folder.parent.name)
-        report["networks"][folder.parent.name] = measure(model, *test_set(options.source, model, options.test_images))
+        report["networks"][folder.parent.name] = measure(model, images, labels)
+        if model.unshared_norms == "none":
+            told = ["--data.source", options.source, "--data.train_limit", str(options.train_images)]
+            settings = parse(["--recipe", str(folder / "settings.yaml"), *told])
+            own = with_own_statistics(model, settings.data).to(memory_format=torch.channels_last)
+            name = f"{folder.parent.name}, own statistics"
+            print(name)
+            report["networks"][name] = measure(own, images, labels)
     if not report["networks"]:
         raise SystemExit(f"there are no networks mean_* in {options.runs}; train them by benchmarks/unseen_sizes.py")
     options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

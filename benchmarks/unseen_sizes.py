@@ -14,11 +14,13 @@ SIZES = [2 ** (step / 2) for step in range(-3, 4)]  # 0.35 to 2.8
 MEAN = ("--model_kwargs.fusion", "mean")
 TWO = (*MEAN, "--model_kwargs.pyramid", "[1, 0.5]")
 EACH = ("--stage_loss", "1")
+NORMS = ("--model_kwargs.unshared_norms",)
 FORMS = [
     Form(PLAIN, "resnet20_cifar"),
     Form("mean 1 .5", "wsms_resnet20_cifar", TWO),
     Form("mean 1 .5 each", "wsms_resnet20_cifar", (*TWO, *EACH)),
-    Form("mean 1 .5 each, shared norms", "wsms_resnet20_cifar", (*TWO, *EACH, "--model_kwargs.unshared_norms", "none")),
+    Form("mean 1 .5 each, shared norms", "wsms_resnet20_cifar", (*TWO, *EACH, *NORMS, "none")),
+    Form("mean 1 .5 each, own statistics", "wsms_resnet20_cifar", (*TWO, *EACH, *NORMS, "statistics")),
     Form("concat", "wsms_resnet20_cifar", ("--model_kwargs.residual", "false")),  # the paper's
     Form("mean", "wsms_resnet20_cifar", MEAN),
     Form("deeper", "resnet26_cifar"),  # of the mean form's arithmetic

@@ -10,6 +10,8 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 FORMS = {  # every way in which tensors are shared, or not
     "batch": ("test_resnet", {}),
     "none": ("test_resnet", {"unshared_norms": "none"}),
+    "statistics": ("test_resnet", {"unshared_norms": "statistics"}),
+    "statistics, BatchNormAct": ("test_efficientnet", {"unshared_norms": "statistics"}),
     "all": ("test_convnext", {"unshared_norms": "all"}),
     "ms": ("test_resnet", {"share_weights": False}),
     "own head": ("test_resnet", {"integration": "none", "residual": False}),
@@ -18,7 +20,8 @@ FORMS = {  # every way in which tensors are shared, or not
     "mean own table": ("test_vit", {"fusion": "mean", "stages": 2}),
     "own end": ("densenet100_k24_cifar", {"depth": 10}),  # stages that end in a norm of their own
 }
-SHARED = ("batch", "none", "all", "own table", "mean", "mean own table")  # convolutions and matrices, by all stages
+# Convolutions and matrices are shared by all stages.
+SHARED = ("batch", "none", "statistics", "all", "own table", "mean", "mean own table")
 each_form = pytest.mark.parametrize("form", FORMS)
 
 

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import mean_stages
 
 import timm_wsms  # noqa: F401
+from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
 
 
 def test_each_stage_by_itself(monkeypatch):
@@ -35,3 +36,26 @@ def test_each_stage_by_itself(monkeypatch):
     assert row["mean"] == share(one + two)
     assert row["mean_of_probabilities"] == share(one.softmax(1) + two.softmax(1))
     assert row["std_of_logits"] == [round(one.std().item(), 2), round(two.std().item(), 2)]
+
+
+@torch.no_grad()
+def test_statistics_of_each_stages_own_images():
+    torch.manual_seed(0)
+    shared = timm.create_model("wsms_resnet20_cifar", fusion="mean", pyramid=[1, 0.5], unshared_norms="none")
+    shared.backbone.bn1.bias += torch.randn(16)
+    settings = DataSettings(train_limit=16)
+    own = mean_stages.with_own_statistics(shared, settings, batch_size=16)
+    assert own.backbone.conv1.weight.equal(shared.backbone.conv1.weight)
+    assert own.stages["2"].backbone.bn1.bias.data_ptr() == own.backbone.bn1.bias.data_ptr()
+    assert own.backbone.bn1.bias.equal(shared.backbone.bn1.bias)
+    loader = make_loader(
+        load_splits(settings, seed=0)[0], settings, data_config(own, settings), batch_size=16, train=True, seed=0
+    )
+    [batch] = loader
+    for part, images in (
+        (own.backbone, batch.images),
+        (own.stages["2"].backbone, torch.nn.functional.avg_pool2d(batch.images, 2)),
+    ):
+        maps = torch.nn.functional.conv2d(images, own.backbone.conv1.weight, padding=1)
+        torch.testing.assert_close(part.bn1.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(part.bn1.running_var, maps.var((0, 2, 3)), rtol=1e-4, atol=1e-5)

@@ -26,6 +26,11 @@ NETWORKS = {  # case: backbone, its arguments, pyramid (None: the default), side
     "odd factors": ("test_convnext", {}, [0.7, 1], ()),
     "norms a stage": ("test_convnext", {"unshared_norms": "all"}, [1, 0.5], ()),
     "nothing of its own": ("test_resnet", {"unshared_norms": "none"}, None, ()),
+    "statistics of its own": ("test_resnet", {"unshared_norms": "statistics"}, None, ()),
+    "statistics in the head": (
+        *("levit_128s", {"embed_dim": (16, 32, 48), "depth": (1, 1, 1), "unshared_norms": "statistics"}),
+        *([1, 0.5], (224, 112)),
+    ),
     "pre-activation": ("densenet100_k24_cifar", {"depth": 10}, None, ()),
     "head with layers": ("mobilenetv3_small_050", {}, None, ()),
     "head with norms": ("levit_128s", {"embed_dim": (16, 32, 48), "depth": (1, 1, 1)}, [1, 0.5], (224, 112)),
@@ -150,7 +155,7 @@ def test_which_form_a_name_gives():
         ({"residual": False, "integration": "none"}, "integrates no maps; leave out integration, residual"),
         ({"integration_channels": 8}, "integrates no maps; leave out integration_channels"),
         ({"features_only": True}, "features_only needs fusion='concat'"),
-        ({"unshared_norms": "layer"}, "unshared_norms must be one of batch, all, none"),
+        ({"unshared_norms": "layer"}, "unshared_norms must be one of batch, statistics, all, none"),
         ({"fusion": "concat", "pyramid": [2, 1]}, "its pyramid is 1, 0.5, 0.25 …, not [2, 1]; leave out pyramid, or"),
         ({"pyramid": [1, 0.5], "stages": 3}, "a pyramid of 2 factors makes as many stages, not 3; leave out stages"),
     ],
@@ -175,7 +180,7 @@ def test_backbones_and_images_of_sizes_that_do_not_fit():
 # ---- the head
 
 
-@pytest.mark.parametrize("case", ["CNN", "head with layers", "tokens", "head with norms"])
+@pytest.mark.parametrize("case", ["CNN", "head with layers", "tokens", "head with norms", "statistics in the head"])
 @torch.no_grad()
 def test_reset_classifier(case):
     model, x = network(case).eval(), image_of(case)

@@ -39,7 +39,7 @@ UNSHARED = {  # kind of norm that a backbone has: unshared_norms for which each 
 }
 
 
-@pytest.mark.parametrize("unshared_norms", ["batch", "all", "none"])
+@pytest.mark.parametrize("unshared_norms", ["batch", "statistics", "all", "none"])
 @pytest.mark.parametrize("name", UNSHARED)
 def test_all_but_the_unshared_norms_is_shared(name, unshared_norms):
     backbone = build(name)
@@ -61,7 +61,11 @@ def test_all_but_the_unshared_norms_is_shared(name, unshared_norms):
         if f"{path}.{key}" in original
     }
     assert norms
-    assert own == (norms if unshared_norms in UNSHARED[name] else set())
+    if unshared_norms == "statistics":
+        statistics = ("running_mean", "running_var", "num_batches_tracked")
+        assert own == {key for key in original if key.endswith(statistics)}
+    else:
+        assert own == (norms if unshared_norms in UNSHARED[name] else set())
 
 
 def test_modules_are_copies_that_hold_the_same_tensors():

@@ -27,7 +27,7 @@ def network(name: str = "wsms_test_resnet") -> nn.Module:
 # --- norms over all processes
 
 
-@pytest.mark.parametrize("unshared_norms", ["batch", "none"])
+@pytest.mark.parametrize("unshared_norms", ["batch", "statistics", "none"])
 def test_synchronized_norms_keep_their_tensors_their_sharing_and_their_activations(unshared_norms):
     torch.manual_seed(0)
     model = timm.create_model("wsms_test_resnet", num_classes=5, unshared_norms=unshared_norms)

@@ -245,7 +245,7 @@ def test_too_many_stages_says_how_many_there_are():
     "arguments, words",
     [
         ({"integration": "conv5x5"}, ["integration must be one of conv1x1, conv3x3, none", "'conv5x5'"]),
-        ({"unshared_norms": "layer"}, ["unshared_norms must be one of batch, all, none", "'layer'"]),
+        ({"unshared_norms": "layer"}, ["unshared_norms must be one of batch, statistics, all, none", "'layer'"]),
         ({"integration_channels": 7}, ["residual", "96", "residual=False"]),
         ({"integration": "none"}, ["residual", "integration='none'", "residual=False"]),
         ({"integration": "none", "residual": True}, ["residual=False"]),

@@ -49,7 +49,8 @@ class WsmsNet(FeatureMaps):
         residual: Add the integrated map, weighted by γ, to f1 instead of putting it in f1's place. None: True but for
             the paper's own backbones.
         share_weights: False for the paper's MS-Net: the same shape, nothing shared.
-        unshared_norms: Norms of which every stage has its own: "batch" (the paper), "all" or "none".
+        unshared_norms: Norms of which every stage has its own: "batch" (the paper), "all" or "none"; "statistics": of
+            batch norms the running statistics only, while their scales and shifts are shared.
         gamma: What γ starts from: 0 leaves the backbone's logits as they are.
         img_size: Of the images, in pixels, for a backbone whose parameters depend on it; None: its default.
         feature_pyramid: Integrate the maps of the other levels too, for `forward_intermediates`.

@@ -7,7 +7,7 @@ and every stage has norms of its own without any switching at run time.
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
 import torch
@@ -29,7 +29,7 @@ from timm.layers import (
 )
 from torch import nn
 
-UnsharedNorms = Literal["batch", "all", "none"]
+UnsharedNorms = Literal["batch", "statistics", "all", "none"]
 TimmModel = Any  # an nn.Module with timm's interface, of which the type nn.Module says nothing
 
 LAYER_NORMS = (  # and their subclasses: timm's LayerNorm2d, GroupNormAct …
@@ -39,11 +39,16 @@ LAYER_NORMS = (  # and their subclasses: timm's LayerNorm2d, GroupNormAct …
 )
 
 
-def is_unshared(module: nn.Module, unshared_norms: UnsharedNorms) -> bool:
-    """Whether every stage has parameters and statistics of its own for this module (paper, Section 3.1)."""
-    if unshared_norms == "none":
+def has_own_parameters(module: nn.Module, unshared_norms: UnsharedNorms) -> bool:
+    """Whether every stage has parameters of its own for this module (paper, Section 3.1)."""
+    if unshared_norms in ("none", "statistics"):
         return False
     return keeps_statistics(module) or (unshared_norms == "all" and isinstance(module, LAYER_NORMS))
+
+
+def has_own_buffers(module: nn.Module, unshared_norms: UnsharedNorms) -> bool:
+    """Whether every stage has buffers, that is running statistics, of its own for this module."""
+    return unshared_norms != "none" and keeps_statistics(module)
 
 
 def keeps_statistics(module: nn.Module) -> bool:
@@ -55,11 +60,13 @@ def copy_sharing(backbone: TimmModel, unshared_norms: UnsharedNorms) -> TimmMode
     """A copy of the backbone that shares every parameter and buffer but those of the unshared norms."""
     memo: dict[int, Any] = {}  # deepcopy leaves as they are the objects that its memo already holds
     for module in backbone.modules():
-        unshared = is_unshared(module, unshared_norms)
+        own_parameters, own_buffers = (has(module, unshared_norms) for has in (has_own_parameters, has_own_buffers))
         if _is_simple(module):  # most are, and deepcopy takes its time over them
-            memo[id(module)] = _copy_simple(module, unshared)
-        elif not unshared:
-            memo |= {id(tensor): tensor for tensor in _own_tensors(module)}
+            memo[id(module)] = _copy_simple(module, own_parameters, own_buffers)
+            continue
+        for tensors, own in ((module._parameters, own_parameters), (module._buffers, own_buffers)):
+            if not own:
+                memo |= {id(tensor): tensor for tensor in tensors.values() if tensor is not None}
     return copy.deepcopy(backbone, memo)
 
 
@@ -75,13 +82,15 @@ def _is_simple(module: nn.Module) -> bool:
     return True
 
 
-def _copy_simple(module: nn.Module, unshared: bool) -> nn.Module:
+def _copy_simple(module: nn.Module, own_parameters: bool, own_buffers: bool) -> nn.Module:
     """A copy of a simple module, with tensors of its own or with the same ones."""
     copied = object.__new__(type(module))
     for name, value in vars(module).items():
         vars(copied)[name] = value.copy() if isinstance(value, (dict, set, list)) else value
-    if unshared:
-        copied._parameters, copied._buffers = copy.deepcopy((module._parameters, module._buffers))
+    if own_parameters:
+        copied._parameters = copy.deepcopy(module._parameters)
+    if own_buffers:
+        copied._buffers = copy.deepcopy(module._buffers)
     return copied
 
 
@@ -103,21 +112,21 @@ def build_sharing(
     device = next(backbone.parameters()).device
     for path, module in other.named_modules():
         owner = owners[path]
-        unshared = is_unshared(owner, unshared_norms)
+        own_parameters, own_buffers = (has(owner, unshared_norms) for has in (has_own_parameters, has_own_buffers))
         for name, placeholder in module._parameters.items():
             if placeholder is None:
                 continue
             tensor = owner._parameters[name]
             if tensor.shape != placeholder.shape:
                 tensor = nn.Parameter(resample(tensor, placeholder.shape, aspect), requires_grad=tensor.requires_grad)
-            module._parameters[name] = copy.deepcopy(tensor) if unshared else tensor
+            module._parameters[name] = copy.deepcopy(tensor) if own_parameters else tensor
         for name, placeholder in module._buffers.items():
             if placeholder is None:
                 continue
             if hasattr(module, "init_non_persistent_buffers"):  # filled below
                 module._buffers[name] = torch.empty_like(placeholder, device=device)
             else:
-                module._buffers[name] = copy.deepcopy(owner._buffers[name]) if unshared else owner._buffers[name]
+                module._buffers[name] = copy.deepcopy(owner._buffers[name]) if own_buffers else owner._buffers[name]
     for module in other.modules():
         if hasattr(module, "init_non_persistent_buffers"):  # timm's way to make index tables and the like on a device
             module.init_non_persistent_buffers()
@@ -147,9 +156,13 @@ def share_new(part: nn.Module, backbone: TimmModel, kept: Collection[nn.Module],
         unshared_norms: As in `WsmsNet`.
     """
     for path, module in part.named_modules():
-        if module not in kept and not is_unshared(module, unshared_norms):
-            owner = backbone.get_submodule(path)
-            module._parameters, module._buffers = owner._parameters, owner._buffers
+        if module in kept:
+            continue
+        owner = backbone.get_submodule(path)
+        if not has_own_parameters(module, unshared_norms):
+            module._parameters = owner._parameters
+        if not has_own_buffers(module, unshared_norms):
+            module._buffers = owner._buffers
 
 
 def _same(own: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -233,8 +246,3 @@ def tie(model: nn.Module, keys: list[tuple[str, str]]) -> None:
         for own, theirs in ((module._parameters, owner._parameters), (module._buffers, owner._buffers)):
             if name in own:
                 own[name] = theirs[owner_name]  # type: ignore[assignment, index]
-
-
-def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from (tensor for tensor in module._parameters.values() if tensor is not None)
-    yield from (tensor for tensor in module._buffers.values() if tensor is not None)
