@@ -2,10 +2,11 @@
 
     python benchmarks/mean_stages.py --source ../shared/data/cifar10
 
-Of the networks that benchmarks/unseen_sizes.py has trained: top-1 of each stage's logits alone, of their mean, and of
-the mean of the stages' probabilities; and how large logits are (standard deviation over images and classes). Where the
-stages share their norms, also with running statistics of each stage's own, estimated on training images: in training
-each normalized by its own batches, and shared statistics are a mixture that suits none.
+Of the networks that benchmarks/unseen_sizes.py has trained: top-1 of each stage's logits alone, of their mean, of the
+mean of the stages' probabilities, and of the plain network on the same images; how large logits are (standard deviation
+over images and classes). Where the stages share their norms, also with running statistics of each stage's own,
+estimated on training images: in training each normalized by its own batches, and shared statistics are a mixture that
+suits none.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from cifar10_stages import test_set
 from machine import ROOT, record
 from mean_without_training import stage_logits
+from size_runs import recognized
 from unseen_sizes import SIZES
 
 import timm_wsms
@@ -77,6 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--test_images", type=int, default=2_000, help="evaluate on the first so many")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "unseen_sizes", help="where they were trained")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mean_stages.json")
+    records = ROOT / "benchmarks" / "results" / "unseen_sizes"
+    parser.add_argument("--records", type=Path, default=records, help="of the plain networks, for comparison")
     parser.add_argument("--train_images", type=int, default=10_000, help="estimate running statistics on the first")
     options = parser.parse_args(argv)
     report = {
@@ -99,6 +103,11 @@ def main(argv: list[str] | None = None) -> None:
             name = f"{folder.parent.name}, own statistics"
             print(name)
             report["networks"][name] = measure(own, images, labels)
+    for path in sorted(options.records.glob("plain_*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        top1 = 100 * recognized(found).correct[:, : options.test_images].mean(1)
+        rows = [{"size": size, "plain": round(own, 2)} for size, own in zip(found["sizes"], top1.tolist(), strict=True)]
+        report["networks"][path.stem] = rows
     if not report["networks"]:
         raise SystemExit(f"there are no networks mean_* in {options.runs}; train them by benchmarks/unseen_sizes.py")
     options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -42,12 +42,12 @@ def test_each_stage_by_itself(monkeypatch):
 def test_statistics_of_each_stages_own_images():
     torch.manual_seed(0)
     shared = timm.create_model("wsms_resnet20_cifar", fusion="mean", pyramid=[1, 0.5], unshared_norms="none")
-    shared.backbone.bn1.bias += torch.randn(16)
+    shared.backbone.features.bn0.bias += torch.randn(16)
     settings = DataSettings(train_limit=16)
     own = mean_stages.with_own_statistics(shared, settings, batch_size=16)
-    assert own.backbone.conv1.weight.equal(shared.backbone.conv1.weight)
-    assert own.stages["2"].backbone.bn1.bias.data_ptr() == own.backbone.bn1.bias.data_ptr()
-    assert own.backbone.bn1.bias.equal(shared.backbone.bn1.bias)
+    assert own.backbone.features.conv0.weight.equal(shared.backbone.features.conv0.weight)
+    assert own.stages["2"].backbone.features.bn0.bias.data_ptr() == own.backbone.features.bn0.bias.data_ptr()
+    assert own.backbone.features.bn0.bias.equal(shared.backbone.features.bn0.bias)
     loader = make_loader(
         load_splits(settings, seed=0)[0], settings, data_config(own, settings), batch_size=16, train=True, seed=0
     )
@@ -56,6 +56,6 @@ def test_statistics_of_each_stages_own_images():
         (own.backbone, batch.images),
         (own.stages["2"].backbone, torch.nn.functional.avg_pool2d(batch.images, 2)),
     ):
-        maps = torch.nn.functional.conv2d(images, own.backbone.conv1.weight, padding=1)
-        torch.testing.assert_close(part.bn1.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(part.bn1.running_var, maps.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        maps = torch.nn.functional.conv2d(images, own.backbone.features.conv0.weight, padding=1)
+        torch.testing.assert_close(part.features.bn0.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(part.features.bn0.running_var, maps.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
