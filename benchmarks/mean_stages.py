@@ -20,6 +20,7 @@ from cifar10_stages import test_set
 from machine import ROOT, record
 from mean_without_training import stage_logits
 from size_runs import recognized
+from torch.optim.swa_utils import update_bn
 from unseen_sizes import SIZES
 
 import timm_wsms
@@ -54,23 +55,12 @@ def with_own_statistics(
 ) -> timm_wsms.WsmsMeanNet:
     """The same parameters in a network whose stages have running statistics of their own, those of training images."""
     form = {"fusion": "mean", "pyramid": [1, *(stage.factor for stage in model.stages.values())]}
-    other: Any = timm.create_model(
-        "wsms_resnet20_cifar", num_classes=model.num_classes, unshared_norms="statistics", **form
-    )
-    other.load_state_dict(model.backbone.state_dict())
-    loader = make_loader(
-        *(load_splits(settings, seed=0)[0], settings, data_config(other, settings)),
-        **{"batch_size": batch_size, "train": True, "seed": 0},
-    )
-    for norm in other.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean over all batches
-    other.train()
-    with torch.no_grad():
-        for batch in loader:
-            other(batch.images)
-    return other.eval()
+    own: Any = timm.create_model("wsms_resnet20_cifar", num_classes=10, unshared_norms="statistics", **form)
+    own.load_state_dict(model.backbone.state_dict())
+    split, config = load_splits(settings, seed=0)[0], data_config(own, settings)
+    loader = make_loader(split, settings, config, batch_size=batch_size, train=True, seed=0)
+    update_bn((batch.images for batch in loader), own.train())  # of stage 1 too, which timm_wsms.recalibrate leaves
+    return own.eval()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from machine import ROOT
-from size_runs import PLAIN, against, recognized
+from size_runs import PLAIN, check_same_images, recognized
 from unseen_sizes import FORMS, GROUPS
 
 from timm_wsms.evaluation.drawing import COLORS, curve_style, dress_size_axes, make_figure, save_figure
@@ -32,7 +32,7 @@ def gains(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple[int
         first = plain.get((one["group"], one["seed"]))
         if first is None or one["form"] == PLAIN:
             continue
-        against(first, one)  # refuses other test images
+        check_same_images(first, one)
         right, other = (recognized(record).correct.astype(float) for record in (one, first))
         differences[one["group"], one["form"]].append(right - other)
     found: dict[str, dict[str, tuple[int, Gain]]] = {group: {} for group in GROUPS}

@@ -214,10 +214,19 @@ def against(first: dict[str, Any], second: dict[str, Any]) -> Comparison:
     Raises:
         SystemExit: They are not of the same test images.
     """
+    check_same_images(first, second)
+    return compare(*map(recognized, (first, second)))
+
+
+def check_same_images(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """Refuses two records that are not of the same test images.
+
+    Raises:
+        SystemExit: Naming both.
+    """
     if first["test_set_sha256"] != second["test_set_sha256"]:
         names = [f"{one['form']}, {one['group']}, seed {one['seed']}" for one in (first, second)]
         raise SystemExit(f"{' and '.join(names)} were not tested on the same images; remove the record of one")
-    return compare(*map(recognized, (first, second)))
 
 
 def recognized(record: dict[str, Any]) -> SizePredictions:

@@ -19,6 +19,7 @@ from timm_wsms.pyramid import make_pyramid
 
 torch.set_num_threads(1)
 SWIN = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "window_size": 4, "drop_path_rate": 0.0}
+LEVIT = {"embed_dim": (16, 32, 48), "depth": (1, 1, 1)}
 HALVED = [1, 0.5, 0.25]
 NETWORKS = {  # case: backbone, its arguments, pyramid (None: the default), sides of the images of fixed size
     "CNN": ("test_resnet", {}, None, ()),
@@ -27,13 +28,10 @@ NETWORKS = {  # case: backbone, its arguments, pyramid (None: the default), side
     "norms a stage": ("test_convnext", {"unshared_norms": "all"}, [1, 0.5], ()),
     "nothing of its own": ("test_resnet", {"unshared_norms": "none"}, None, ()),
     "statistics of its own": ("test_resnet", {"unshared_norms": "statistics"}, None, ()),
-    "statistics in the head": (
-        *("levit_128s", {"embed_dim": (16, 32, 48), "depth": (1, 1, 1), "unshared_norms": "statistics"}),
-        *([1, 0.5], (224, 112)),
-    ),
+    "statistics in the head": ("levit_128s", {**LEVIT, "unshared_norms": "statistics"}, [1, 0.5], (224, 112)),
     "pre-activation": ("densenet100_k24_cifar", {"depth": 10}, None, ()),
     "head with layers": ("mobilenetv3_small_050", {}, None, ()),
-    "head with norms": ("levit_128s", {"embed_dim": (16, 32, 48), "depth": (1, 1, 1)}, [1, 0.5], (224, 112)),
+    "head with norms": ("levit_128s", LEVIT, [1, 0.5], (224, 112)),
     "NHWC": ("test_mambaout", {}, None, ()),
     "the paper's": ("resnet20_cifar", {}, None, ()),
     "tokens": ("test_vit", {"img_size": 64}, None, (64, 32, 16)),

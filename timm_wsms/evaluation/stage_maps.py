@@ -49,7 +49,7 @@ def stage_heat_maps(
         (B, S, h, w), stage 1 first; S = 1 for a plain model. Float32.
 
     Raises:
-        UserError: A model that is not integrated by maps gives tokens, no feature map.
+        UserError: A plain model, or one with `fusion="mean"`, gives tokens, no feature map.
     """
     several = isinstance(model, MultiStageNet) and len(model.stages) > 0
     maps_of = _of_features if not several else _of_averaged if isinstance(model, WsmsMeanNet) else _of_integrated
@@ -131,6 +131,7 @@ def _to_map(model: Any, features: torch.Tensor, images: torch.Tensor) -> torch.T
     layout: Layout = "NHWC" if str(getattr(fmt, "value", fmt)).upper() == "NHWC" else "NCHW"
     if features.ndim != 4:
         raise UserError(
-            "this model gives tokens, no feature map; for heat maps give its wsms_ form or a model with maps"
+            'this model gives tokens, no feature map; for heat maps give its wsms_ form with fusion="concat", or a model '
+            "with maps"
         )
     return to_map(features, images, 1, layout)
