@@ -131,7 +131,7 @@ def _to_map(model: Any, features: torch.Tensor, images: torch.Tensor) -> torch.T
     layout: Layout = "NHWC" if str(getattr(fmt, "value", fmt)).upper() == "NHWC" else "NCHW"
     if features.ndim != 4:
         raise UserError(
-            'this model gives tokens, no feature map; for heat maps give its wsms_ form with fusion="concat", or a model '
-            "with maps"
+            'this model gives tokens, no feature map; for heat maps give its wsms_ form with fusion="concat", or a '
+            "model with maps"
         )
     return to_map(features, images, 1, layout)
