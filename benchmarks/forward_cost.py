@@ -2,6 +2,7 @@
 
     python benchmarks/forward_cost.py                              # everything; goes on where it was interrupted
     python benchmarks/forward_cost.py --models resnet50 --batch 1  # a part
+    python benchmarks/forward_cost.py --device cuda --bf16 --batch 256 --compiled 0 --lines_only --out …  # on a GPU
 
 For each line (backbone, batch size, mode, eager or compiled) some forms take turns: the backbone, its WSMS form, a
 plain multi-scale wrapper (the whole backbone at three sizes, what S²-Wrapper does) and, for eager inference, the first
@@ -60,14 +61,14 @@ IMPORT = "import time, timm; start = time.perf_counter(); import timm_wsms; prin
 def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     out = Path(arguments.out)
-    report = _start(out, arguments.fresh)
+    report = _start(out, arguments)
     for name in arguments.models:
         for batch in arguments.batch:
             for mode in arguments.modes:
                 for compiled in arguments.compiled:
                     line = dict(zip(KEYS, (name, batch, mode, bool(compiled)), strict=True))
                     if not any(line.items() <= measured.items() for measured in report["lines"]):
-                        report["lines"].append(line | measure(line, arguments.seconds, arguments.rounds))
+                        report["lines"].append(line | measure(line, arguments))
                         print(describe(report["lines"][-1]), flush=True)
                         _write(report, out)
         if name not in report["checkpointing"] and not arguments.lines_only:
@@ -79,13 +80,12 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join(map(describe, report["lines"])), json.dumps(report["start"]), sep="\n")
 
 
-def measure(line: dict[str, Any], seconds: float, rounds: int) -> dict[str, Any]:
+def measure(line: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Measures one line.
 
     Args:
         line: Backbone, batch size, mode, compiled or not.
-        seconds: How long rounds go on.
-        rounds: At least as many.
+        options: Those of the command: device, precision, how long rounds go on.
 
     Returns:
         For each form multiplications an image, seconds a step (median, extremes), bytes at the peak of a training step;
@@ -94,12 +94,14 @@ def measure(line: dict[str, Any], seconds: float, rounds: int) -> dict[str, Any]
     training = MODES[line["mode"]]
     torch.manual_seed(0)
     torch._dynamo.reset()
-    forms = build_forms(line["backbone"], training, fused=not line["compiled"] and not training)
-    images = torch.randn(line["batch"], 3, SIDE, SIDE).to(memory_format=layout_of(line["backbone"]))
+    fused = not line["compiled"] and not training
+    forms = build_forms(line["backbone"], training, fused, options.device)
+    images = torch.randn(line["batch"], 3, SIDE, SIDE)
+    images = images.to(options.device, memory_format=layout_of(line["backbone"]))
     make_step = TrainingStep if training else InferenceStep
     cannot, steps, found = {}, {}, {}
     for form, network in forms.items():
-        step = make_step(torch.compile(network, dynamic=False) if line["compiled"] else network, images)
+        step = make_step(torch.compile(network, dynamic=False) if line["compiled"] else network, images, options.bf16)
         try:
             first = seconds_a_call(step, 1)  # compiles; makes the optimizer's state
         except (ValueError, RuntimeError) as error:  # the latter from the compiler
@@ -112,7 +114,7 @@ def measure(line: dict[str, Any], seconds: float, rounds: int) -> dict[str, Any]
             found[form]["first_step_s"] = _round(first)
         if isinstance(step, TrainingStep):
             found[form]["peak_bytes"] = peak_bytes(step)
-    times = take_turns(steps, forms.values(), seconds, rounds)
+    times = take_turns(steps, forms.values(), options.seconds, options.rounds)
     for form, each in times.items():
         found[form] |= {"s": _round(statistics.median(each)), "s_min": _round(min(each)), "s_max": _round(max(each))}
     return {"forms": found, "rounds": len(times["wsms"]), "ratios": ratios(found, times), "cannot": cannot}
@@ -201,18 +203,19 @@ def _against(value: float, target: float | None) -> str:
     return f"{value:.3f}" + ("" if target is None else " ok" if value <= target else f" (target {target:.3f})")
 
 
-def _start(out: Path, fresh: bool) -> dict[str, Any]:
-    """The report so far if it was measured with the same versions and threads, or a new one."""
+def _start(out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The report so far if it was measured with the same versions, threads and precision, or a new one."""
     report = {
         "what": "cost of wsms_X and of a multi-scale wrapper beside X; see benchmarks/forward_cost.py",
         **record(),
         "targets": TARGETS,
         "seed": 0,
         "image": [3, SIDE, SIDE],
-        "precision": "float32",
+        "device": options.device,
+        "precision": "bfloat16, mixed" if options.bf16 else "float32",
     }
-    before = {} if fresh or not out.exists() else json.loads(out.read_text(encoding="utf-8"))
-    same = before.get("versions") == report["versions"] and before.get("machine") == report["machine"]
+    before = {} if options.fresh or not out.exists() else json.loads(out.read_text(encoding="utf-8"))
+    same = all(before.get(key) == report[key] for key in ("versions", "machine", "device", "precision"))
     kept = {"lines": [], "checkpointing": {}, "start": {}}
     return report | {key: before[key] if same else empty for key, empty in kept.items()}
 
@@ -227,6 +230,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--compiled", nargs="+", type=int, choices=[0, 1], default=[0, 1], help="0: eager, 1: compiled")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; checkpointing and start-up are the CPU's")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long the rounds of a line go on")
     parser.add_argument("--rounds", type=int, default=5, help="at least as many")
     parser.add_argument("--lines_only", action="store_true", help="leave out start-up and checkpointing")

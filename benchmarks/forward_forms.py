@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import timm
@@ -72,13 +73,14 @@ def _same_shape(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is not None and other is not None and one.shape == other.shape
 
 
-def build_forms(name: str, training: bool, fused: bool = False) -> dict[str, nn.Module]:
+def build_forms(name: str, training: bool, fused: bool = False, device: str = "cpu") -> dict[str, nn.Module]:
     """The backbone, its WSMS form, the multi-scale wrapper; the first two once more with folded norms, if any.
 
     Args:
         name: Of the backbone in timm's registry.
         training: In which mode they are.
         fused: Whether the forms with folded norms are wanted.
+        device: Where they are.
     """
     network: Any = timm.create_model(f"wsms_{name}")
     forms: dict[str, nn.Module] = {
@@ -90,7 +92,7 @@ def build_forms(name: str, training: bool, fused: bool = False) -> dict[str, nn.
         folded: Any = fuse(network)
         forms |= {"backbone_fused": folded.backbone, "wsms_fused": folded}
     for form in forms.values():
-        form.train(training).to(memory_format=layout_of(name))
+        form.train(training).to(device, memory_format=layout_of(name))
     return forms
 
 
@@ -100,27 +102,34 @@ def layout_of(name: str) -> torch.memory_format:
     return torch.contiguous_format if fixed else torch.channels_last
 
 
+def precise(images: torch.Tensor, bf16: bool) -> AbstractContextManager:
+    """Mixed precision where the images are, or none."""
+    return torch.autocast(images.device.type, torch.bfloat16, enabled=bf16)
+
+
 class InferenceStep:
     """One forward pass without gradients."""
 
-    def __init__(self, network: nn.Module, images: torch.Tensor):
-        self.network, self.images = network, images
+    def __init__(self, network: nn.Module, images: torch.Tensor, bf16: bool = False):
+        self.network, self.images, self.bf16 = network, images, bf16
 
     def __call__(self) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), precise(self.images, self.bf16):
             self.network(self.images)
 
 
 class TrainingStep:
     """Forward pass, loss, backward pass and an update by momentum SGD, of length 0 so that the weights stay."""
 
-    def __init__(self, network: nn.Module, images: torch.Tensor):
-        self.network, self.images = network, images
-        self.labels = torch.arange(len(images))
+    def __init__(self, network: nn.Module, images: torch.Tensor, bf16: bool = False):
+        self.network, self.images, self.bf16 = network, images, bf16
+        self.labels = torch.arange(len(images), device=images.device)
         self.optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
 
     def __call__(self) -> None:
-        F.cross_entropy(self.network(self.images), self.labels).backward()
+        with precise(self.images, self.bf16):
+            loss = F.cross_entropy(self.network(self.images), self.labels)
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -139,7 +148,7 @@ def relocate(networks: Iterable[nn.Module], generator: random.Random) -> list[to
     tensors = {id(tensor): tensor for network in networks for tensor in (*network.parameters(), *network.buffers())}
     ballast = []
     for tensor in generator.sample(list(tensors.values()), len(tensors)):
-        ballast.append(torch.empty(generator.randrange(1, 1 << 14)))
+        ballast.append(torch.empty(generator.randrange(1, 1 << 14), device=tensor.device))
         tensor.data = tensor.data.clone()
     return ballast
 
@@ -154,11 +163,16 @@ def multiplications(network: nn.Module) -> int:
 
 
 def peak_bytes(step: TrainingStep) -> int:
-    """The most that PyTorch's CPU allocator has given out at any time of a step of training.
+    """The most that PyTorch's allocator has given out at any time of a step of training.
 
-    Counted from the allocator's own events, so it is the same in every run, which a process's resident memory is not;
-    it holds for compiled networks too. What oneDNN allocates for itself while a kernel runs isn't in it.
+    On a CPU counted from the allocator's own events, so it is the same in every run, which a process's resident memory
+    is not; it holds for compiled networks too. What oneDNN allocates for itself while a kernel runs isn't in it.
     """
+    if step.images.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()  # other networks' too
+        step()
+        return step.held_bytes() + torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -190,8 +204,11 @@ def take_turns(
 
 
 def seconds_a_call(step: Callable[[], Any], calls: int) -> float:
-    """Mean time of some calls in a row."""
+    """Mean time of some calls in a row, until a GPU has finished them."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     started = time.perf_counter()
     for _ in range(calls):
         step()
+    wait()
     return (time.perf_counter() - started) / calls

@@ -18,8 +18,14 @@ WSMS, MEAN = "wsms_mnist_cnn", ("--model_kwargs.fusion", "mean")
 FEWER = ("--model_kwargs.channels", "[31, 61, 92]")  # with these the integration layer fits into 0.5 M parameters
 
 
-def mean(pyramid: str, *words: str) -> Form:
-    return Form(f"mean {pyramid}", WSMS, (*MEAN, "--model_kwargs.pyramid", f"[{pyramid.replace(' ', ', ')}]", *words))
+def mean(pyramid: str, *, each: bool = False) -> Form:
+    """Whole stages, their logits averaged; "each": trained by a loss of each stage too."""
+    words = (*MEAN, "--model_kwargs.pyramid", f"[{pyramid.replace(' ', ', ')}]")
+    return (
+        Form(f"mean {pyramid}, each", WSMS, (*words, "--stage_loss", "1"))
+        if each
+        else Form(f"mean {pyramid}", WSMS, words)
+    )
 
 
 FORMS = [
@@ -31,6 +37,7 @@ FORMS = [
     mean("1 0.7 0.5"),
     mean("2 1"),
     mean("1.4 1 0.7"),
+    mean("1.4 1 0.7", each=True),
     mean("2 1 0.5"),
     mean("2 1.4 1 0.7"),
 ]

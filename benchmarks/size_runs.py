@@ -14,13 +14,15 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
+import torch
 from machine import ROOT, record
 
 from timm_wsms import scale
@@ -30,7 +32,6 @@ from timm_wsms.evaluation.size_curve import Comparison, SizePredictions, compare
 from timm_wsms.training.whole import write_text
 
 PLAIN = "plain"  # the form that others are compared with
-EVALUATION = Lock()  # one at a time
 Groups = Mapping[str, tuple[str, ...]]  # name of a group → settings that all its runs have
 
 
@@ -92,6 +93,7 @@ def parser(text: str | None, outputs: str, seeds: Sequence[int]) -> argparse.Arg
     options.add_argument("--groups", nargs="+", help="only these ways of training")
     options.add_argument("--jobs", type=int, default=2, help="runs at a time")
     options.add_argument("--threads", type=int, default=1, help="threads a run")
+    options.add_argument("--eager", action="store_true", help="compile nothing, for a GPU and a network that is small")
     options.add_argument("--limit", type=int, default=10_000, help="test images")
     options.add_argument("--epochs", type=int, help="instead of the recipe's: another experiment, for a quick look")
     options.add_argument("--outputs", type=Path, default=ROOT / "outputs" / outputs)
@@ -125,15 +127,18 @@ def train_all(runs: Sequence[Run], sizes: Sequence[float], recipe: str, options:
         if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] != run.settings(options):
             raise SystemExit(f"{path} is of other settings; remove it, or name another file with --results")
     todo = [run for run in runs if not (options.only_collect or run.record(options.results).exists())]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for done in [pool.submit(_train_and_measure, run, sizes, recipe, options) for run in todo]:
-            done.result()
+    one = partial(_train_and_measure, sizes=sizes, recipe=recipe, options=options)
+    if options.jobs == 1:
+        list(map(one, todo))
+        return
+    start = {"initializer": torch.set_num_threads, "initargs": (options.threads,)}
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), **start) as pool:
+        list(pool.map(one, todo))
 
 
 def _train_and_measure(run: Run, sizes: Sequence[float], recipe: str, options: argparse.Namespace) -> None:
     _train(run, recipe, options)
-    with EVALUATION:
-        measure(run, sizes, options)
+    measure(run, sizes, options)
 
 
 def _train(run: Run, recipe: str, options: argparse.Namespace) -> None:
@@ -145,6 +150,7 @@ def _train(run: Run, recipe: str, options: argparse.Namespace) -> None:
     command += [*run.settings(options), "--seed", str(run.seed), "--output", str(output), "--resume", "auto"]
     source = run.source or options.source
     command += ["--data.source", str(Path(source).resolve())] if source else []
+    command += ["--compile", "false"] if options.eager else []
     output.mkdir(parents=True, exist_ok=True)
     print(f"{output.name}: training", flush=True)
     with open(f"{output}.log", "w", encoding="utf-8") as log:
@@ -166,6 +172,7 @@ def measure(run: Run, sizes: Sequence[float], options: argparse.Namespace) -> No
         **{"form": run.form.name, "group": run.group, "seed": run.seed, "model": run.form.model},
         "settings": run.settings(options),
         **{"parameters": result.parameters, "weights_sha256": result.weights},
+        "eager": options.eager,  # whatever the settings say
         **{"epochs": len(epochs), "train_loss": epochs[-1]["train_loss"]},
         "train_minutes": round(sum(epoch["seconds"] for epoch in epochs) / 60, 1),
         **{"test_images": len(result.found.index), "test_set_sha256": data_fingerprint(split)},

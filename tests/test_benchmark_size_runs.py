@@ -49,8 +49,9 @@ def test_no_form_has_more_than_half_a_million_parameters():
     import yaml
 
     for form in mnist_scale.FORMS:
-        words = [word.removeprefix("--model_kwargs.") for word in form.words]
-        kwargs = {key: yaml.safe_load(value) for key, value in zip(words[::2], words[1::2], strict=True)}
+        words = dict(zip(form.words[::2], form.words[1::2], strict=True))
+        prefix = "--model_kwargs."
+        kwargs = {key[len(prefix) :]: yaml.safe_load(words[key]) for key in words if key.startswith(prefix)}
         parameters = sum(value.numel() for value in timm.create_model(form.model, **kwargs).parameters())
         assert 470_000 < parameters < 500_000, form
 
