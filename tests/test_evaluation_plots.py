@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timm_wsms.evaluation import plot_confusion, plot_curves, plot_mistakes, plot_sizes, plots
+from timm_wsms.evaluation import drawing, plot_confusion, plot_curves, plot_mistakes, plot_sizes, plots
 
 ROWS = [
     {"epoch": 1, "train_loss": 2.0, "lr": 0.1},
@@ -95,3 +95,9 @@ def test_leaves_pyplot_alone(tmp_path):
     plot_sizes({"plain": {8: 50.0}}, tmp_path / "sizes.png")
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_curves_of_many_models_can_be_told_apart():
+    looks = [drawing.curve_style(number, 9) for number in range(28)]
+    assert len({(look["color"], look["marker"], look["linestyle"]) for look in looks}) == 28
+    assert len({look["color"] for look in looks[:7]}) == len({look["marker"] for look in looks[:7]}) == 7

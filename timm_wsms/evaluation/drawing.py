@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # a marker each, so that the curves differ in black and white too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":", "-.")  # where there are more curves than colors
 
 
 def curve_style(number: int, points: int) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def curve_style(number: int, points: int) -> dict[str, Any]:
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINES[number // len(COLORS) % len(LINES)],
         "markersize": 5,
         "markevery": max(1, points // 15),  # markers of hundreds of epochs would hide each other
         "linewidth": 1.8,
