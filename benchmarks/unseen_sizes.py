@@ -4,7 +4,8 @@
 
 Every network is trained by recipes/cifar10_resnet20_short.yaml, at size 1 or with objects of half to twice their size,
 and tested at 0.35 to 2.8 times the size. Finished runs are not repeated, and interrupted ones go on. The report
-compares each form with the plain backbone of the same seed, image by image. On a GPU: `--jobs 16 --eager`.
+compares each form with the plain backbone of the same seed, image by image. On a GPU: `--jobs 16 --eager`, and NVIDIA's
+MPS (`nvidia-cuda-mps-control -d`), without which the processes take turns.
 """
 
 from size_runs import PLAIN, Form, choose, collect, parser, train_all

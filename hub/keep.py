@@ -29,6 +29,7 @@ OWN = (
     "output",
     "resume",
     "seed",
+    "stage_loss",
     "hub",
 )  # settings that may differ
 

@@ -32,7 +32,7 @@ def test_there_is_a_recipe_for_each_result():
     depths = {f"imagenet_resnet{depth}" for depth in (50, 101, 152)}
     cifar = {f"cifar{classes}_{network}" for classes in (10, 100) for network in ("resnet110", "densenet100_k24")}
     others = {"imagenet_resnet50_modern", "imagenet_finetune", "finetune_folder", "mnist_scale"}
-    assert {"quickstart", "cifar10_resnet20_short", *cifar, *depths, *others} == set(NAMES)
+    assert {"quickstart", "cifar10_resnet20_short", "cifar10_resnet20_sizes", *cifar, *depths, *others} == set(NAMES)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
@@ -48,6 +48,16 @@ def test_the_header_says_how_to_launch_it_and_what_to_expect(path):
     assert settings.data.source in ("digits", *hub, *own)
     for path_like in re.findall(r"\S*/\S+", yaml.safe_dump(yaml.safe_load(text))):
         assert path_like in (settings.data.source, settings.output)  # no local folder
+
+
+def test_the_recipe_for_sizes_is_the_form_that_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from unseen_sizes import FORMS
+
+    (form,) = (form for form in FORMS if form.name == "mean 1 .5 each, own statistics")
+    measured = settings_of("cifar10_resnet20_short", "--model", form.model, *form.words)
+    settings = settings_of("cifar10_resnet20_sizes", "--output", measured.output)
+    assert settings == measured and settings.stage_loss == 1
 
 
 # Of the paper, DESIGN §4: (epochs, batch, lr, timm's optimizer, augmentation, label column, classes, parameters in M)

@@ -1,0 +1,39 @@
+"""The models kept in the repository: each is sound, its card that of its files, and what it is beside trained alike."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import timm_wsms  # noqa: F401
+from hub import card, keep
+from hub.check import check_folder
+from timm_wsms.errors import UserError
+
+MODELS = sorted((Path(__file__).parents[1] / "hub" / "models").iterdir())
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=[folder.name for folder in MODELS])
+def test_a_kept_model_is_sound(folder):
+    check_folder(folder)
+    assert (folder / "README.md").read_text(encoding="utf-8") == card.render(folder)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    recorded = load_file(folder / "test" / "tensors.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(model(recorded["input"]), recorded["logits"], rtol=1e-4, atol=1e-4)
+    assert json.loads((folder / "results.json").read_text())["data"] == "uoft-cs/cifar10"
+
+
+def test_runs_that_are_compared_differ_in_the_network_alone(tmp_path):
+    common = {"lr": 0.2, "epochs": 8}
+    for name, more in {"one": {"model": "wsms_a", "stage_loss": 1.0, "seed": 1}, "other": {"model": "a"}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.yaml").write_text(yaml.safe_dump({**common, **more}))
+    keep.check_alike(tmp_path / "one", tmp_path / "other")
+    (tmp_path / "other" / "settings.yaml").write_text(yaml.safe_dump({"lr": 0.1, "model": "a"}))
+    with pytest.raises(UserError, match="other was trained with another epochs and lr; compare runs trained alike"):
+        keep.check_alike(tmp_path / "one", tmp_path / "other")
