@@ -115,6 +115,17 @@ def test_step_of_training_leaves_the_weights(forms):
     assert len(momentum) == len(before) and sum(float(buffer.abs().sum()) for buffer in momentum) > 0
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_steps_are_in_the_precision_asked_for(forms, bf16):
+    seen = []
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    network.register_forward_hook(lambda *values: seen.append(values[-1].dtype))
+    for kind in (forms.InferenceStep, forms.TrainingStep):
+        kind(network, torch.randn(2, 3, 2, 2), bf16)()
+    assert seen == [torch.bfloat16 if bf16 else torch.float32] * 2
+    assert network[1].weight.dtype == torch.float32
+
+
 def test_ratios(cost):
     found = {
         "backbone": {"multiplications": 100, "peak_bytes": 1000},
@@ -163,6 +174,8 @@ def test_a_run_goes_on_where_it_stopped(cost, tmp_path, monkeypatch, capsys):
     assert measured == ["training", "inference", "training"] and len(json.loads(out.read_text())["lines"]) == 2
     cost.main([*argv, "--fresh"])
     assert len(measured) == 5
+    cost.main([*argv, "--bf16"])
+    assert len(measured) == 7 and json.loads(out.read_text())["precision"] == "bfloat16, mixed"
 
 
 def line_ratios(line):

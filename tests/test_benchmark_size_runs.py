@@ -3,12 +3,14 @@
 import argparse
 import base64
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -122,6 +124,42 @@ def test_report_compares_runs_of_several_sessions_image_by_image(options, traine
     assert f"against plain {difference:+.2f}" in size_runs.describe(other)
     assert third["n"] == 0 and third["area"] is None and size_runs.describe(third).endswith("not run")
     assert json.loads(options.results.read_text())["recipe_words"] == {"g": "--y 2"}
+
+
+def leave_a_trace(run, *, sizes, recipe, options):
+    """In place of training, in a process that has none of this one's patches."""
+    options.outputs.mkdir(exist_ok=True)
+    (options.outputs / run.name).write_text(f"{os.getpid()} {torch.get_num_threads()} {sizes} {recipe}")
+
+
+def test_several_runs_at_a_time_are_processes_of_their_own(options, monkeypatch):
+    monkeypatch.setattr(size_runs, "_train_and_measure", leave_a_trace)
+    options.jobs, options.threads = 2, 3
+    runs = size_runs.choose(FORMS, GROUPS, options)
+    size_runs.train_all(runs, SIZES, "recipe", options)
+    traces = [(options.outputs / run.name).read_text().split(maxsplit=1) for run in runs]
+    assert {rest for _, rest in traces} == {f"3 {SIZES} recipe"}
+    assert str(os.getpid()) not in {process for process, _ in traces}
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_run_is_the_training_script_with_the_forms_settings(options, monkeypatch, eager):
+    commands = []
+
+    def train(command, **_):
+        commands.append(command)
+        Path(command[command.index("--output") + 1], "model").mkdir()
+
+    monkeypatch.setattr(size_runs.subprocess, "run", train)
+    options.eager, options.source, options.epochs = eager, ".", 3
+    size_runs._train(size_runs.choose(FORMS, GROUPS, options)[1], "recipe", options)
+    (command,) = commands
+    assert command[1:] == [
+        *("train_accelerate.py", "--recipe", "recipe", "--model", "b", "--x", "1", "--y", "2", "--epochs", "3"),
+        *("--seed", "0", "--output", str(options.outputs / "other_g_seed0"), "--resume", "auto"),
+        *("--data.source", str(Path().resolve())),
+        *(["--compile", "false"] if eager else []),  # after the form's own: the last counts
+    ]
 
 
 def test_records_of_other_settings_are_not_mixed(options, trained):
