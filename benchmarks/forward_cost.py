@@ -2,7 +2,7 @@
 
     python benchmarks/forward_cost.py                              # everything; goes on where it was interrupted
     python benchmarks/forward_cost.py --models resnet50 --batch 1  # a part
-    python benchmarks/forward_cost.py --device cuda --bf16 --batch 256 --compiled 0 --lines_only --out …  # on a GPU
+    python benchmarks/forward_cost.py --device cuda --bf16 --batch 256 --compiled 0 --lines_only  # on a GPU
 
 For each line (backbone, batch size, mode, eager or compiled) some forms take turns: the backbone, its WSMS form, a
 plain multi-scale wrapper (the whole backbone at three sizes, what S²-Wrapper does) and, for eager inference, the first
@@ -60,7 +60,8 @@ IMPORT = "import time, timm; start = time.perf_counter(); import timm_wsms; prin
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
-    out = Path(arguments.out)
+    name = "forward_cost.json" if arguments.device == "cpu" else "forward_cost_gpu.json"
+    out = arguments.out or ROOT / "benchmarks" / "results" / name
     report = _start(out, arguments)
     for name in arguments.models:
         for batch in arguments.batch:
@@ -204,7 +205,11 @@ def _against(value: float, target: float | None) -> str:
 
 
 def _start(out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The report so far if it was measured with the same versions, threads and precision, or a new one."""
+    """The report so far if it was measured with the same versions and threads, or a new one.
+
+    Raises:
+        SystemExit: The file's figures are of another device or precision.
+    """
     report = {
         "what": "cost of wsms_X and of a multi-scale wrapper beside X; see benchmarks/forward_cost.py",
         **record(),
@@ -215,7 +220,11 @@ def _start(out: Path, options: argparse.Namespace) -> dict[str, Any]:
         "precision": "bfloat16, mixed" if options.bf16 else "float32",
     }
     before = {} if options.fresh or not out.exists() else json.loads(out.read_text(encoding="utf-8"))
-    same = all(before.get(key) == report[key] for key in ("versions", "machine", "device", "precision"))
+    if before and any(before[key] != report[key] for key in ("device", "precision")):
+        raise SystemExit(
+            f"{out} was measured on {before['device']} in {before['precision']}; name another file with --out"
+        )
+    same = all(before.get(key) == report[key] for key in ("versions", "machine"))
     kept = {"lines": [], "checkpointing": {}, "start": {}}
     return report | {key: before[key] if same else empty for key, empty in kept.items()}
 
@@ -236,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="at least as many")
     parser.add_argument("--lines_only", action="store_true", help="leave out start-up and checkpointing")
     parser.add_argument("--fresh", action="store_true", help="measure again what the results file holds")
-    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "forward_cost.json"))
+    parser.add_argument("--out", type=Path, help="benchmarks/results/forward_cost.json; on a GPU forward_cost_gpu.json")
     return parser
 
 

@@ -102,8 +102,8 @@ def layout_of(name: str) -> torch.memory_format:
     return torch.contiguous_format if fixed else torch.channels_last
 
 
-def precise(images: torch.Tensor, bf16: bool) -> AbstractContextManager:
-    """Mixed precision where the images are, or none."""
+def mixed_precision(images: torch.Tensor, bf16: bool) -> AbstractContextManager:
+    """bfloat16 for whatever autocast takes to it, on the images' device; or nothing."""
     return torch.autocast(images.device.type, torch.bfloat16, enabled=bf16)
 
 
@@ -114,7 +114,7 @@ class InferenceStep:
         self.network, self.images, self.bf16 = network, images, bf16
 
     def __call__(self) -> None:
-        with torch.no_grad(), precise(self.images, self.bf16):
+        with torch.no_grad(), mixed_precision(self.images, self.bf16):
             self.network(self.images)
 
 
@@ -127,7 +127,7 @@ class TrainingStep:
         self.optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
 
     def __call__(self) -> None:
-        with precise(self.images, self.bf16):
+        with mixed_precision(self.images, self.bf16):
             loss = F.cross_entropy(self.network(self.images), self.labels)
         loss.backward()
         self.optimizer.step()
@@ -166,13 +166,15 @@ def peak_bytes(step: TrainingStep) -> int:
     """The most that PyTorch's allocator has given out at any time of a step of training.
 
     On a CPU counted from the allocator's own events, so it is the same in every run, which a process's resident memory
-    is not; it holds for compiled networks too. What oneDNN allocates for itself while a kernel runs isn't in it.
+    is not; it holds for compiled networks too. What oneDNN allocates for itself while a kernel runs isn't in it. On a
+    GPU PyTorch's allocator keeps count.
     """
     if step.images.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()  # other networks' too
+        device = step.images.device
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)  # other networks' too
         step()
-        return step.held_bytes() + torch.cuda.max_memory_allocated() - before
+        return step.held_bytes() + torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -19,7 +19,7 @@ FEWER = ("--model_kwargs.channels", "[31, 61, 92]")  # with these the integratio
 
 
 def mean(pyramid: str, *, each: bool = False) -> Form:
-    """Whole stages, their logits averaged; "each": trained by a loss of each stage too."""
+    """Whole stages, their logits averaged; trained by the loss of each stage too, if so wanted."""
     words = (*MEAN, "--model_kwargs.pyramid", f"[{pyramid.replace(' ', ', ')}]")
     return (
         Form(f"mean {pyramid}, each", WSMS, (*words, "--stage_loss", "1"))

@@ -40,6 +40,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 # Speed: on a quiet machine
 "$PYTHON" benchmarks/forward_cost.py --compiled 0
 "$PYTHON" benchmarks/forward_cost.py --compiled 1 --lines_only --out benchmarks/results/forward_cost_compiled.json
+"$PYTHON" benchmarks/forward_cost.py --device cuda --bf16 --batch 256 --compiled 0 --lines_only # wants a GPU
 "$PYTHON" benchmarks/forward_batch1.py
 "$PYTHON" benchmarks/forward_stages.py --models resnet50 convnext_tiny densenet121 mobilenetv3_large_100 swin_tiny_patch4_window7_224
 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 \

@@ -14,15 +14,15 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from machine import ROOT, record
 
 from timm_wsms import scale
@@ -93,7 +93,7 @@ def parser(text: str | None, outputs: str, seeds: Sequence[int]) -> argparse.Arg
     options.add_argument("--groups", nargs="+", help="only these ways of training")
     options.add_argument("--jobs", type=int, default=2, help="runs at a time")
     options.add_argument("--threads", type=int, default=1, help="threads a run")
-    options.add_argument("--eager", action="store_true", help="compile nothing, for a GPU and a network that is small")
+    options.add_argument("--eager", action="store_true", help="do not compile; faster for a small network on a GPU")
     options.add_argument("--limit", type=int, default=10_000, help="test images")
     options.add_argument("--epochs", type=int, help="instead of the recipe's: another experiment, for a quick look")
     options.add_argument("--outputs", type=Path, default=ROOT / "outputs" / outputs)
@@ -127,13 +127,17 @@ def train_all(runs: Sequence[Run], sizes: Sequence[float], recipe: str, options:
         if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] != run.settings(options):
             raise SystemExit(f"{path} is of other settings; remove it, or name another file with --results")
     todo = [run for run in runs if not (options.only_collect or run.record(options.results).exists())]
-    one = partial(_train_and_measure, sizes=sizes, recipe=recipe, options=options)
+    arguments = {"sizes": sizes, "recipe": recipe, "options": options}
     if options.jobs == 1:
-        list(map(one, todo))
+        for run in todo:
+            _train_and_measure(run, **arguments)
         return
     start = {"initializer": torch.set_num_threads, "initargs": (options.threads,)}
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), **start) as pool:
-        list(pool.map(one, todo))
+        several = [pool.submit(_train_and_measure, run, **arguments) for run in todo]
+        wait(several)  # one that fails does not stop the others
+        for one in several:
+            one.result()
 
 
 def _train_and_measure(run: Run, sizes: Sequence[float], recipe: str, options: argparse.Namespace) -> None:
@@ -168,11 +172,13 @@ def measure(run: Run, sizes: Sequence[float], options: argparse.Namespace) -> No
     results, _, split = scale.measure_all([str(model)], chosen)
     [result] = results.values()
     epochs = [json.loads(line) for line in (model / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    trained_with = yaml.safe_load((model / "settings.yaml").read_text(encoding="utf-8"))
+    trained_on = json.loads((model / "results.json").read_text(encoding="utf-8"))["hardware"]
     found = {
         **{"form": run.form.name, "group": run.group, "seed": run.seed, "model": run.form.model},
         "settings": run.settings(options),
         **{"parameters": result.parameters, "weights_sha256": result.weights},
-        "eager": options.eager,  # whatever the settings say
+        **{"trained_on": trained_on, "compiled": trained_with["compile"]},  # the rest is of the evaluation
         **{"epochs": len(epochs), "train_loss": epochs[-1]["train_loss"]},
         "train_minutes": round(sum(epoch["seconds"] for epoch in epochs) / 60, 1),
         **{"test_images": len(result.found.index), "test_set_sha256": data_fingerprint(split)},
@@ -246,7 +252,8 @@ def recognized(record: dict[str, Any]) -> SizePredictions:
 
 def _row(form: Form, group: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over the seeds of one form, and each seed's figures."""
-    told = ("seed", "weights_sha256", "train_minutes", "at_one", "area", "area_interval", "top1", "against_plain")
+    told = ("seed", "weights_sha256", "trained_on", "train_minutes", "at_one", "area", "area_interval", "top1")
+    told = (*told, "against_plain")
     return {
         "form": form.name,
         "group": group,

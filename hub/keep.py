@@ -59,7 +59,7 @@ def keep(folder: Path, target: Path, beside: Path | None = None, data: str | Non
 
 
 def check_alike(folder: Path, beside: Path) -> None:
-    """Check that two runs can be compared: only the network and the seed may differ.
+    """Check that two runs can be compared: only the network, the loss of its stages and the seed may differ.
 
     Raises:
         UserError: Naming the settings that differ.

@@ -174,8 +174,10 @@ def test_a_run_goes_on_where_it_stopped(cost, tmp_path, monkeypatch, capsys):
     assert measured == ["training", "inference", "training"] and len(json.loads(out.read_text())["lines"]) == 2
     cost.main([*argv, "--fresh"])
     assert len(measured) == 5
-    cost.main([*argv, "--bf16"])
-    assert len(measured) == 7 and json.loads(out.read_text())["precision"] == "bfloat16, mixed"
+    with pytest.raises(SystemExit, match="was measured on cpu in float32; name another file with --out"):
+        cost.main([*argv, "--bf16"])
+    cost.main([*argv, "--bf16", "--out", str(tmp_path / "bf16.json")])
+    assert len(measured) == 7 and json.loads((tmp_path / "bf16.json").read_text())["precision"] == "bfloat16, mixed"
 
 
 def line_ratios(line):

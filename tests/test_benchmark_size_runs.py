@@ -88,6 +88,8 @@ def trained(monkeypatch, options):
         folder.mkdir(parents=True)
         lines = [{"seconds": 60, "train_loss": 2.0}, {"seconds": 120, "train_loss": 1.5}]
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        (folder / "settings.yaml").write_text("compile: true\n")
+        (folder / "results.json").write_text('{"hardware": {"device": "of the training"}}')
         runs[str(folder)] = run
 
     def measure_all(models, chosen):
@@ -122,6 +124,8 @@ def test_report_compares_runs_of_several_sessions_image_by_image(options, traine
     difference = 100 * (right[runs[1]].mean() - right[runs[0]].mean())
     assert against["area_difference"] == pytest.approx(difference)
     assert f"against plain {difference:+.2f}" in size_runs.describe(other)
+    record = json.loads((options.results.with_suffix("") / "other_g_seed0.json").read_text())
+    assert (record["trained_on"], record["compiled"]) == ({"device": "of the training"}, True)
     assert third["n"] == 0 and third["area"] is None and size_runs.describe(third).endswith("not run")
     assert json.loads(options.results.read_text())["recipe_words"] == {"g": "--y 2"}
 
@@ -132,7 +136,7 @@ def leave_a_trace(run, *, sizes, recipe, options):
     (options.outputs / run.name).write_text(f"{os.getpid()} {torch.get_num_threads()} {sizes} {recipe}")
 
 
-def test_several_runs_at_a_time_are_processes_of_their_own(options, monkeypatch):
+def test_several_runs_at_a_time_are_in_other_processes(options, monkeypatch):
     monkeypatch.setattr(size_runs, "_train_and_measure", leave_a_trace)
     options.jobs, options.threads = 2, 3
     runs = size_runs.choose(FORMS, GROUPS, options)

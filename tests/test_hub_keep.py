@@ -1,4 +1,4 @@
-"""The models kept in the repository: each is sound, its card that of its files, and what it is beside trained alike."""
+"""The models kept in the repository: each is sound, its card says what its files do. Which runs may stand together."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_a_kept_model_is_sound(folder):
     assert json.loads((folder / "results.json").read_text())["data"] == "uoft-cs/cifar10"
 
 
-def test_runs_that_are_compared_differ_in_the_network_alone(tmp_path):
+def test_runs_that_are_compared_differ_in_network_and_seed_alone(tmp_path):
     common = {"lr": 0.2, "epochs": 8}
     for name, more in {"one": {"model": "wsms_a", "stage_loss": 1.0, "seed": 1}, "other": {"model": "a"}}.items():
         (tmp_path / name).mkdir()
