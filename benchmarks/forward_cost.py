@@ -60,8 +60,8 @@ IMPORT = "import time, timm; start = time.perf_counter(); import timm_wsms; prin
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
-    name = "forward_cost.json" if arguments.device == "cpu" else "forward_cost_gpu.json"
-    out = arguments.out or ROOT / "benchmarks" / "results" / name
+    of_device = "forward_cost.json" if arguments.device == "cpu" else "forward_cost_gpu.json"
+    out = arguments.out or ROOT / "benchmarks" / "results" / of_device
     report = _start(out, arguments)
     for name in arguments.models:
         for batch in arguments.batch:

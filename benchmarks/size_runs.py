@@ -252,8 +252,8 @@ def recognized(record: dict[str, Any]) -> SizePredictions:
 
 def _row(form: Form, group: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over the seeds of one form, and each seed's figures."""
-    told = ("seed", "weights_sha256", "trained_on", "train_minutes", "at_one", "area", "area_interval", "top1")
-    told = (*told, "against_plain")
+    of_training = ("seed", "weights_sha256", "trained_on", "train_minutes")
+    told = (*of_training, "at_one", "area", "area_interval", "top1", "against_plain")
     return {
         "form": form.name,
         "group": group,

@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from coverage import locked
 from machine import ROOT, record
 
-from timm_wsms.training.machine import cpu_model
 from timm_wsms.training.whole import write_text
 
 PLAIN = "plain"
@@ -32,11 +30,6 @@ def parser(text: str | None, name: str, variants: Sequence[str], **defaults: Any
     options.add_argument("--note", default="", help="what else went on on the machine")
     options.set_defaults(**defaults)
     return options
-
-
-def device() -> str:
-    """On what networks are trained here."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_model()
 
 
 def search(
@@ -68,7 +61,8 @@ def search(
         for name in options.variants:
             if any((run["variant"], run["seed"]) == (name, seed) for run in known()):
                 continue
-            found = {"variant": name, "seed": seed, **train(name, seed), "device": device()}
+            machine = record()["machine"]
+            found = {"variant": name, "seed": seed, **train(name, seed), "device": machine["gpu"] or machine["cpu"]}
             with locked(options.results.parent):  # another process may search among other variants
                 runs = [*known(), found]
                 report = {"what": what, **record(), **lengths, "note": options.note, "variants": summarize(runs, bases)}

@@ -4,12 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import timm
-import torch
 import yaml
-from safetensors.torch import load_file
 
-import timm_wsms  # noqa: F401
 from hub import card, keep
 from hub.check import check_folder
 from timm_wsms.errors import UserError
@@ -21,10 +17,6 @@ MODELS = sorted((Path(__file__).parents[1] / "hub" / "models").iterdir())
 def test_a_kept_model_is_sound(folder):
     check_folder(folder)
     assert (folder / "README.md").read_text(encoding="utf-8") == card.render(folder)
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    recorded = load_file(folder / "test" / "tensors.safetensors")
-    with torch.no_grad():
-        torch.testing.assert_close(model(recorded["input"]), recorded["logits"], rtol=1e-4, atol=1e-4)
     assert json.loads((folder / "results.json").read_text())["data"] == "uoft-cs/cifar10"
 
 
