@@ -15,8 +15,6 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 
 # Objects of every size (REPORT.md)
 "$PYTHON" benchmarks/scale_resnet20.py --source "$CIFAR10"
-"$PYTHON" -m timm_wsms.scale hub/models/resnet20_cifar10 hub/models/wsms_resnet20_sizes_cifar10 --data "$CIFAR10" \
-	--json outputs/scale_kept_models.json
 "$PYTHON" benchmarks/mean_without_training.py --source "$CIFAR10"
 "$PYTHON" benchmarks/unseen_sizes.py --source "$CIFAR10"
 "$PYTHON" benchmarks/plot_unseen_sizes.py

@@ -1,9 +1,10 @@
-"""Accuracy against object size of the two CIFAR-10 networks that come with the repository.
+"""Accuracy against object size of the CIFAR-10 networks that come with the repository.
 
     python benchmarks/scale_resnet20.py --source ../shared/data/cifar10
 
-Both were trained at size 1 only. Runs `timm_wsms.scale`: curves and gallery on the whole test set, what each stage
-carries on its first images. Figures go to benchmarks/results/, pictures to docs/.
+All were trained at size 1 only. Runs `timm_wsms.scale`: curves of the plain network beside the paper's form, with a
+gallery, and beside the one that averages, on the whole test set; what each stage of the paper's form carries on its
+first images. Figures go to benchmarks/results/, pictures to docs/.
 """
 
 import argparse
@@ -16,12 +17,16 @@ from machine import ROOT, record
 
 from timm_wsms import scale
 
-MODELS = [str(ROOT / "hub/models" / name) for name in ("resnet20_cifar10", "wsms_resnet20_cifar10")]
+PLAIN, PAPER, AVERAGING = (
+    str(ROOT / "hub/models" / name)
+    for name in ("resnet20_cifar10", "wsms_resnet20_cifar10", "wsms_resnet20_sizes_cifar10")
+)
 PICTURES = {
     "scale": "scale",
     "gallery": "scale_gallery",
     "stages": "scale_stages",
     "heat_wsms_resnet20_cifar10": "scale_heat",
+    "averaging/scale": "scale_averaging",
 }
 
 
@@ -42,9 +47,12 @@ def main(argv: list[str] | None = None) -> None:
     data = ["--data", options.source]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        stages = measure(folder, MODELS[1:], *data, "--limit", str(options.stage_limit), "--stages")
-        curves = measure(folder, MODELS, *data, "--limit", str(options.limit), "--gallery")
+        all_images = [*data, "--limit", str(options.limit)]
+        stages = measure(folder, [PAPER], *data, "--limit", str(options.stage_limit), "--stages")
+        curves = measure(folder, [PLAIN, PAPER], *all_images, "--gallery")
+        averaging = measure(folder / "averaging", [PLAIN, AVERAGING], *all_images)
         curves["data"] = Path(options.source).name
+        curves["averaging"] = {key: averaging[key] for key in ("images", "models", "comparisons")}
         curves["stages"] = {"images": stages["images"], **stages["models"][0]["stages"]}
         options.results.write_text(json.dumps({**record(), **curves}, indent=2, ensure_ascii=False) + "\n")
         for picture, kept in PICTURES.items():

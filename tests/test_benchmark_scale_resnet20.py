@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import huggingface_hub.utils._cache_assets as assets
+import pytest
 from accelerate.state import AcceleratorState
 
 ROOT = Path(__file__).parents[1]
@@ -21,4 +22,7 @@ def test_it_runs_on_digits(monkeypatch, tmp_path):
     assert {"machine", "versions", "command"} <= set(found)
     assert (found["images"], found["stages"]["images"]) == (6, 4)
     assert len(found["models"]) == 2 and len(found["stages"]["drop"]) == 3 and len(found["stages"]["drop"][0]) == 9
-    assert len([*tmp_path.glob("scale*_resnet20_cifar10.png")]) == 4
+    (comparison,), (plain, averaging) = found["averaging"]["comparisons"], found["averaging"]["models"]
+    assert (plain["model"], averaging["model"]) == ("resnet20_cifar10", "wsms_resnet20_sizes_cifar10")
+    assert comparison["area_difference"] == pytest.approx(averaging["area"] - plain["area"])
+    assert len([*tmp_path.glob("scale*_resnet20_cifar10.png")]) == 5
