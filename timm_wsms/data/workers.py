@@ -46,6 +46,16 @@ class ImageWorkers:
             iter(self._loader)
 
     def decode(self, batches: Iterable[list[Any]]) -> Iterator[tuple[torch.Tensor, torch.Tensor, dict[int, str]]]:
-        """Yields (index, images, errors by index) for the keys of each batch, in their order."""
+        """Yields (index, images, errors by index) for the keys of each batch, in their order.
+
+        Raises:
+            RuntimeError: if a worker dies; its message begins with "DataLoader worker".
+        """
         self._keys.batches = batches
-        yield from self._loader
+        try:
+            yield from self._loader
+        except (ConnectionError, EOFError) as error:
+            if not self._loader.num_workers or "in DataLoader worker process" in str(error):  # met in reading an image
+                raise
+            # torch tells of a dead worker, unless it dies while its images are being fetched from it
+            raise RuntimeError(f"DataLoader worker gone amid sending images ({type(error).__name__})") from error
