@@ -29,6 +29,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" benchmarks/cifar10_stages.py --source "$CIFAR10"
 "$PYTHON" benchmarks/cifar10_why.py --source "$CIFAR10"
 "$PYTHON" benchmarks/recalibrate.py --source "$CIFAR10"
+"$PYTHON" benchmarks/hub_models.py --source "$CIFAR10"
 
 # Every backbone
 "$PYTHON" benchmarks/coverage.py
