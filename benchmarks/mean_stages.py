@@ -54,7 +54,7 @@ def with_own_statistics(
     model: timm_wsms.WsmsMeanNet, settings: DataSettings, batch_size: int = 128
 ) -> timm_wsms.WsmsMeanNet:
     """The same parameters in a network whose stages have running statistics of their own, those of training images."""
-    form = {"fusion": "mean", "pyramid": [1, *(stage.factor for stage in model.stages.values())]}
+    form = {"fusion": "mean", "pyramid": model.factors()}
     own: Any = timm.create_model("wsms_resnet20_cifar", num_classes=10, unshared_norms="statistics", **form)
     own.load_state_dict(model.backbone.state_dict())
     split, config = load_splits(settings, seed=0)[0], data_config(own, settings)

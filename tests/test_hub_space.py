@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +53,14 @@ def test_answers_are_the_networks(pair):
     for factor in (0.5, 1.0, 2.0):
         images = resize_object(picture[None], factor)
         seen = pair.see(picture, factor)
-        for top5, name in ((seen.wsms, "wsms_resnet20_cifar10"), (seen.plain, "resnet20_cifar10")):
+        for top5, name in ((seen.wsms, "wsms_resnet20_sizes_cifar10"), (seen.plain, "resnet20_cifar10")):
             model = timm.create_model(f"local-dir:{MODELS / name}", pretrained=True).eval()
             with torch.no_grad():
                 probabilities = model(images)[0].softmax(0)
             assert [label for label, _ in top5] == [pair.labels[i] for i in probabilities.argsort(descending=True)[:5]]
             torch.testing.assert_close(torch.tensor([v for _, v in top5]), probabilities.sort().values.flip(0)[:5])
         torch.testing.assert_close(seen.maps, stage_heat_maps(pair.wsms, images)[0])
-        assert seen.maps.shape == (3, 8, 8)
+        assert seen.maps.shape == (2, 8, 8) and seen.factors == [1.0, 0.5]
         if factor == 1:
             torch.testing.assert_close(seen.image, pixels)
 
@@ -150,7 +151,7 @@ def seen():
     image[0, 0, 0] = 1  # one red pixel
     maps = torch.zeros(2, 2, 2)
     maps[0, 0, 0], maps[1, 1, 1], maps[1, 0, 0] = -4.0, 2.0, 1.0
-    return Seen(image, [("cat", 0.75), ("<dog>", 0.25)], [("<dog>", 0.6), ("cat", 0.4)], maps)
+    return Seen(image, [("cat", 0.75), ("<dog>", 0.25)], [("<dog>", 0.6), ("cat", 0.4)], maps, [1.0, 0.5])
 
 
 def images_in(html):
@@ -180,11 +181,20 @@ def test_heat_maps(seen):
     assert tuple(first[0, 0]) == (*views.AGAINST, 230) and tuple(second[1, 1]) == (*views.FOR, 115)
     assert second[0, 0, 3] == 58 and second[0, 1, 3] == 0  # opaque by strength, on one scale for all stages
     assert re.findall(r"<b>([+-].*?)</b>stage (\d)", html) == [("-4.0", "1"), ("+3.0", "2")]
-    assert "Stage 2 carried" in html and "1/2 size" in html and "cat" in html
+    assert "Stage 2 carried" in html and "cat" in html
+    assert "stage 1<br>full size" in html and "stage 2<br>1/2 size" in html
+
+
+def test_stages_of_other_sizes_than_halves(seen):
+    html = views.stages(replace(seen, factors=[0.7, 2.0]))
+    assert "stage 1<br>0.7 × the size" in html and "stage 2<br>2 × the size" in html
 
 
 def test_nothing_to_explain(seen):
-    assert images_in(views.stages(Seen(seen.image, seen.wsms, seen.plain, torch.zeros(1, 2, 2))))[1][..., 3].max() == 0
+    assert (
+        images_in(views.stages(Seen(seen.image, seen.wsms, seen.plain, torch.zeros(1, 2, 2), [1.0])))[1][..., 3].max()
+        == 0
+    )
 
 
 def test_message_and_plot():

@@ -32,7 +32,7 @@ def server(tmp_path_factory):
     models = ROOT / "hub" / "models"
     environment = {
         **os.environ,
-        "WSMS_MODEL": f"local-dir:{models / 'wsms_resnet20_cifar10'}",
+        "WSMS_MODEL": f"local-dir:{models / 'wsms_resnet20_sizes_cifar10'}",
         "PLAIN_MODEL": f"local-dir:{models / 'resnet20_cifar10'}",
     }
     log = folder / "log.txt"
@@ -166,5 +166,7 @@ def test_nothing_calls_home_and_nothing_failed(server, page):
     messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     urls = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
     assert server[0] in urls
-    assert not [url for url in urls if not url.startswith((server[0], "data:", "blob:", "chrome:"))]
+    assert not [
+        url for url in urls if not url.startswith((server[0], "data:", "blob:", "chrome:", "chrome-untrusted:"))
+    ]
     assert "Traceback" not in server[1].read_text()

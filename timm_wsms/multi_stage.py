@@ -48,10 +48,14 @@ class MultiStageNet(nn.Module):
         """Whether the network makes sense of a backbone's weights without training, its classifier's too."""
         raise NotImplementedError
 
+    def factors(self) -> list[float]:
+        """Size of each stage's image divided by the image's, stage 1's first, which is 1."""
+        others: list[Any] = [stage.factor for stage in self.stages.values()]
+        return [1.0, *others]
+
     def pyramid(self, image: torch.Tensor) -> list[torch.Tensor]:
         """(B, C, H, W) → the images of all stages, stage 1's first, which is the same."""
-        factors: list[Any] = [stage.factor for stage in self.stages.values()]
-        return make_pyramid(image, [1.0, *factors])
+        return make_pyramid(image, self.factors())
 
     def backbones(self) -> list[TimmModel]:
         """Of all stages, stage 1's first."""

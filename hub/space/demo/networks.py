@@ -31,12 +31,14 @@ class Seen:
         wsms: What the WSMS network takes it for.
         plain: What its backbone alone takes it for.
         maps: How much each place of each stage's map adds to the logit of the WSMS network's first guess, (S, h, w).
+        factors: Size of each stage's image divided by the picture's, S of them.
     """
 
     image: torch.Tensor
     wsms: TopFive
     plain: TopFive
     maps: torch.Tensor
+    factors: list[float]
 
 
 class Pair:
@@ -55,7 +57,7 @@ class Pair:
         """
         self.name = wsms
         self.wsms, self.plain = (_load(name) for name in (wsms, plain))
-        several_stages(self.wsms)
+        self.stages = several_stages(self.wsms)
         self.config, other = (timm.data.resolve_model_data_config(model) for model in (self.wsms, self.plain))
         self.labels, others = (model.pretrained_cfg.get("label_names") for model in (self.wsms, self.plain))
         if not self.labels:
@@ -79,7 +81,8 @@ class Pair:
         maps = stage_heat_maps(self.wsms, images)[0]  # (S, h, w)
         mean, std = (torch.tensor(self.config[key])[:, None, None] for key in ("mean", "std"))
         image = (images[0] * std + mean).clamp(0, 1)
-        return Seen(image, self._top5(self.wsms, images), self._top5(self.plain, images), maps)
+        tops = [self._top5(model, images) for model in (self.wsms, self.plain)]
+        return Seen(image, *tops, maps, self.stages.factors())
 
     @torch.inference_mode()
     def _top5(self, model: torch.nn.Module, images: torch.Tensor) -> TopFive:
@@ -106,7 +109,7 @@ def load_pair() -> Pair:
         UserError: As for `Pair`.
     """
     return Pair(
-        os.environ.get("WSMS_MODEL", f"local-dir:{MODELS / 'wsms_resnet20_cifar10'}"),
+        os.environ.get("WSMS_MODEL", f"local-dir:{MODELS / 'wsms_resnet20_sizes_cifar10'}"),
         os.environ.get("PLAIN_MODEL", f"local-dir:{MODELS / 'resnet20_cifar10'}"),
     )
 

@@ -46,8 +46,8 @@ def stages(seen: Seen) -> str:
     pixels = _pixels(seen)
     figures = "".join(
         f'<figure><div>{pixels}<img class="heat" alt="heat map" src="{_png(_heat(heat / strongest))}"></div>'
-        f"<figcaption><b>{total:+.1f}</b>stage {number}<br>{_size(number)}</figcaption></figure>"
-        for number, (heat, total) in enumerate(zip(seen.maps, totals, strict=True), start=1)
+        f"<figcaption><b>{total:+.1f}</b>stage {number}<br>{_size(factor)}</figcaption></figure>"
+        for number, (heat, total, factor) in enumerate(zip(seen.maps, totals, seen.factors, strict=True), start=1)
     )
     label = escape(seen.wsms[0][0])
     what = f"where each stage of WSMS spoke <i>for</i> {label} or <i>against</i> it, and what that added"
@@ -55,8 +55,10 @@ def stages(seen: Seen) -> str:
     return f"<section><h3>Stage {carrier} carried the decision<small>{what}</small></h3><div>{figures}</div></section>"
 
 
-def _size(stage: int) -> str:
-    return "full size" if stage == 1 else f"1/{2 ** (stage - 1)} size"
+def _size(factor: float) -> str:
+    if factor == 1:
+        return "full size"
+    return f"1/{1 / factor:.0f} size" if (1 / factor).is_integer() else f"{factor:g} × the size"
 
 
 def _pixels(seen: Seen) -> str:
