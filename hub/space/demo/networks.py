@@ -57,7 +57,7 @@ class Pair:
         """
         self.name = wsms
         self.wsms, self.plain = (_load(name) for name in (wsms, plain))
-        self.stages = several_stages(self.wsms)
+        several_stages(self.wsms)
         self.config, other = (timm.data.resolve_model_data_config(model) for model in (self.wsms, self.plain))
         self.labels, others = (model.pretrained_cfg.get("label_names") for model in (self.wsms, self.plain))
         if not self.labels:
@@ -82,7 +82,7 @@ class Pair:
         mean, std = (torch.tensor(self.config[key])[:, None, None] for key in ("mean", "std"))
         image = (images[0] * std + mean).clamp(0, 1)
         tops = [self._top5(model, images) for model in (self.wsms, self.plain)]
-        return Seen(image, *tops, maps, self.stages.factors())
+        return Seen(image, *tops, maps, several_stages(self.wsms).factors())
 
     @torch.inference_mode()
     def _top5(self, model: torch.nn.Module, images: torch.Tensor) -> TopFive:
