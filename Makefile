@@ -20,7 +20,7 @@ OUTPUT ?= outputs/$(basename $(notdir $(RECIPE)))-$(shell date +%Y%m%d-%H%M%S)
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $$($(BIN)/python -c "import torch; print(torch.get_num_threads())")
 
-.PHONY: help install train test sweep demo demo-test check format
+.PHONY: help install train test test-gpu sweep demo demo-test check format
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -32,7 +32,10 @@ train: $(INSTALLED)  ## train the quick start on the embedded digits: WSMS besid
 	$(LAUNCH) train_accelerate.py --recipe $(RECIPE) --output $(OUTPUT) $(ARGS)
 
 test: $(INSTALLED)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not sweep and not browser" -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not sweep and not browser and not gpu" -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+
+test-gpu: $(INSTALLED)  ## run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 sweep: $(INSTALLED)  ## run the long tests over all of timm's backbones
 	$(BIN)/python -m pytest -m sweep $(ARGS)

@@ -128,6 +128,7 @@ def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accele
         "batch_size": micro_batch_size(settings, accelerator.num_processes),
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
+        "device": accelerator.device,
     }
     train_loader = make_loader(train_split, settings.data, config, train=True, seed=settings.seed, **share)
     test_loader = make_loader(test_split, settings.data, config, train=False, **share)

@@ -17,7 +17,7 @@ import torch
 
 from timm_wsms.data import DataSettings, Split, TimmAugmentation, make_loader, sources
 from timm_wsms.data.images import undecoded
-from timm_wsms.data.loader import MemoryLoader, PerImageLoader
+from timm_wsms.data.loader import MemoryLoader, PerImageLoader, has_room
 from timm_wsms.errors import UserError
 
 CONFIG = {
@@ -29,6 +29,7 @@ CONFIG = {
     "crop_mode": "center",
 }
 GRAY = {**CONFIG, "input_size": (1, 12, 12), "mean": (0.4,), "std": (0.2,)}
+GPU = torch.device("cuda", 0)
 TIMM = DataSettings(augmentation="timm", timm=TimmAugmentation(re_prob=0.5, auto_augment="rand-m5-inc1"), workers=0)
 PAD_CROP_FLIP = DataSettings(augmentation="pad_crop_flip", workers=0)
 JITTER = DataSettings(augmentation="pad_crop_flip", scale_jitter=(0.5, 2.0), workers=0)
@@ -108,6 +109,39 @@ def test_small_images_need_no_workers_but_timms_augmentation_and_large_inputs_do
     assert isinstance(make_loader(split, PAD_CROP_FLIP, large, **arguments), PerImageLoader)
     assert isinstance(make_loader(lazy_split(split), PAD_CROP_FLIP, CONFIG, **arguments), PerImageLoader)
     assert isinstance(make_loader(split, TIMM, CONFIG, batch_size=4, train=False), MemoryLoader)
+
+
+def test_small_images_are_kept_and_augmented_where_the_network_is(monkeypatch):
+    monkeypatch.setattr("timm_wsms.data.loader.has_room", lambda device, size: device.type == "meta")
+    arguments = {"device": torch.device("meta")}  # refuses, as a GPU does, what lies on the CPU
+    for train, lazy in ((True, False), (False, False), (True, True)):
+        split = lazy_split(memory_split()) if lazy else memory_split()
+        expected = epoch_of(split, train=train)
+        batches = epoch_of(split, train=train, **arguments)
+        assert indices(batches) == indices(expected)
+        for batch, one in zip(batches, expected, strict=True):
+            assert {batch.images.is_meta, batch.labels.is_meta} == {not lazy}  # workers' images are on the CPU
+            assert batch.images.shape == one.images.shape
+
+
+def test_a_gpu_has_room_for_a_sixteenth_of_its_memory(monkeypatch):
+    memory = type("Properties", (), {"total_memory": 1600})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert has_room(torch.device("cuda", 1), 100) and not has_room(torch.device("cuda", 1), 101)
+    assert not has_room(torch.device("cpu"), 1) and not has_room(torch.device("mps"), 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("border", ["none", "mean", "edge", "reflect", "blur"])
+def test_on_a_gpu_the_batches_are_the_cpus(border):
+    split, settings = memory_split(), PAD_CROP_FLIP if border == "none" else replace(JITTER, scale_border=border)
+    for train in (True, False):
+        expected = epoch_of(split, settings, train=train, epoch=2)
+        for batch, one in zip(epoch_of(split, settings, train=train, epoch=2, device=GPU), expected, strict=True):
+            assert batch.images.is_cuda and batch.labels.is_cuda and torch.equal(batch.index, one.index)
+            assert torch.equal(batch.labels.cpu(), one.labels)
+            tolerance = 0 if border == "none" or not train else 1e-5
+            torch.testing.assert_close(batch.images.cpu(), one.images, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 30])

@@ -36,7 +36,7 @@ def resize_object(images: torch.Tensor, factor: float | torch.Tensor, border: Bo
     Raises:
         UserError: `factor` is not positive, or there is no such border.
     """
-    factors = torch.as_tensor(factor, dtype=torch.float64, device="cpu").reshape(-1)  # (1,) or (B,)
+    factors = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)  # (1,) or (B,), on the device they come from
     if not (factors.isfinite() & (factors > 0)).all():
         raise UserError(f"the factor of an object's size must be positive, not {factor}")
     if border not in get_args(Border):
@@ -65,16 +65,17 @@ def _resampling(side: int, factors: torch.Tensor, mirrored: bool) -> torch.Tenso
     Beyond the edge, the filter stops and its weights are made to sum to 1 (as in Pillow), or it meets mirrored pixels.
     """
     factors = factors[:, None]  # (F, 1)
-    centers = (torch.arange(side, dtype=torch.float64) + 0.5 - side / 2) / factors + side / 2  # (F, side), old pixels
+    pixels = torch.arange(side, dtype=torch.float64, device=factors.device)
+    centers = (pixels + 0.5 - side / 2) / factors + side / 2  # (F, side), in old pixels
     widening = (1 / factors).clamp(min=1)
     most = float(widening.max())
     reach = math.ceil((side / 2) * most + 2 * most) if mirrored else 0  # pixels needed beyond each edge
-    places = torch.arange(-reach, side + reach)
+    places = torch.arange(-reach, side + reach, device=factors.device)
     if not mirrored:
         centers = centers.clamp(0, side)  # new pixels outside the image are covered by the border
     weights = _cubic((places + 0.5 - centers[..., None]) / widening[..., None])  # (F, side, places)
     weights /= weights.sum(-1, keepdim=True)
-    return torch.zeros(len(factors), side, side, dtype=torch.float64).index_add_(2, _mirror(places, side), weights)
+    return weights.new_zeros(len(factors), side, side).index_add_(2, _mirror(places, side), weights)
 
 
 def _background(images: torch.Tensor, border: Border) -> torch.Tensor:
@@ -103,7 +104,7 @@ def _mirror(places: torch.Tensor, side: int) -> torch.Tensor:
 
 def _coverage(side: int, factors: torch.Tensor) -> torch.Tensor:
     """The part of each new pixel that the resized image covers, (F,) → (F, side), float64."""
-    start = torch.arange(side, dtype=torch.float64)
+    start = torch.arange(side, dtype=torch.float64, device=factors.device)
     half = side * factors[:, None] / 2
     return ((start + 1).minimum(side / 2 + half) - start.maximum(side / 2 - half)).clamp(0, 1)
 

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """What a step works on.
 
     Attributes:
-        index: int64 (b,), each image's place in its split.
+        index: int64 (b,), each image's place in its split; on the CPU, wherever the others are.
         images: float32 (b, C, H, W), normalized.
         labels: int64 (b,).
     """

@@ -105,5 +105,5 @@ def pad_crop_flip(images: torch.Tensor, corners: torch.Tensor, flips: torch.Tens
     """
     height, width = images.shape[-2:]
     windows = F.pad(images, (PADDING,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 9, 9, H, W), a view
-    crops = windows[torch.arange(len(images)), :, corners[:, 0], corners[:, 1]]  # (B, C, H, W)
+    crops = windows[torch.arange(len(images), device=images.device), :, corners[:, 0], corners[:, 1]]  # (B, C, H, W)
     return torch.where(flips.view(-1, 1, 1, 1), crops.flip(-1), crops)

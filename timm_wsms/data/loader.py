@@ -16,15 +16,23 @@ from .stream_loader import StreamLoader
 from .transforms import eval_transform, normalize, train_transform
 from .workers import ImageWorkers
 
+CPU = torch.device("cpu")
+SMALL_PART = 1 / 16  # of a GPU's memory, for the images of one split
+
 
 class IndexedLoader(Loader):
-    """Loader of a split whose images can be had in any order."""
+    """Loader of a split whose images can be had in any order.
+
+    Args:
+        device: where its batches are.
+    """
 
     split: Split
 
-    def __init__(self, split: Split, settings: DataSettings, **arguments: Any):
+    def __init__(self, split: Split, settings: DataSettings, device: torch.device = CPU, **arguments: Any):
         super().__init__(split, settings, **arguments)
-        self._labels = torch.from_numpy(split.labels)
+        self._device = device
+        self._labels = torch.from_numpy(split.labels).to(device)
 
     def batch_indices(self) -> list[np.ndarray]:
         """The indices of the images in each of this process's batches, int64 (b,) each."""
@@ -42,8 +50,10 @@ class IndexedLoader(Loader):
             yield from self._batches(batches)
             return
         drawn = self._augment.draw(len(self.split), np.random.default_rng((self.seed, self.epoch, AUGMENTATION)))
+        drawn = {what: of.to(self._device) for what, of in drawn.items()}
         for index, images, labels in self._batches(batches):
-            yield Batch(index, self._augment(images, {what: of[index] for what, of in drawn.items()}), labels)
+            here = index.to(self._device)
+            yield Batch(index, self._augment(images, {what: of[here] for what, of in drawn.items()}), labels)
 
     @abstractmethod
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
@@ -55,13 +65,14 @@ class MemoryLoader(IndexedLoader):
 
     def __init__(self, split: Split, settings: DataSettings, config: dict[str, Any], **arguments: Any):
         super().__init__(split, settings, **arguments)
-        self._pixels = torch.from_numpy(pixels_at_input_size(split, config))
+        self._pixels = torch.from_numpy(pixels_at_input_size(split, config)).to(self._device)
         self._mean, self._std = config["mean"], config["std"]
 
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
         for positions in batches:
             index = torch.from_numpy(positions)
-            yield Batch(index, normalize(self._pixels[index], self._mean, self._std), self._labels[index])
+            here = index.to(self._device)
+            yield Batch(index, normalize(self._pixels[here], self._mean, self._std), self._labels[here])
 
 
 class PerImageLoader(IndexedLoader):
@@ -112,6 +123,7 @@ def make_loader(
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    device: torch.device = CPU,
 ) -> Loader:
     """Makes the loader that suits a split: in memory where the images are small, decoding one by one otherwise; or
     reading a stream.
@@ -125,6 +137,7 @@ def make_loader(
         seed: of the order and the augmentation.
         rank: number of this process.
         world_size: number of processes.
+        device: where the network is. On a GPU with room to spare, small images are kept and augmented there.
 
     Returns:
         An iterable of `Batch`, with `set_epoch`, `len` (steps) and `skipped`.
@@ -138,5 +151,12 @@ def make_loader(
     _, height, width = data_config["input_size"]
     random_per_image = train and settings.augmentation == "timm"
     in_memory = split.pixels is not None and not random_per_image and fits_in_memory(len(split), height, width)
-    kind = MemoryLoader if in_memory else PerImageLoader
-    return kind(split, settings, data_config, **arguments)
+    if not in_memory:
+        return PerImageLoader(split, settings, data_config, **arguments)
+    where = device if has_room(device, len(split) * height * width * 3) else CPU
+    return MemoryLoader(split, settings, data_config, device=where, **arguments)
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether it is a GPU of whose memory so many bytes are a small part."""
+    return device.type == "cuda" and size <= SMALL_PART * torch.cuda.get_device_properties(device).total_memory

@@ -104,4 +104,5 @@ def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
         float32 (B, C, H, W), contiguous.
     """
     images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (B, C, H, W)
-    return images.div_(255).sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
+    of_channels = torch.tensor([mean, std], device=pixels.device)[:, :, None, None]  # (2, C, 1, 1)
+    return images.div_(255).sub_(of_channels[0]).div_(of_channels[1])

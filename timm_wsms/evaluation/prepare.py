@@ -93,7 +93,7 @@ def prepare(name: str, split: Split, options: Options, accelerator: Accelerator)
         check_input(model, name, options.input_size, model.num_classes, option)
     config = data_config(model, settings, use_test_size=True)
     check_input(model, name, config["input_size"], model.num_classes, option)
-    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes, "device": accelerator.device}
     loader = make_loader(split, settings, config, batch_size=options.batch_size, train=False, **share)
     ordered, remark = in_order_of(model, split.class_names)
     ordered.to(accelerator.device)

@@ -68,8 +68,9 @@ def reference_tensors(model: Any, images: torch.Tensor) -> dict[str, torch.Tenso
     """
     # In the memory order of a model that was just loaded; another may choose other kernels, with other roundings.
     model = copy.deepcopy(model).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()
+    images = images.cpu()
     with torch.no_grad():
-        features = model.forward_features(images.cpu())
+        features = model.forward_features(images)
         tensors = {
             "input": images,
             "features": features,
