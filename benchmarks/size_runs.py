@@ -13,8 +13,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -121,7 +121,11 @@ def choose(forms: Sequence[Form], groups: Groups, options: argparse.Namespace) -
 
 
 def train_all(runs: Sequence[Run], sizes: Sequence[float], recipe: str, options: argparse.Namespace) -> None:
-    """Trains and evaluates what has no record yet, in the order given; what was interrupted goes on."""
+    """Trains and evaluates what has no record yet, in the order given; what was interrupted goes on.
+
+    Raises:
+        SystemExit: A record is of other settings; or, several at a time, runs have failed. The others are finished.
+    """
     for run in runs:
         path = run.record(options.results)
         if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] != run.settings(options):
@@ -132,12 +136,24 @@ def train_all(runs: Sequence[Run], sizes: Sequence[float], recipe: str, options:
         for run in todo:
             _train_and_measure(run, **arguments)
         return
-    start = {"initializer": torch.set_num_threads, "initargs": (options.threads,)}
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), **start) as pool:
-        several = [pool.submit(_train_and_measure, run, **arguments) for run in todo]
-        wait(several)  # one that fails does not stop the others
-        for one in several:
-            one.result()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        failed = [*pool.map(lambda run: _fails_alone(_train_and_measure, run, arguments), todo)]
+    if any(failed):
+        names = ", ".join(run.name for run, fails in zip(todo, failed, strict=True) if fails)
+        raise SystemExit(f"failed, as told above and in {options.outputs}/*.log: {names}")
+
+
+def _fails_alone(work: Callable[..., None], run: Run, arguments: Mapping[str, Any]) -> bool:
+    """Does a run's work in a process of its own, so that one that is killed stops no other; tells whether it failed."""
+    process = get_context("spawn").Process(target=_in_threads, args=(work, run, arguments))
+    process.start()
+    process.join()
+    return process.exitcode != 0
+
+
+def _in_threads(work: Callable[..., None], run: Run, arguments: Mapping[str, Any]) -> None:
+    torch.set_num_threads(arguments["options"].threads)
+    work(run, **arguments)
 
 
 def _train_and_measure(run: Run, sizes: Sequence[float], recipe: str, options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -130,20 +131,23 @@ def test_report_compares_runs_of_several_sessions_image_by_image(options, traine
     assert json.loads(options.results.read_text())["recipe_words"] == {"g": "--y 2"}
 
 
-def leave_a_trace(run, *, sizes, recipe, options):
+def leave_a_trace_or_be_killed(run, *, sizes, recipe, options):
     """In place of training, in a process that has none of this one's patches."""
+    if run.form.name == "plain":
+        os.kill(os.getpid(), signal.SIGKILL)
     options.outputs.mkdir(exist_ok=True)
     (options.outputs / run.name).write_text(f"{os.getpid()} {torch.get_num_threads()} {sizes} {recipe}")
 
 
-def test_several_runs_at_a_time_are_in_other_processes(options, monkeypatch):
-    monkeypatch.setattr(size_runs, "_train_and_measure", leave_a_trace)
-    options.jobs, options.threads = 2, 3
-    runs = size_runs.choose(FORMS, GROUPS, options)
-    size_runs.train_all(runs, SIZES, "recipe", options)
-    traces = [(options.outputs / run.name).read_text().split(maxsplit=1) for run in runs]
-    assert {rest for _, rest in traces} == {f"3 {SIZES} recipe"}
-    assert str(os.getpid()) not in {process for process, _ in traces}
+def test_of_several_runs_at_a_time_one_that_is_killed_stops_no_other(options, monkeypatch):
+    monkeypatch.setattr(size_runs, "_train_and_measure", leave_a_trace_or_be_killed)
+    options.jobs, options.threads, options.seeds = 2, 3, [0]
+    with pytest.raises(SystemExit, match=r"\.log: plain_g_seed0$"):
+        size_runs.train_all(size_runs.choose(FORMS, GROUPS, options), SIZES, "recipe", options)
+    traces = {path.name: path.read_text().split(maxsplit=1) for path in options.outputs.iterdir()}
+    assert traces.keys() == {"other_g_seed0", "third_g_seed0"}
+    assert {rest for _, rest in traces.values()} == {f"3 {SIZES} recipe"}
+    assert str(os.getpid()) not in {process for process, _ in traces.values()}
 
 
 @pytest.mark.parametrize("eager", [False, True])

@@ -93,7 +93,7 @@ def split_off_crop(transform: Callable) -> tuple[JpegCrop | None, Callable]:
 
 
 def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Normalizes a batch with the very operations of timm's transforms, hence to the same bits.
+    """Normalizes a batch with the very operations of timm's transforms: on a CPU to the same bits, on a GPU nearly.
 
     Args:
         pixels: uint8 (B, H, W, C).
