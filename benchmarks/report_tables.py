@@ -1,0 +1,81 @@
+"""Prints the tables of REPORT.md that come from many runs, to be pasted there: sizes never trained on, and MNIST-scale.
+
+    python benchmarks/report_tables.py
+
+From benchmarks/results/unseen_sizes.json and mnist_scale.json. A test compares what is in REPORT.md and README.md.
+"""
+
+import json
+from typing import Any
+
+from machine import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+TRAINED = {"size 1": "at size 1", "jitter": "at 0.5 to 2"}
+NETWORKS = {
+    "plain": "plain",
+    "deeper": "deeper, ResNet-26",
+    "ms": "MS",
+    "concat": "concat, the paper's",
+    "mean": "mean, 1, 0.5, 0.25",
+    "mean 1 .5": "mean, 1, 0.5",
+    "mean 1 .5 each": "the same, loss of each stage",
+    "mean 1 .5 each, own statistics": "the same, own statistics",
+    "mean 1 .5 each, shared norms": "the same, shared norms",
+}
+CNNS = {
+    "plain": "plain",
+    "mean 1.4 1 0.7": "mean at 1.4, 1, 0.7",
+    "mean 1.4 1 0.7, each": "the same, loss of each stage",
+}
+CNN_GROUPS = ["28", "28+", "56", "56+", "28, 60 epochs", "56+, 60 epochs"]
+Report = dict[tuple[str, str], dict[str, Any]]  # (form, group) → its row of the results
+
+
+def load(name: str) -> Report:
+    """The rows of a results file that size_runs.collect wrote."""
+    report = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return {(row["form"], row["group"]): row for row in report["forms"]}
+
+
+def sizes_figures(row: dict[str, Any]) -> str:
+    """Top-1 at each size, area, and the area's difference to plain in each seed: the cells right of the name."""
+    against = [seed["against_plain"]["area_difference"] for seed in row["seeds"] if seed["against_plain"]]
+    area = f"{row['area']['mean']:.2f} ± {row['area']['std']:.2f}"
+    return " | ".join([*(f"{size['mean']:.1f}" for size in row["top1"]), area, ", ".join(map(signed, against))])
+
+
+def sizes_table(report: Report) -> list[str]:
+    """The lines of experiment 2's table, without its head."""
+    return [
+        f"| {TRAINED[group]} | {name} | {report[form, group]['n']} | {sizes_figures(report[form, group])} |"
+        for group in TRAINED
+        for form, name in NETWORKS.items()
+    ]
+
+
+def errors(row: dict[str, Any]) -> str:
+    """Error in %, mean ± deviation, and the number of seeds."""
+    if not row["n"]:
+        return "not run"
+    deviation = "" if row["at_one"]["std"] is None else f" ± {row['at_one']['std']:.2f}"
+    return f"{100 - row['at_one']['mean']:.2f}{deviation} ({row['n']})"
+
+
+def errors_table(report: Report) -> list[str]:
+    """The lines of experiment 1's table, without its head."""
+    return [
+        f"| {name} | {' | '.join(errors(report[form, group]) for group in CNN_GROUPS)} |" for form, name in CNNS.items()
+    ]
+
+
+def signed(number: float) -> str:
+    return f"{number:+.2f}".replace("-", "−")
+
+
+def main() -> None:
+    print("\n".join([*sizes_table(load("unseen_sizes")), "", *errors_table(load("mnist_scale"))]))
+
+
+if __name__ == "__main__":
+    main()

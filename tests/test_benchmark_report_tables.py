@@ -1,0 +1,44 @@
+"""What REPORT.md and the README tell of many runs is what their results files hold."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import report_tables
+
+REPORT, README = (
+    (ROOT / name).read_text(encoding="utf-8").splitlines() for name in ("benchmarks/REPORT.md", "README.md")
+)
+
+
+def test_lines_of_made_up_results(tmp_path, monkeypatch):
+    seeds = [{"against_plain": {"area_difference": by}} for by in (1.234, -0.5)] + [{"against_plain": None}]
+    top1 = [{"mean": 50.04, "std": 1.0}, {"mean": 86.25, "std": 1.0}]
+    row = {"form": "f", "group": "g", "n": 3, "top1": top1, "seeds": seeds, "area": {"mean": 53.246, "std": 0.404}}
+    (tmp_path / "x.json").write_text(json.dumps({"forms": [row]}))
+    monkeypatch.setattr(report_tables, "RESULTS", tmp_path)
+    assert report_tables.load("x") == {("f", "g"): row}
+    assert report_tables.sizes_figures(row) == "50.0 | 86.2 | 53.25 ± 0.40 | +1.23, −0.50"
+    assert report_tables.errors({"n": 6, "at_one": {"mean": 97.487, "std": 0.0361}}) == "2.51 ± 0.04 (6)"
+    assert report_tables.errors({"n": 1, "at_one": {"mean": 98.5, "std": None}}) == "1.50 (1)"
+    assert report_tables.errors({"n": 0, "at_one": None}) == "not run"
+
+
+@pytest.mark.parametrize(("name", "table"), [("unseen_sizes", "sizes_table"), ("mnist_scale", "errors_table")])
+def test_the_report_has_the_tables_as_they_are(name, table):
+    lines = getattr(report_tables, table)(report_tables.load(name))
+    assert [line for line in lines if line not in REPORT] == []
+
+
+def test_the_readmes_lines_are_the_results(name="unseen_sizes"):
+    results = {f"| {report_tables.sizes_figures(row)} |" for row in report_tables.load(name).values() if row["n"]}
+    start = README.index("| trained | network | 0.35 | 0.5 | 0.71 | 1 | 1.41 | 2 | 2.83 | area | against plain, each seed |")
+    lines = [line for line in README[start + 2 : start + 20] if line.startswith("|")]
+    assert len(lines) > 8
+    for line in lines:
+        assert "|".join(["", *line.split("|")[3:]]) in results, line
