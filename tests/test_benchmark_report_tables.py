@@ -37,7 +37,9 @@ def test_the_report_has_the_tables_as_they_are(name, table):
 
 def test_the_readmes_lines_are_the_results(name="unseen_sizes"):
     results = {f"| {report_tables.sizes_figures(row)} |" for row in report_tables.load(name).values() if row["n"]}
-    start = README.index("| trained | network | 0.35 | 0.5 | 0.71 | 1 | 1.41 | 2 | 2.83 | area | against plain, each seed |")
+    start = README.index(
+        "| trained | network | 0.35 | 0.5 | 0.71 | 1 | 1.41 | 2 | 2.83 | area | against plain, each seed |"
+    )
     lines = [line for line in README[start + 2 : start + 20] if line.startswith("|")]
     assert len(lines) > 8
     for line in lines:
