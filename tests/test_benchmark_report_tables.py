@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import report_tables
 
+ROOT = Path(__file__).parents[1]
 REPORT, README = (
     (ROOT / name).read_text(encoding="utf-8").splitlines() for name in ("benchmarks/REPORT.md", "README.md")
 )
