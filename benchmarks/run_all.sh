@@ -23,6 +23,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" benchmarks/mnist_scale.py --source "$MNIST"
 "$PYTHON" benchmarks/mnist_search.py --source "$MNIST"
 "$PYTHON" benchmarks/table2.py --source "$CIFAR10" # wants a GPU
+"$PYTHON" benchmarks/report_tables.py # prints the tables of REPORT.md
 
 # Accuracy
 "$PYTHON" benchmarks/cifar10_resnet20.py --source "$CIFAR10"
