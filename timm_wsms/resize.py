@@ -36,6 +36,8 @@ def resize_object(images: torch.Tensor, factor: float | torch.Tensor, border: Bo
     Raises:
         UserError: `factor` is not positive, or there is no such border.
     """
+    if isinstance(factor, torch.Tensor) and factor.device.type == "mps":  # has no float64
+        factor = factor.cpu()
     factors = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)  # (1,) or (B,), on the device they come from
     if not (factors.isfinite() & (factors > 0)).all():
         raise UserError(f"the factor of an object's size must be positive, not {factor}")
