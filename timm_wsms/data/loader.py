@@ -50,10 +50,9 @@ class IndexedLoader(Loader):
             yield from self._batches(batches)
             return
         drawn = self._augment.draw(len(self.split), np.random.default_rng((self.seed, self.epoch, AUGMENTATION)))
-        drawn = {what: of.to(self._device) for what, of in drawn.items()}
         for index, images, labels in self._batches(batches):
-            here = index.to(self._device)
-            yield Batch(index, self._augment(images, {what: of[here] for what, of in drawn.items()}), labels)
+            of_batch = {what: of[index].to(self._device) for what, of in drawn.items()}
+            yield Batch(index, self._augment(images, of_batch), labels)
 
     @abstractmethod
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
