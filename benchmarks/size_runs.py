@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from fourier_convolution import fourier_convolutions
 from machine import ROOT, record
 
 from timm_wsms import scale
@@ -94,6 +96,7 @@ def parser(text: str | None, outputs: str, seeds: Sequence[int]) -> argparse.Arg
     options.add_argument("--jobs", type=int, default=2, help="runs at a time")
     options.add_argument("--threads", type=int, default=1, help="threads a run")
     options.add_argument("--eager", action="store_true", help="do not compile; faster for a small network on a GPU")
+    options.add_argument("--fourier", action="store_true", help="on a CPU: fourier_convolution.py; eager")
     options.add_argument("--limit", type=int, default=10_000, help="test images")
     options.add_argument("--epochs", type=int, help="instead of the recipe's: another experiment, for a quick look")
     options.add_argument("--outputs", type=Path, default=ROOT / "outputs" / outputs)
@@ -166,11 +169,12 @@ def _train(run: Run, recipe: str, options: argparse.Namespace) -> None:
     output = run.folder(options.outputs.resolve())
     if (output / "model").exists():
         return
-    command = [sys.executable, "train_accelerate.py", "--recipe", recipe, "--model", run.form.model]
+    script = [*(["benchmarks/fourier_convolution.py"] if options.fourier else []), "train_accelerate.py"]
+    command = [sys.executable, *script, "--recipe", recipe, "--model", run.form.model]
     command += [*run.settings(options), "--seed", str(run.seed), "--output", str(output), "--resume", "auto"]
     source = run.source or options.source
     command += ["--data.source", str(Path(source).resolve())] if source else []
-    command += ["--compile", "false"] if options.eager else []
+    command += ["--compile", "false"] if options.eager or options.fourier else []
     output.mkdir(parents=True, exist_ok=True)
     print(f"{output.name}: training", flush=True)
     with open(f"{output}.log", "w", encoding="utf-8") as log:
@@ -185,7 +189,8 @@ def measure(run: Run, sizes: Sequence[float], options: argparse.Namespace) -> No
     model = run.model(options.outputs)
     source = run.source or options.source or "uoft-cs/cifar10"
     chosen = ScaleOptions(data=source, limit=options.limit, factors=[*sizes])
-    results, _, split = scale.measure_all([str(model)], chosen)
+    with fourier_convolutions() if options.fourier else nullcontext():
+        results, _, split = scale.measure_all([str(model)], chosen)
     [result] = results.values()
     epochs = [json.loads(line) for line in (model / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     trained_with = yaml.safe_load((model / "settings.yaml").read_text(encoding="utf-8"))
@@ -194,7 +199,7 @@ def measure(run: Run, sizes: Sequence[float], options: argparse.Namespace) -> No
         **{"form": run.form.name, "group": run.group, "seed": run.seed, "model": run.form.model},
         "settings": run.settings(options),
         **{"parameters": result.parameters, "weights_sha256": result.weights},
-        **{"trained_on": trained_on, "compiled": trained_with["compile"]},  # the rest is of the evaluation
+        **{"trained_on": trained_on, "compiled": trained_with["compile"], "fourier": options.fourier},
         **{"epochs": len(epochs), "train_loss": epochs[-1]["train_loss"]},
         "train_minutes": round(sum(epoch["seconds"] for epoch in epochs) / 60, 1),
         **{"test_images": len(result.found.index), "test_set_sha256": data_fingerprint(split)},
