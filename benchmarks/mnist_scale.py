@@ -57,7 +57,10 @@ GROUPS = {
 def main() -> None:
     options = parser(__doc__, "mnist_scale", seeds=(0, 1)).parse_args()
     options.limit = 50_000
-    runs = [replace(run, source=str(data(options.outputs, run.seed))) for run in choose(FORMS, GROUPS, options)]
+    runs = [
+        replace(run, source=str(data(options.outputs, run.seed)), watched="validation")
+        for run in choose(FORMS, GROUPS, options)
+    ]
     for seed in [] if options.only_collect else options.seeds:
         if not data(options.outputs, seed).exists():
             mnist_scale_data.make(options.source or "ylecun/mnist", seed, data(options.outputs, seed))

@@ -60,6 +60,7 @@ class Run:
         group: Tells runs that are compared with each other from others: with or without jitter.
         words: Settings that all runs of the group have.
         source: The data, where they depend on the seed; None: that of the options.
+        watched: The split that training evaluates, where the test images are kept for the end; None: the recipe's.
     """
 
     form: Form
@@ -67,6 +68,7 @@ class Run:
     words: tuple[str, ...]
     seed: int
     source: str | None = None
+    watched: str | None = None
 
     @property
     def name(self) -> str:
@@ -174,6 +176,7 @@ def _train(run: Run, recipe: str, options: argparse.Namespace) -> None:
     command += [*run.settings(options), "--seed", str(run.seed), "--output", str(output), "--resume", "auto"]
     source = run.source or options.source
     command += ["--data.source", str(Path(source).resolve())] if source else []
+    command += ["--data.test_split", run.watched] if run.watched else []
     command += ["--compile", "false"] if options.eager or options.fourier else []
     output.mkdir(parents=True, exist_ok=True)
     print(f"{output.name}: training", flush=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,8 +151,10 @@ def test_of_several_runs_at_a_time_one_that_is_killed_stops_no_other(options, mo
     assert str(os.getpid()) not in {process for process, _ in traces.values()}
 
 
-@pytest.mark.parametrize("eager", [False, True])
-def test_a_run_is_the_training_script_with_the_forms_settings(options, monkeypatch, eager):
+@pytest.mark.parametrize(
+    ("eager", "fourier", "watched"), [(False, False, None), (True, False, "v"), (False, True, None)]
+)
+def test_a_run_is_the_training_script_with_the_forms_settings(options, monkeypatch, eager, fourier, watched):
     commands = []
 
     def train(command, **_):
@@ -159,14 +162,16 @@ def test_a_run_is_the_training_script_with_the_forms_settings(options, monkeypat
         Path(command[command.index("--output") + 1], "model").mkdir()
 
     monkeypatch.setattr(size_runs.subprocess, "run", train)
-    options.eager, options.source, options.epochs = eager, ".", 3
-    size_runs._train(size_runs.choose(FORMS, GROUPS, options)[1], "recipe", options)
+    options.eager, options.fourier, options.source, options.epochs = eager, fourier, ".", 3
+    size_runs._train(replace(size_runs.choose(FORMS, GROUPS, options)[1], watched=watched), "recipe", options)
     (command,) = commands
     assert command[1:] == [
+        *(["benchmarks/fourier_convolution.py"] if fourier else []),
         *("train_accelerate.py", "--recipe", "recipe", "--model", "b", "--x", "1", "--y", "2", "--epochs", "3"),
         *("--seed", "0", "--output", str(options.outputs / "other_g_seed0"), "--resume", "auto"),
         *("--data.source", str(Path().resolve())),
-        *(["--compile", "false"] if eager else []),  # after the form's own: the last counts
+        *(["--data.test_split", "v"] if watched else []),
+        *(["--compile", "false"] if eager or fourier else []),  # after the form's own: the last counts
     ]
 
 
