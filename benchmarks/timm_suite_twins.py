@@ -108,7 +108,8 @@ class Twins:
             outcome = f"{report.outcome}: {reason}{_where(call.excinfo)}" if reason else report.outcome
             self.results.add(_arch(item), item.originalname, outcome)
             print(_arch(item), item.originalname, outcome, flush=True)
-        gc.collect()
+        if call.when == "teardown":
+            gc.collect()
         return report
 
 

@@ -1,11 +1,18 @@
 """What every test starts from; the Hub on loopback and its client for those that ask for them."""
 
+import gc
 import logging
 
 import pytest
 from accelerate.state import AcceleratorState
 from hub_client import Client
 from hub_server import Hub
+
+
+def pytest_collection_finish():
+    """What is imported by now stays to the end: garbage collections, up to a second each, need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
