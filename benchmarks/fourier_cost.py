@@ -62,7 +62,11 @@ def measure(name: str, arguments: dict[str, Any], batch: int, side: int, rounds:
     for what, step in (("training", learns), ("inference", looks)):
         times = take_turns({way: turn(way, step) for way in WAYS}, [network], 0, rounds)
         ratios = [fourier / usual for fourier, usual in zip(times["fourier"], times["usual"], strict=True)]
-        found[what] = {"ratio": round(statistics.median(ratios), 3), "lowest": min(ratios), "highest": max(ratios)}
+        found[what] = {
+            "ratio": round(statistics.median(ratios), 3),
+            "lowest": round(min(ratios), 3),
+            "highest": round(max(ratios), 3),
+        }
     values = [_outputs_and_gradients(network.eval(), images, way) for way in WAYS]
     apart = [(one - other).abs().max() / one.abs().max() for one, other in zip(*values, strict=True)]
     return {**found, "apart": float(max(apart))}
