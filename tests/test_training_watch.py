@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +47,17 @@ def test_one_that_concludes_when_the_others_have_left_says_what_they_said(watche
         list(pool.map(Watch._agreed, watches))
     assert watches[0]._culprits() != "process 2 is behind, last loading images"
     assert watches[0]._agreed() == "process 2 is behind, last loading images"
+
+
+def test_what_is_told_is_written_at_once(monkeypatch):
+    """Otherwise a line of the launcher's may come between it and the end of its line."""
+    written, left = [], threading.Event()
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append, flush=lambda: None))
+    monkeypatch.setattr(os, "_exit", lambda code: left.set())
+    watch = Watch(SimpleNamespace(process_index=0, num_processes=1), timeout=0.2)
+    watch.note("works")
+    watch._run(left)
+    assert written == ["\nerror: no progress for 0.2 seconds: works\n"]
 
 
 WORKS_AND_IS_SUSPENDED = """

@@ -70,7 +70,9 @@ def test_a_hang_is_ended_with_the_name_of_the_process(two, output, how):
     arguments = [*two.arguments, "--output", str(output), "--hang_timeout", "6"]
     code, text = finished(TORCHRUN, *arguments, fault=f"{how} 1 4")
     assert code != 0
-    (told,) = set(re.findall(r"error: no progress for 6 seconds: (.*)", text))
+    several = set(re.findall(r"error: no progress for 6 seconds: (.*)", text))
+    assert len(several) == 1, text
+    (told,) = several
     if how == "hang":
         assert told == "process 1 is behind, last loading images for step 2 of epoch 2"
     else:  # the last that was heard of it, if anything, is some seconds old

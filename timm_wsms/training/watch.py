@@ -69,7 +69,9 @@ class Watch:
             if self._doing and time.monotonic() - self._since > self.timeout:
                 told = self._agreed()
                 if not left.is_set():
-                    print(f"\nerror: no progress for {self.timeout:g} seconds: {told}", file=sys.stderr, flush=True)
+                    # in one write: other processes and the launcher write to the same place at the same time
+                    sys.stderr.write(f"\nerror: no progress for {self.timeout:g} seconds: {told}\n")
+                    sys.stderr.flush()
                     os._exit(EXIT_CODE)
 
     def _tell(self, beat: int) -> None:
