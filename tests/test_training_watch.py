@@ -49,15 +49,41 @@ def test_one_that_concludes_when_the_others_have_left_says_what_they_said(watche
     assert watches[0]._agreed() == "process 2 is behind, last loading images"
 
 
-def test_what_is_told_is_written_at_once(monkeypatch):
+@pytest.fixture
+def ended(monkeypatch):
+    """Lets a watch come to its end here; returns what it has written, write by write."""
+
+    def end(watch):
+        written, left = [], threading.Event()
+        monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append, flush=lambda: None))
+        monkeypatch.setattr(os, "_exit", lambda code: left.set())
+        watch.note("works")
+        watch._run(left)
+        return written
+
+    return end
+
+
+def test_what_is_told_is_written_at_once(ended):
     """Otherwise a line of the launcher's may come between it and the end of its line."""
-    written, left = [], threading.Event()
-    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append, flush=lambda: None))
-    monkeypatch.setattr(os, "_exit", lambda code: left.set())
     watch = Watch(SimpleNamespace(process_index=0, num_processes=1), timeout=0.2)
-    watch.note("works")
-    watch._run(left)
-    assert written == ["\nerror: no progress for 0.2 seconds: works\n"]
+    assert ended(watch) == ["\nerror: no progress for 0.2 seconds: works\n"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (torch.distributed.DistNetworkError, None),
+        (torch.distributed.DistStoreError, "the process that holds the store"),
+    ],
+)
+def test_process_0_that_has_ended_has_told_and_one_that_is_stuck_is_named(ended, fault, told):
+    def fails(*_):
+        raise fault("no store")
+
+    store = SimpleNamespace(set=fails, check=fails, get=fails, compare_set=fails)
+    written = ended(Watch(SimpleNamespace(process_index=1, num_processes=2), 0.2, store))
+    assert (len(written) == 1 and told in written[0]) if told else written == []
 
 
 WORKS_AND_IS_SUSPENDED = """

@@ -69,37 +69,38 @@ class Watch:
             if self._doing and time.monotonic() - self._since > self.timeout:
                 told = self._agreed()
                 if not left.is_set():
-                    # in one write: other processes and the launcher write to the same place at the same time
-                    sys.stderr.write(f"\nerror: no progress for {self.timeout:g} seconds: {told}\n")
-                    sys.stderr.flush()
+                    if told:  # in one write: others write to the same place at the same time
+                        sys.stderr.write(f"\nerror: no progress for {self.timeout:g} seconds: {told}\n")
+                        sys.stderr.flush()
                     os._exit(EXIT_CODE)
 
     def _tell(self, beat: int) -> None:
         if self._store is not None:
-            # Should the process that holds the store be stuck or gone, `_culprits` will say so.
+            # Should the process that holds the store be stuck or gone, `_agreed` will find out.
             with contextlib.suppress(RuntimeError):
                 self._store.set(f"watch/{self._rank}", json.dumps([self._done, beat, self._doing]))
 
     def _agreed(self) -> str:
-        """What the first to come to a conclusion says. When it has left, the others would find it silent."""
-        told = self._culprits()
-        if self._store is not None:
-            with contextlib.suppress(RuntimeError):
-                return self._store.compare_set("watch/told", "", told).decode()
-        return told
+        """What the first to come to a conclusion says. When it has left, the others would find it silent.
 
-    def _culprits(self) -> str:
-        """Names the processes that are behind, or that do not answer."""
+        Nothing if the process that holds the store has ended: it has told why, or the launcher does.
+        """
         if self._store is None:
             return self._doing
         try:
-            before = self._read()
-            for beat in range(-3, 0):  # the others are to hear from this one meanwhile
-                self._tell(beat)
-                time.sleep(self._interval / 2)
-            now = self._read()
+            return self._store.compare_set("watch/told", "", self._culprits()).decode()
+        except torch.distributed.DistNetworkError:
+            return ""
         except RuntimeError:
             return "the process that holds the store (the launcher or process 0) does not answer"
+
+    def _culprits(self) -> str:
+        """Names the processes that are behind, or that do not answer."""
+        before = self._read()
+        for beat in range(-3, 0):  # the others are to hear from this one meanwhile
+            self._tell(beat)
+            time.sleep(self._interval / 2)
+        now = self._read()
         # One that stopped within the first interval has never been heard of.
         silent = [rank for rank in range(self._processes) if now.get(rank) == before.get(rank) and rank != self._rank]
         least = min(done for done, _, _ in now.values())
