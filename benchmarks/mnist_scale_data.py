@@ -40,16 +40,27 @@ def stratified(labels: np.ndarray, sizes: dict[str, int], rng: np.random.Generat
     return {name: rng.permutation(part) for name, part in zip(sizes, np.split(order, ends)[:-1], strict=True)}
 
 
+def all_digits(source: str) -> Dataset:
+    """MNIST's training images, then its test images."""
+    both = load_dataset(source)
+    return concatenate_datasets([both["train"], both["test"]])
+
+
+def draw(labels: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A realization: the factor of each of the n digits, and the indices of each split, in its order."""
+    rng = np.random.default_rng(seed)
+    factors = rng.uniform(*SIZES, len(labels))
+    return factors, stratified(labels, SPLITS, rng)
+
+
 def make(source: str, seed: int, output: Path) -> None:
     """Writes one parquet file a split."""
-    both = load_dataset(source)
-    digits = concatenate_datasets([both["train"], both["test"]])
-    rng = np.random.default_rng(seed)
-    factors = rng.uniform(*SIZES, len(digits))
+    digits = all_digits(source)
     labels = np.array(digits["label"])
+    factors, splits = draw(labels, seed)
     features = Features({"image": Image(), "label": digits.features["label"]})
     with written_beside(output) as folder:
-        for name, indices in stratified(labels, SPLITS, rng).items():
+        for name, indices in splits.items():
             images = [scaled(digits[int(i)]["image"], float(factors[i])) for i in indices]
             split = Dataset.from_dict({"image": images, "label": labels[indices]}, features=features)
             split.to_parquet(folder / f"{name}-00000-of-00001.parquet")

@@ -21,6 +21,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" benchmarks/mean_stages.py --source "$CIFAR10" # of the networks of unseen_sizes.py
 "$PYTHON" benchmarks/finetune_sizes.py --source "$CIFAR10"
 "$PYTHON" benchmarks/mnist_scale.py --source "$MNIST" # on a CPU with --fourier, for its kernels of 7×7
+"$PYTHON" benchmarks/mnist_sizes.py --source "$MNIST" # of its records and networks
 "$PYTHON" benchmarks/fourier_cost.py
 "$PYTHON" benchmarks/mnist_search.py --source "$MNIST"
 "$PYTHON" benchmarks/table2.py --source "$CIFAR10" # wants a GPU

@@ -1,0 +1,112 @@
+"""Which digits of MNIST-scale are recognized, by their size, and what each stage has to do with it.
+
+    python benchmarks/mnist_sizes.py --source ../shared/data/mnist
+
+Of benchmarks/mnist_scale.py's records: the error at each size of digit, for every form. Of its networks of several
+stages, as far as they lie on this machine: the error with what one stage gives, a map or with `fusion="mean"` logits,
+replaced by its mean over the test images, so that it says nothing about the image; and each stage's logits alone.
+A digit's size is the factor that it was scaled by: 1 is MNIST's own, about 20 pixels of 28.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mnist_scale_data
+import numpy as np
+import timm
+import torch
+from cifar10_stages import test_set
+from machine import ROOT, record
+from size_runs import recognized, spread
+
+from timm_wsms import WsmsMeanNet
+from timm_wsms.evaluation.stage_drop import StageMeans, logits_without_stages
+from timm_wsms.multi_stage import MultiStageNet
+
+EDGES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+BATCH = 250
+
+
+def errors(right: np.ndarray, size: np.ndarray) -> dict[str, Any]:
+    """Whether each of n images is recognized (n,), and its digit's size (n,) → errors in %, of all and by size."""
+    place = np.searchsorted(EDGES[1:-1], size, side="right")
+    by_size = [round(100 * (1 - right[place == i].mean().item()), 2) for i in range(len(EDGES) - 1)]
+    return {"all": round(100 * (1 - right.mean().item()), 3), "by_size": by_size}
+
+
+def of_records(folder: Path, sizes: Callable[[int], np.ndarray]) -> list[dict[str, Any]]:
+    """A row a form and group: mean and standard deviation over the seeds of the errors at each size."""
+    found = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        one = json.loads(path.read_text(encoding="utf-8"))
+        size = sizes(one["seed"])[: one["test_images"]]
+        found[one["form"], one["group"]].append(errors(recognized(one).correct[0], size)["by_size"])
+    return [
+        {"form": form, "group": group, "n": len(rows), "errors": [spread(at) for at in zip(*rows, strict=True)]}
+        for (form, group), rows in sorted(found.items())
+    ]
+
+
+@torch.inference_mode()
+def of_stages(model: Any, images: torch.Tensor, labels: torch.Tensor, size: np.ndarray) -> dict[str, Any]:
+    """Errors of a network of S stages, without each of them, and of each alone if it gives logits."""
+    means = StageMeans()
+    for x in images.split(BATCH):
+        means.add(model, x)
+    whole, *without = torch.cat([logits_without_stages(model, x, means) for x in images.split(BATCH)], 1)
+    alone: Sequence[torch.Tensor] = []
+    if isinstance(model, WsmsMeanNet):
+        alone = [*torch.cat([model.stage_logits(x) for x in images.split(BATCH)], 1)]
+
+    def of(logits: torch.Tensor) -> dict[str, Any]:
+        return errors((logits.argmax(1) == labels).numpy(), size)
+
+    return {"whole": of(whole), "without": [*map(of, without)], "alone": [*map(of, alone)]}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="ylecun/mnist", help="MNIST: its Hub name, or a local folder")
+    parser.add_argument("--test_images", type=int, default=10_000, help="look at stages with the first so many")
+    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "mnist_scale", help="where they were trained")
+    parser.add_argument("--records", type=Path, default=ROOT / "benchmarks" / "results" / "mnist_scale")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mnist_sizes.json")
+    options = parser.parse_args(argv)
+    digits = np.array(mnist_scale_data.all_digits(options.source)["label"])
+
+    @cache
+    def sizes(seed: int) -> np.ndarray:
+        """Of the test images of a realization, in their order."""
+        factors, splits = mnist_scale_data.draw(digits, seed)
+        return factors[splits["test"]]
+
+    report = {
+        "what": "errors in % on MNIST-scale by the digit's size",
+        **record(),
+        "edges": EDGES,
+        "forms": of_records(options.records, sizes),
+        "test_images": options.test_images,
+        "stages": {},
+    }
+    for folder in sorted(options.runs.glob("*_seed*/model")):
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        if not isinstance(model, MultiStageNet):
+            continue
+        name = folder.parent.name
+        seed = int(name.rpartition("_seed")[2])
+        images, labels = test_set(str(options.runs / "data" / f"seed{seed}"), model, options.test_images)
+        model.to(memory_format=torch.channels_last)
+        report["stages"][name] = of_stages(model, images, labels, sizes(seed)[: len(labels)])
+        print(name, report["stages"][name], flush=True)
+    options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
