@@ -24,14 +24,15 @@ import timm
 import torch
 from cifar10_stages import test_set
 from machine import ROOT, record
-from size_runs import recognized, spread
+from mnist_scale import FORMS, data
+from size_runs import PLAIN, Run, recognized, spread
 
 from timm_wsms import WsmsMeanNet
 from timm_wsms.evaluation.stage_drop import StageMeans, logits_without_stages
-from timm_wsms.multi_stage import MultiStageNet
 
 EDGES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BATCH = 250
+SEEDS = 6  # realizations, as many as Sosnovik et al. have
 
 
 def errors(right: np.ndarray, size: np.ndarray) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="ylecun/mnist", help="MNIST: its Hub name, or a local folder")
     parser.add_argument("--test_images", type=int, default=10_000, help="look at stages with the first so many")
+    parser.add_argument("--group", default="28", help="look at the stages of networks trained so")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "mnist_scale", help="where they were trained")
     parser.add_argument("--records", type=Path, default=ROOT / "benchmarks" / "results" / "mnist_scale")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mnist_sizes.json")
@@ -87,24 +89,23 @@ def main(argv: list[str] | None = None) -> None:
         factors, splits = mnist_scale_data.draw(digits, seed)
         return factors[splits["test"]]
 
-    report = {
+    report: dict[str, Any] = {
         "what": "errors in % on MNIST-scale by the digit's size",
         **record(),
         "edges": EDGES,
         "forms": of_records(options.records, sizes),
         "test_images": options.test_images,
-        "stages": {},
+        "stages": [],
     }
-    for folder in sorted(options.runs.glob("*_seed*/model")):
-        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        if not isinstance(model, MultiStageNet):
+    for run in (Run(form, options.group, (), seed) for form in FORMS for seed in range(SEEDS)):
+        if run.form.name == PLAIN or not run.model(options.runs).exists():
             continue
-        name = folder.parent.name
-        seed = int(name.rpartition("_seed")[2])
-        images, labels = test_set(str(options.runs / "data" / f"seed{seed}"), model, options.test_images)
-        model.to(memory_format=torch.channels_last)
-        report["stages"][name] = of_stages(model, images, labels, sizes(seed)[: len(labels)])
-        print(name, report["stages"][name], flush=True)
+        model: Any = timm.create_model(f"local-dir:{run.model(options.runs)}", pretrained=True)
+        images, labels = test_set(str(data(options.runs, run.seed)), model, options.test_images)
+        model.eval().to(memory_format=torch.channels_last)
+        found = of_stages(model, images, labels, sizes(run.seed)[: len(labels)])
+        report["stages"].append({"form": run.form.name, "group": run.group, "seed": run.seed, **found})
+        print(report["stages"][-1], flush=True)
     options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

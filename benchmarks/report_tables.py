@@ -2,10 +2,11 @@
 
     python benchmarks/report_tables.py
 
-From benchmarks/results/unseen_sizes.json and mnist_scale.json. A test compares what is in REPORT.md and README.md.
+From unseen_sizes.json, mnist_scale.json and mnist_sizes.json. A test compares what is in REPORT.md and README.md.
 """
 
 import json
+import statistics
 from typing import Any
 
 from machine import ROOT
@@ -25,10 +26,14 @@ NETWORKS = {
 }
 CNNS = {
     "plain": "plain",
+    "concat": "concat, the paper's, fewer channels",
+    "ms": "MS, fewer channels",
     "mean 1.4 1 0.7": "mean at 1.4, 1, 0.7",
     "mean 1.4 1 0.7, each": "the same, loss of each stage",
 }
 CNN_GROUPS = ["28", "28+", "56", "56+", "28, 60 epochs", "56+, 60 epochs"]
+DIGITS_OF = ["28", "56+"]
+STAGES_CELLS = 7  # the whole network, without each of three stages, each alone
 Report = dict[tuple[str, str], dict[str, Any]]  # (form, group) → its row of the results
 
 
@@ -69,12 +74,37 @@ def errors_table(report: Report) -> list[str]:
     ]
 
 
+def digits_table(report: dict[str, Any]) -> list[str]:
+    """The lines of MNIST-scale's errors by the digit's size, without their head."""
+    rows = {(row["form"], row["group"]): row["errors"] for row in report["forms"]}
+    return [
+        f"| {group} | {name} | " + " | ".join(f"{at['mean']:.2f}" for at in rows[form, group]) + " |"
+        for group in DIGITS_OF
+        for form, name in CNNS.items()
+        if (form, group) in rows
+    ]
+
+
+def stages_table(report: dict[str, Any]) -> list[str]:
+    """The lines of the errors without each stage and of each alone, means over seeds, without their head."""
+    lines = []
+    for form, name in CNNS.items():
+        rows = [row for row in report["stages"] if row["form"] == form]
+        parts = zip(*([row["whole"], *row["without"], *row["alone"]] for row in rows), strict=True)
+        if cells := [f"{statistics.mean(one['all'] for one in part):.2f}" for part in parts]:
+            lines.append(f"| {name} | {len(rows)} | " + " | ".join(cells + [""] * (STAGES_CELLS - len(cells))) + " |")
+    return lines
+
+
 def signed(number: float) -> str:
     return f"{number:+.2f}".replace("-", "−")
 
 
 def main() -> None:
-    print("\n".join([*sizes_table(load("unseen_sizes")), "", *errors_table(load("mnist_scale"))]))
+    digits = json.loads((RESULTS / "mnist_sizes.json").read_text(encoding="utf-8"))
+    tables = (sizes_table(load("unseen_sizes")), errors_table(load("mnist_scale")))
+    for lines in (*tables, digits_table(digits), stages_table(digits)):
+        print("\n".join(lines), end="\n\n")
 
 
 if __name__ == "__main__":

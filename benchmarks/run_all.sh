@@ -20,7 +20,9 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" benchmarks/plot_unseen_sizes.py
 "$PYTHON" benchmarks/mean_stages.py --source "$CIFAR10" # of the networks of unseen_sizes.py
 "$PYTHON" benchmarks/finetune_sizes.py --source "$CIFAR10"
-"$PYTHON" benchmarks/mnist_scale.py --source "$MNIST" # on a CPU with --fourier, for its kernels of 7×7
+# On a CPU with --fourier, for kernels of 7×7, and with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
+# GLIBC_TUNABLES=glibc.malloc.hugetlb=1, so that a step's memory stays with the process, in large pages.
+"$PYTHON" benchmarks/mnist_scale.py --source "$MNIST"
 "$PYTHON" benchmarks/mnist_sizes.py --source "$MNIST" # of its records and networks
 "$PYTHON" benchmarks/fourier_cost.py
 "$PYTHON" benchmarks/mnist_search.py --source "$MNIST"

@@ -36,6 +36,24 @@ def test_the_report_has_the_tables_as_they_are(name, table):
     assert [line for line in lines if line not in REPORT] == []
 
 
+def test_lines_of_made_up_digits():
+    def parts(*of_all):
+        return [{"all": one, "by_size": []} for one in of_all]
+
+    errors = [{"mean": one, "std": None} for one in (6.824, 1.5)]
+    stages = [
+        {"form": "concat", "whole": parts(2)[0], "without": parts(9, 3), "alone": []},
+        {"form": "ms", "whole": parts(1)[0], "without": parts(5, 6, 7), "alone": parts(2, 3, 4)},
+        {"form": "concat", "whole": parts(3.014)[0], "without": parts(8, 4), "alone": []},
+    ]
+    report = {"forms": [{"form": "plain", "group": "28", "errors": errors}], "stages": stages}
+    assert report_tables.digits_table(report) == ["| 28 | plain | 6.82 | 1.50 |"]
+    assert report_tables.stages_table(report) == [
+        "| concat, the paper's, fewer channels | 2 | 2.51 | 8.50 | 3.50 |  |  |  |  |",
+        "| MS, fewer channels | 1 | 1.00 | 5.00 | 6.00 | 7.00 | 2.00 | 3.00 | 4.00 |",
+    ]
+
+
 def test_the_readmes_lines_are_the_results():
     results = {
         f"| {report_tables.sizes_figures(row)} |" for row in report_tables.load("unseen_sizes").values() if row["n"]
