@@ -4,7 +4,8 @@
 
 Of benchmarks/mnist_scale.py's records: the error at each size of digit, for every form. Of its networks of several
 stages, as far as they lie on this machine: the error with what one stage gives, a map or with `fusion="mean"` logits,
-replaced by its mean over the test images, so that it says nothing about the image; and each stage's logits alone.
+replaced by its mean over the test images, so that it says nothing about the image; each stage's logits alone; and the
+plain network of the same realization.
 A digit's size is the factor that it was scaled by: 1 is MNIST's own, about 20 pixels of 28.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -103,7 +105,10 @@ def main(argv: list[str] | None = None) -> None:
         model: Any = timm.create_model(f"local-dir:{run.model(options.runs)}", pretrained=True)
         images, labels = test_set(str(data(options.runs, run.seed)), model, options.test_images)
         model.eval().to(memory_format=torch.channels_last)
-        found = of_stages(model, images, labels, sizes(run.seed)[: len(labels)])
+        size = sizes(run.seed)[: len(labels)]
+        found = of_stages(model, images, labels, size)
+        plain = json.loads((options.records / f"{replace(run, form=FORMS[0]).name}.json").read_text(encoding="utf-8"))
+        found["plain"] = errors(recognized(plain).correct[0, : len(labels)], size)
         report["stages"].append({"form": run.form.name, "group": run.group, "seed": run.seed, **found})
         print(report["stages"][-1], flush=True)
     options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

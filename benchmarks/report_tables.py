@@ -29,11 +29,11 @@ CNNS = {
     "concat": "concat, the paper's, fewer channels",
     "ms": "MS, fewer channels",
     "mean 1.4 1 0.7": "mean at 1.4, 1, 0.7",
-    "mean 1.4 1 0.7, each": "the same, loss of each stage",
+    "mean 1.4 1 0.7, each": "mean at 1.4, 1, 0.7, loss of each stage",
 }
 CNN_GROUPS = ["28", "28+", "56", "56+", "28, 60 epochs", "56+, 60 epochs"]
 DIGITS_OF = ["28", "56+"]
-STAGES_CELLS = 7  # the whole network, without each of three stages, each alone
+STAGES_CELLS = 8  # plain, the whole network, without each of three stages, each alone
 Report = dict[tuple[str, str], dict[str, Any]]  # (form, group) → its row of the results
 
 
@@ -90,7 +90,7 @@ def stages_table(report: dict[str, Any]) -> list[str]:
     lines = []
     for form, name in CNNS.items():
         rows = [row for row in report["stages"] if row["form"] == form]
-        parts = zip(*([row["whole"], *row["without"], *row["alone"]] for row in rows), strict=True)
+        parts = zip(*([row["plain"], row["whole"], *row["without"], *row["alone"]] for row in rows), strict=True)
         if cells := [f"{statistics.mean(one['all'] for one in part):.2f}" for part in parts]:
             lines.append(f"| {name} | {len(rows)} | " + " | ".join(cells + [""] * (STAGES_CELLS - len(cells))) + " |")
     return lines

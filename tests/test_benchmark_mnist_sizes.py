@@ -79,18 +79,19 @@ def test_the_report(mnist, tmp_path, monkeypatch):
     factors, splits = mnist_scale_data.draw(np.arange(100) % 10, 0)
     size = factors[splits["test"]]
     records.mkdir()
-    for seed, right in ((0, size >= 0.5), (0, size >= 0.4)):
+    for name, right in (("plain_28_seed0", size >= 0.5), ("another", size >= 0.4)):
         packed = [base64.b64encode(np.packbits(right).tobytes()).decode()]
-        told = {"form": "f", "group": "28", "seed": seed, "test_images": 60, "sizes": [1.0], "recognized": packed}
-        (records / f"{right.sum()}.json").write_text(json.dumps(told))
+        told = {"form": "f", "group": "28", "seed": 0, "test_images": 60, "sizes": [1.0], "recognized": packed}
+        (records / f"{name}.json").write_text(json.dumps(told))
     for name, kwargs in (("mean_1_0.5", {"fusion": "mean", "pyramid": [1, 0.5]}), ("concat", {}), ("plain", None)):
         model = timm.create_model("mnist_cnn" if kwargs is None else "wsms_mnist_cnn", num_classes=10, **(kwargs or {}))
         timm.models.save_for_hf(model, runs / f"{name}_28_seed0" / "model", safe_serialization=True, model_args=kwargs)
-    words = ["--source", str(mnist), "--runs", str(runs), "--records", str(records), "--test_images", "60"]
+    words = ["--source", str(mnist), "--runs", str(runs), "--records", str(records), "--test_images", "50"]
     mnist_sizes.main([*words, "--out", str(tmp_path / "out.json")])
     report = json.loads((tmp_path / "out.json").read_text())
     [row] = report["forms"]
     assert (row["form"], row["group"], row["n"]) == ("f", "28", 2)
     assert [at["mean"] for at in row["errors"]] == [100, 50, 0, 0, 0, 0, 0]
     told = [(row["form"], row["seed"], len(row["without"]), len(row["alone"])) for row in report["stages"]]
+    assert {row["plain"]["all"] for row in report["stages"]} == {round(100 * (size[:50] < 0.5).mean(), 3)}
     assert told == [("concat", 0, 3, 0), ("mean 1 0.5", 0, 2, 2)]

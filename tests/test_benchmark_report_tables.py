@@ -42,15 +42,15 @@ def test_lines_of_made_up_digits():
 
     errors = [{"mean": one, "std": None} for one in (6.824, 1.5)]
     stages = [
-        {"form": "concat", "whole": parts(2)[0], "without": parts(9, 3), "alone": []},
-        {"form": "ms", "whole": parts(1)[0], "without": parts(5, 6, 7), "alone": parts(2, 3, 4)},
-        {"form": "concat", "whole": parts(3.014)[0], "without": parts(8, 4), "alone": []},
+        {"form": "concat", "plain": parts(4)[0], "whole": parts(2)[0], "without": parts(9, 3), "alone": []},
+        {"form": "ms", "plain": parts(9)[0], "whole": parts(1)[0], "without": parts(5, 6, 7), "alone": parts(2, 3, 4)},
+        {"form": "concat", "plain": parts(5)[0], "whole": parts(3.014)[0], "without": parts(8, 4), "alone": []},
     ]
     report = {"forms": [{"form": "plain", "group": "28", "errors": errors}], "stages": stages}
     assert report_tables.digits_table(report) == ["| 28 | plain | 6.82 | 1.50 |"]
     assert report_tables.stages_table(report) == [
-        "| concat, the paper's, fewer channels | 2 | 2.51 | 8.50 | 3.50 |  |  |  |  |",
-        "| MS, fewer channels | 1 | 1.00 | 5.00 | 6.00 | 7.00 | 2.00 | 3.00 | 4.00 |",
+        "| concat, the paper's, fewer channels | 2 | 4.50 | 2.51 | 8.50 | 3.50 |  |  |  |  |",
+        "| MS, fewer channels | 1 | 9.00 | 1.00 | 5.00 | 6.00 | 7.00 | 2.00 | 3.00 | 4.00 |",
     ]
 
 
