@@ -57,6 +57,11 @@ def of_records(folder: Path, sizes: Callable[[int], np.ndarray]) -> list[dict[st
     ]
 
 
+def plain_record(run: Run, folder: Path) -> Path:
+    """Where the plain network of the same realization is recorded."""
+    return folder / f"{replace(run, form=FORMS[0]).name}.json"
+
+
 @torch.inference_mode()
 def of_stages(model: Any, images: torch.Tensor, labels: torch.Tensor, size: np.ndarray) -> dict[str, Any]:
     """Errors of a network of S stages, without each of them, and of each alone if it gives logits."""
@@ -83,6 +88,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--records", type=Path, default=ROOT / "benchmarks" / "results" / "mnist_scale")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mnist_sizes.json")
     options = parser.parse_args(argv)
+    runs = [Run(form, options.group, (), seed) for form in FORMS if form.name != PLAIN for seed in range(SEEDS)]
+    runs = [run for run in runs if run.model(options.runs).exists()]
+    for run in runs:
+        if not plain_record(run, options.records).exists():
+            group = f"--forms {PLAIN} --groups '{run.group}' --seeds {run.seed}"
+            raise SystemExit(f"{run.name} has no plain network beside it: run benchmarks/mnist_scale.py {group} first")
     digits = np.array(mnist_scale_data.all_digits(options.source)["label"])
 
     @cache
@@ -99,15 +110,13 @@ def main(argv: list[str] | None = None) -> None:
         "test_images": options.test_images,
         "stages": [],
     }
-    for run in (Run(form, options.group, (), seed) for form in FORMS for seed in range(SEEDS)):
-        if run.form.name == PLAIN or not run.model(options.runs).exists():
-            continue
+    for run in runs:
         model: Any = timm.create_model(f"local-dir:{run.model(options.runs)}", pretrained=True)
         images, labels = test_set(str(data(options.runs, run.seed)), model, options.test_images)
         model.eval().to(memory_format=torch.channels_last)
         size = sizes(run.seed)[: len(labels)]
         found = of_stages(model, images, labels, size)
-        plain = json.loads((options.records / f"{replace(run, form=FORMS[0]).name}.json").read_text(encoding="utf-8"))
+        plain = json.loads(plain_record(run, options.records).read_text(encoding="utf-8"))
         found["plain"] = errors(recognized(plain).correct[0, : len(labels)], size)
         report["stages"].append({"form": run.form.name, "group": run.group, "seed": run.seed, **found})
         print(report["stages"][-1], flush=True)

@@ -95,3 +95,6 @@ def test_the_report(mnist, tmp_path, monkeypatch):
     told = [(row["form"], row["seed"], len(row["without"]), len(row["alone"])) for row in report["stages"]]
     assert {row["plain"]["all"] for row in report["stages"]} == {round(100 * (size[:50] < 0.5).mean(), 3)}
     assert told == [("concat", 0, 3, 0), ("mean 1 0.5", 0, 2, 2)]
+    (records / "plain_28_seed0.json").unlink()
+    with pytest.raises(SystemExit, match="--forms plain --groups '28' --seeds 0 first"):
+        mnist_sizes.main([*words, "--out", str(tmp_path / "out.json")])

@@ -36,6 +36,13 @@ def test_the_report_has_the_tables_as_they_are(name, table):
     assert [line for line in lines if line not in REPORT] == []
 
 
+@pytest.mark.parametrize("table", ["digits_table", "stages_table"])
+def test_the_report_has_the_tables_of_digits(table):
+    report = json.loads((report_tables.RESULTS / "mnist_sizes.json").read_text(encoding="utf-8"))
+    lines = getattr(report_tables, table)(report)
+    assert lines and [line for line in lines if line not in REPORT] == []
+
+
 def test_lines_of_made_up_digits():
     def parts(*of_all):
         return [{"all": one, "by_size": []} for one in of_all]
