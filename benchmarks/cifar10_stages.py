@@ -45,14 +45,18 @@ def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor)
 
 
 @torch.no_grad()
+def logits_without(model: torch.nn.Module, images: torch.Tensor, batch: int = 500) -> torch.Tensor:
+    """(n, C, H, W) → (1 + S, n, classes): of the whole network, and with what each stage gives replaced by its mean."""
+    means = StageMeans()
+    for x in images.split(batch):
+        means.add(model, x)
+    return torch.cat([logits_without_stages(model, x, means) for x in images.split(batch)], 1)
+
+
 def without_each_stage(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> list[float]:
     """Accuracy with the maps of stage 1, of stage 2 … replaced by their mean."""
-    means = StageMeans()
-    for x in images.split(500):
-        means.add(model, x)
-    batches = zip(images.split(500), labels.split(500), strict=True)
-    hits = sum((logits_without_stages(model, x, means).argmax(2) == y).sum(1) for x, y in batches)  # (1 + S,)
-    return [100 * count / len(labels) for count in hits[1:].tolist()]
+    hits = (logits_without(model, images)[1:].argmax(2) == labels).sum(1)
+    return [100 * count / len(labels) for count in hits.tolist()]
 
 
 def main() -> None:

@@ -24,13 +24,12 @@ import mnist_scale_data
 import numpy as np
 import timm
 import torch
-from cifar10_stages import test_set
+from cifar10_stages import logits_without, test_set
 from machine import ROOT, record
 from mnist_scale import FORMS, data
 from size_runs import PLAIN, Run, recognized, spread
 
 from timm_wsms import WsmsMeanNet
-from timm_wsms.evaluation.stage_drop import StageMeans, logits_without_stages
 
 EDGES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BATCH = 250
@@ -65,10 +64,7 @@ def plain_record(run: Run, folder: Path) -> Path:
 @torch.inference_mode()
 def of_stages(model: Any, images: torch.Tensor, labels: torch.Tensor, size: np.ndarray) -> dict[str, Any]:
     """Errors of a network of S stages, without each of them, and of each alone if it gives logits."""
-    means = StageMeans()
-    for x in images.split(BATCH):
-        means.add(model, x)
-    whole, *without = torch.cat([logits_without_stages(model, x, means) for x in images.split(BATCH)], 1)
+    whole, *without = logits_without(model, images, BATCH)
     alone: Sequence[torch.Tensor] = []
     if isinstance(model, WsmsMeanNet):
         alone = [*torch.cat([model.stage_logits(x) for x in images.split(BATCH)], 1)]
