@@ -43,8 +43,8 @@ FORMS = [
     mean("2 1.4 1 0.7"),
 ]
 LARGER = ("--data.input_size", "[1, 56, 56]")
-JITTER = ("--data.scale_jitter", "[0.5, 2]", "--data.scale_border", "edge")
 LARGEST = ("--data.input_size", "[1, 100, 100]")
+JITTER = ("--data.scale_jitter", "[0.5, 2]", "--data.scale_border", "edge")
 LONG = ("--epochs", "60")  # as Sosnovik et al. trained
 GROUPS = {
     "28": (),
