@@ -24,7 +24,15 @@ from timm_wsms import evaluation
 from timm_wsms.data import Loader, Split, data_config, load_data, make_loader
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint, faults, restart
-from timm_wsms.training.build import adapt, build, build_accelerator, build_optimizer, check_input, check_name
+from timm_wsms.training.build import (
+    adapt,
+    build,
+    build_accelerator,
+    build_optimizer,
+    check_input,
+    check_name,
+    scale_head,
+)
 from timm_wsms.training.distill import Teacher, build_teacher
 from timm_wsms.training.dry_run import dry_run
 from timm_wsms.training.early_stop import no_better
@@ -122,8 +130,12 @@ def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accele
     train_split, test_split = splits
     set_seed(settings.seed)
     network = build(settings.model, settings.model_kwargs, len(train_split.class_names))
+    scale_head(network, settings.head_init_scale)
     config = data_config(network, settings.data)
     check_input(network, settings.model, config["input_size"], len(train_split.class_names))
+    for side in settings.data.train_sizes or ():
+        size = (config["input_size"][0], side, side)
+        check_input(network, settings.model, size, len(train_split.class_names), "data.train_sizes")
     share = {
         "batch_size": micro_batch_size(settings, accelerator.num_processes),
         "rank": accelerator.process_index,

@@ -72,8 +72,3 @@ def test_nothing_to_do():
 def test_sizes_that_are_none(sizes):
     with pytest.raises(UserError, match=r"data\.scale_jitter .*\[0\.5, 2\]"):
         BatchAugmentation(DataSettings(scale_jitter=sizes))
-
-
-def test_jitter_is_not_for_timms_crops():
-    with pytest.raises(UserError, match=r"data\.timm\.scale"):
-        BatchAugmentation(DataSettings(augmentation="timm", scale_jitter=(0.5, 2.0)))

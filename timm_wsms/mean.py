@@ -6,7 +6,7 @@ it was learned at (scale channels; Jansson and Lindeberg, 2022); what the layers
 
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +18,18 @@ from timm_wsms.multi_stage import MultiStageNet
 from timm_wsms.pyramid import choose_factors
 from timm_wsms.sharing import TimmModel, UnsharedNorms, share_dictionaries, share_new
 from timm_wsms.stages import is_flat, levels
+
+
+class StageOutputs(NamedTuple):
+    """What each stage gives in training.
+
+    Attributes:
+        logits: (S, B, num_classes), stage 1's first.
+        features: What the classifiers take, (S, B, head_hidden_size); None if it was not asked for.
+    """
+
+    logits: torch.Tensor
+    features: torch.Tensor | None = None
 
 
 class WholeStage(nn.Module):
@@ -83,6 +95,7 @@ class WsmsMeanNet(MultiStageNet):
 
     starts_as_backbone = True
     stagewise_training = False
+    stagewise_features = False
 
     def __init__(
         self,
@@ -115,13 +128,17 @@ class WsmsMeanNet(MultiStageNet):
             if self.share_weights:
                 share_new(part, self.backbone, kept, self.unshared_norms)
 
-    def set_stagewise_training(self, enable: bool = True) -> None:
-        """Let it return, in training mode, the logits of every stage (S, B, num_classes), stage 1's first.
+    def set_stagewise_training(self, enable: bool = True, features: bool = False) -> None:
+        """Return, in training mode, `StageOutputs`: the logits of every stage instead of their mean.
 
-        For a loss of each stage beside that of their mean: by the mean's alone a stage learns to correct the others,
-        and knows little by itself. In eval mode it returns the mean as before.
+        For a loss per stage beside that of the mean: trained by the mean's loss alone, a stage learns to correct the
+        others and predicts poorly by itself. In eval mode the network returns the mean as before.
+
+        Args:
+            enable: False returns to the mean.
+            features: Return the stages' pooled features too.
         """
-        self.stagewise_training = enable
+        self.stagewise_training, self.stagewise_features = enable, features
 
     def forward_features(self, x: torch.Tensor) -> list[Any]:
         """(B, in_chans, H, W) → the features of every stage, in the backbone's layout and for its image's size."""
@@ -133,13 +150,15 @@ class WsmsMeanNet(MultiStageNet):
         """The features of every stage → the mean of their logits (B, num_classes), or of (B, head_hidden_size).
 
         Without pooling (`reset_classifier(0, "")`) what the stages give differs in size: then it is the list of it.
-        In training mode after `set_stagewise_training` it is what each of them gives (S, B, num_classes).
+        In training mode after `set_stagewise_training` it is `StageOutputs`.
         """
         found = self._heads(x, pre_logits)
         if self.global_pool == "":
             return found
         each = torch.stack(found)
-        return each if self.training and self.stagewise_training else each.mean(0)
+        if not (self.training and self.stagewise_training):
+            return each.mean(0)
+        return StageOutputs(each, torch.stack(self._heads(x, pre_logits=True)) if self.stagewise_features else None)
 
     def stage_logits(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) → the logits of every stage (S, B, num_classes), stage 1's first."""

@@ -77,7 +77,7 @@ def _resampling(side: int, factors: torch.Tensor, mirrored: bool) -> torch.Tenso
         centers = centers.clamp(0, side)  # new pixels outside the image are covered by the border
     weights = _cubic((places + 0.5 - centers[..., None]) / widening[..., None])  # (F, side, places)
     weights /= weights.sum(-1, keepdim=True)
-    return weights.new_zeros(len(factors), side, side).index_add_(2, _mirror(places, side), weights)
+    return weights.new_zeros(len(factors), side, side).index_add_(2, mirror(places, side), weights)
 
 
 def _background(images: torch.Tensor, border: Border) -> torch.Tensor:
@@ -95,10 +95,10 @@ def _blurring(side: int) -> torch.Tensor:
     distances = (places - torch.arange(side)[:, None]) / (BLUR * side)
     weights = torch.exp(-0.5 * distances.double() ** 2)
     weights /= weights.sum(1, keepdim=True)
-    return torch.zeros(side, side, dtype=torch.float64).index_add_(1, _mirror(places, side), weights)[None]
+    return torch.zeros(side, side, dtype=torch.float64).index_add_(1, mirror(places, side), weights)[None]
 
 
-def _mirror(places: torch.Tensor, side: int) -> torch.Tensor:
+def mirror(places: torch.Tensor, side: int) -> torch.Tensor:
     """Places on the line of pixels … 1 0 | 0 1 … side-1 | side-1 … → the pixels there, 0 to side - 1."""
     places = places % (2 * side)
     return torch.minimum(places, 2 * side - 1 - places)

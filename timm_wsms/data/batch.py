@@ -4,7 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..errors import UserError
 from .batch_augmentation import BatchAugmentation
@@ -13,7 +15,7 @@ from .settings import DataSettings
 from .sources import Split
 from .stream import Stream
 
-ORDER, AUGMENTATION = 0, 1  # what a stream of random numbers is for
+ORDER, AUGMENTATION, SIZES = 0, 1, 2  # what a stream of random numbers is for
 
 
 class Batch(NamedTuple):
@@ -97,6 +99,17 @@ class Loader(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
+
+    def _at_drawn_size(self, batch: Batch, step: int) -> Batch:
+        """The images of a training batch at one of `train_sizes`, the same in all processes; see `make_loader`."""
+        if not (self.train and self.settings.train_sizes):
+            return batch
+        sides = self.settings.train_sizes
+        side = sides[np.random.default_rng((self.seed, self.epoch, SIZES, step)).integers(len(sides))]
+        if batch.images.shape[-2:] == (side, side):
+            return batch
+        images = F.interpolate(batch.images, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        return batch._replace(images=images)
 
     def _sound(
         self, decoded: Iterable[tuple[torch.Tensor, torch.Tensor, dict[int, str]]]

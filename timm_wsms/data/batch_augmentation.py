@@ -17,6 +17,8 @@ Draws = dict[str, torch.Tensor]  # what was drawn for each of n images, (n, …)
 class BatchAugmentation:
     """What `augmentation: pad_crop_flip` and `scale_jitter` do to normalized images.
 
+    With `augmentation: timm`, scale jitter is part of the crop of each image, see `ScaleJitterCrop`.
+
     Args:
         settings: of which these two and `scale_border` count.
 
@@ -26,7 +28,9 @@ class BatchAugmentation:
 
     def __init__(self, settings: DataSettings):
         self._pad_crop_flip = settings.augmentation == "pad_crop_flip"
-        self._scale_jitter, self._border = check_scale_jitter(settings), settings.scale_border
+        jitter = check_scale_jitter(settings)
+        self._scale_jitter = None if settings.augmentation == "timm" else jitter
+        self._border = settings.scale_border
 
     def __bool__(self) -> bool:
         return self._pad_crop_flip or self._scale_jitter is not None
@@ -51,7 +55,7 @@ def check_scale_jitter(settings: DataSettings) -> tuple[float, float] | None:
     """The smallest and the largest size of `scale_jitter`.
 
     Raises:
-        UserError: if they are no sizes, or timm's augmentation is chosen too.
+        UserError: if they are no sizes.
     """
     if settings.scale_jitter is None:
         return None
@@ -60,11 +64,6 @@ def check_scale_jitter(settings: DataSettings) -> tuple[float, float] | None:
         raise UserError(
             f"data.scale_jitter [{least:g}, {most:g}] must be the smallest and the largest size, both positive, such as"
             " [0.5, 2]."
-        )
-    if settings.augmentation == "timm":
-        raise UserError(
-            "data.scale_jitter goes with augmentation none or pad_crop_flip; timm's crops change the size of things"
-            " already: set data.timm.scale."
         )
     return least, most
 

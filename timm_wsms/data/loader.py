@@ -45,14 +45,11 @@ class IndexedLoader(Loader):
         return list(steps[:, self.rank])
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = self.batch_indices()[self.start :]
-        if not self._augment:
-            yield from self._batches(batches)
-            return
+        batches = self._batches(self.batch_indices()[self.start :])
         drawn = self._augment.draw(len(self.split), np.random.default_rng((self.seed, self.epoch, AUGMENTATION)))
-        for index, images, labels in self._batches(batches):
+        for step, (index, images, labels) in enumerate(batches, self.start):
             of_batch = {what: of[index].to(self._device) for what, of in drawn.items()}
-            yield Batch(index, self._augment(images, of_batch), labels)
+            yield self._at_drawn_size(Batch(index, self._augment(images, of_batch), labels), step)
 
     @abstractmethod
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
@@ -129,7 +126,7 @@ def make_loader(
 
     Args:
         split: from `load_splits` or `load_data`.
-        settings: of which `augmentation`, `timm`, `on_bad_image` and `workers` count.
+        settings: of which those of the augmentation, `train_sizes`, `on_bad_image` and `workers` count.
         data_config: from `transforms.data_config`.
         batch_size: images per step and process.
         train: shuffle and augment, and drop the last incomplete batch; otherwise every image once, in order.
@@ -144,6 +141,8 @@ def make_loader(
     Raises:
         UserError: if the split is smaller than one batch; while iterating, if an image cannot be decoded.
     """
+    if train and settings.train_sizes:  # at the largest, of which each batch is resized to one of them
+        data_config = {**data_config, "input_size": (data_config["input_size"][0], *[max(settings.train_sizes)] * 2)}
     arguments = {"batch_size": batch_size, "train": train, "seed": seed, "rank": rank, "world_size": world_size}
     if isinstance(split, Stream):
         return StreamLoader(split, settings, data_config, **arguments)

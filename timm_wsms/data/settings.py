@@ -58,10 +58,13 @@ class DataSettings:
     """Of training images: none, CIFAR's usual (pad 4 pixels, random crop, horizontal flip), or that of `data.timm`."""
     scale_jitter: tuple[float, float] | None = None
     """Smallest and largest size of a training image's object, such as [0.5, 2], drawn log-uniformly; 1 is as it is.
-    A larger image is zoomed about its center. Before `pad_crop_flip`."""
+    A larger image is zoomed about its center. Before `pad_crop_flip` and before timm's random-resized crop."""
     scale_border: Literal["mean", "edge", "reflect", "blur"] = "mean"
     """What a smaller image of `scale_jitter` lies on: its mean color, that of its outermost pixels, itself mirrored, or
     itself blurred."""
+    train_sizes: list[int] | None = None
+    """Sides in pixels of square training images, one of which is drawn for each batch, as timm's `--train-img-sizes`
+    does; evaluation is at `input_size`."""
     input_size: list[int] | None = None
     """Channels, height and width of what the network is fed, in pixels; by default the model's own."""
     mean: list[float] | None = None

@@ -151,6 +151,10 @@ def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
 
 def _check_counts(settings: DataSettings) -> None:
     sizes = ("train_limit", "test_limit", "train_size", "test_size", "num_classes", "shuffle_buffer", "lanes")
+    if settings.train_sizes is not None and min(settings.train_sizes, default=0) < 1:
+        raise UserError(
+            f"{settings.option('train_sizes')} is {settings.train_sizes}; give sides in pixels, such as [96, 128]."
+        )
     for key, least in (*((key, 1) for key in sizes), ("workers", 0)):
         value = getattr(settings, key)
         if value is not None and value < least:

@@ -57,10 +57,11 @@ class StreamLoader(Loader):
                 labels.append({row.index: row.label for row in rows})
                 yield [(self.epoch, row.index, row.image) for row in rows]
 
-        for index, images in self._sound(self._workers.decode(keys())):
+        for step, (index, images) in enumerate(self._sound(self._workers.decode(keys())), self.start):
             of_batch = labels.popleft()
             if len(index):
-                yield Batch(index, self._augmented(images, index), torch.tensor([of_batch[i] for i in index.tolist()]))
+                known = torch.tensor([of_batch[i] for i in index.tolist()])
+                yield self._at_drawn_size(Batch(index, self._augmented(images, index), known), step)
 
     def _augmented(self, images: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         if not self._augment:

@@ -6,10 +6,13 @@ from typing import Any
 
 import timm.data
 import torch
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import Compose
 
 from ..errors import UserError
+from .batch_augmentation import check_scale_jitter
 from .jpeg import JpegCrop
+from .scale_jitter import ScaleJitterCrop
 from .settings import DataSettings
 
 
@@ -67,7 +70,7 @@ def train_transform(config: dict[str, Any], settings: DataSettings):
 
     Args:
         config: from `data_config`.
-        settings: of which `augmentation`, `timm` and `decoding` count.
+        settings: of which `augmentation`, `timm`, `decoding`, `scale_jitter` and `scale_border` count.
 
     Returns:
         A function from a PIL image to float32 (C, H, W).
@@ -81,8 +84,15 @@ def train_transform(config: dict[str, Any], settings: DataSettings):
     except (AssertionError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"timm refuses the settings under data.timm ({error!r}); mend them.") from error
     crop, *rest = transform.transforms
+    if jitter := check_scale_jitter(settings):
+        if not isinstance(crop, RandomResizedCropAndInterpolation):
+            raise UserError(
+                "data.scale_jitter goes with timm's random-resized crop; leave out data.timm.train_crop_mode."
+            )
+        jittered = ScaleJitterCrop(crop, jitter, settings.scale_border)
+        transform = Compose([jittered, *rest])
     if settings.decoding == "fast" and config["input_size"][0] == 3 and JpegCrop.can_replace(crop):
-        return Compose([JpegCrop(crop), *rest])
+        return Compose([JpegCrop(jittered if jitter else crop), *rest])
     return transform
 
 

@@ -21,7 +21,7 @@ def trained_sizes(folder: Path, crop_pct: float) -> tuple[float, float] | None:
     image resized to the input does; evaluation, which resizes to input / crop_pct and cuts out the center, 1 / crop_pct
     times (Touvron et al. 2019, Fixing the train-test resolution discrepancy, Section 3). So it is crop_pct / √a.
     Changes of the aspect ratio are left aside, and so is that the images themselves show things at many sizes: 1 is as
-    in the data.
+    in the data. Scale jitter multiplies these sizes.
 
     Args:
         folder: A checkpoint folder; its `settings.yaml` counts, which the training script writes.
@@ -34,13 +34,13 @@ def trained_sizes(folder: Path, crop_pct: float) -> tuple[float, float] | None:
         settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
         data: dict[str, Any] = settings["data"]
         augmentation = data.get("augmentation", DataSettings.augmentation)
+        smaller, larger = map(float, data.get("scale_jitter") or (1.0, 1.0))
         if augmentation != "timm":
-            least, most = data.get("scale_jitter") or (1.0, 1.0)
-            return (float(least), float(most)) if augmentation in ("none", "pad_crop_flip") else None
+            return (smaller, larger) if augmentation in ("none", "pad_crop_flip") else None
         chosen = data.get("timm") or {}
         mode = chosen.get("train_crop_mode") or TimmAugmentation.train_crop_mode or "rrc"
         least, most = chosen.get("scale") or AREAS[mode]
-        sizes = crop_pct / most**0.5, crop_pct / least**0.5
+        sizes = smaller * crop_pct / most**0.5, larger * crop_pct / least**0.5
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):
         return None
     if mode == "rrc":

@@ -105,6 +105,16 @@ def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Modu
         raise UserError(f"{name}({given}) cannot be built: {error}") from error
 
 
+def scale_head(network: nn.Module, scale: float | None) -> None:
+    """Multiplies the classifier's weights and biases, as timm's `--head-init-scale` does."""
+    if scale is None:
+        return
+    classifier: Any = network.get_classifier()  # type: ignore[operator]
+    for part in classifier if isinstance(classifier, (tuple, list)) else [classifier]:
+        for parameter in part.parameters():
+            parameter.data.mul_(scale)
+
+
 def check_input(
     network: nn.Module, name: str, input_size: Sequence[int], num_classes: int, option: str = "data.input_size"
 ) -> None:
@@ -171,13 +181,13 @@ def adapt(network: nn.Module, settings: Settings, device: torch.device) -> nn.Mo
         network = synchronize_norms(network, settings.model, device)
     if settings.grad_checkpointing:  # later than the norms, since it gives them hooks
         checkpoint_activations(network, settings.model)
-    if settings.stage_loss:
+    if settings.trains_stages:
         if not isinstance(network, WsmsMeanNet):
             raise UserError(
-                f"{settings.model} has no predictions of each stage to take a loss of; leave out stage_loss, or take a "
-                "wsms_ model with --model_kwargs.fusion mean"
+                f"{settings.model} has no predictions per stage; leave out stage_loss, stage_distill and "
+                "stage_consistency, or choose a wsms_ model with --model_kwargs.fusion mean"
             )
-        network.set_stagewise_training()
+        network.set_stagewise_training(features=settings.stage_consistency > 0)
     return placed(network, settings, device)
 
 

@@ -71,15 +71,16 @@ def build_task(
         settings: the loss's, and `distill`.
         device: where all of them are.
     """
-    loss, chosen = build_loss(settings), settings.distill
-    if settings.stage_loss:  # then the network returns the logits of every stage, see `adapt`
-        loss = with_stages(loss, settings.stage_loss)
+    loss: Any = build_loss(settings)
+    chosen = settings.distill
+    if settings.trains_stages:  # then the network returns what every stage gives, see `adapt`
+        loss = with_stages(loss, settings, network.factors())  # type: ignore[operator]
     if teacher is None:
         return ClassificationTask(model, loss, device=device, verbose=False)
     task = LogitDistillationTask(
         network,  # whose mean and std timm reads; a wrapper has none
         teacher,
-        loss,  # type: ignore[arg-type]  # any callable will do
+        loss,
         task_loss_weight=1 - chosen.alpha,
         temperature=chosen.temperature,
         device=device,

@@ -1,6 +1,6 @@
 """The loss, and the mixing of images that it has to know of. Both are timm's and PyTorch's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from timm.data import Mixup
@@ -8,6 +8,7 @@ from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
 from timm_wsms.errors import UserError
+from timm_wsms.mean import StageOutputs
 from timm_wsms.training.settings import Settings
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -26,17 +27,38 @@ def build_loss(settings: Settings) -> Loss:
     return cross_entropy
 
 
-def with_stages(loss: Loss, weight: float) -> Loss:
-    """Returns the loss of all stages' logits (stages, b, classes): of their mean, and of each by itself.
+def with_stages(loss: Loss, settings: Settings, factors: Sequence[float]) -> Callable[..., torch.Tensor]:
+    """Returns the loss of `StageOutputs`: that of the mean of the logits, plus what the settings add to it.
+
+    `stage_loss` adds the mean of the stages' own losses; `stage_distill` their divergence from the mean of the logits,
+    which gets no gradient from it (Wang et al. 2020, Resolution Switchable Networks, Section 3.3); and
+    `stage_consistency` the smooth L1 distance of their features from those of the largest image, which get none either
+    (Tian et al. 2023, ResFormer, Section 3.2).
 
     Args:
         loss: of logits (b, classes).
-        weight: of the mean of the stages' own losses, beside that of the mean of their logits.
+        settings: of which these three and `stage_distill_temperature` count.
+        factors: size of each stage's image, in the order of the stages.
     """
+    teacher = max(range(len(factors)), key=factors.__getitem__)
+    temperature = settings.stage_distill_temperature
 
-    def of_stages(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        each = torch.stack([loss(own, labels) for own in logits])
-        return loss(logits.mean(0), labels) + weight * each.mean()
+    def of_stages(outputs: StageOutputs, labels: torch.Tensor) -> torch.Tensor:
+        logits, features = outputs
+        mean = logits.mean(0)  # (b, classes)
+        total = loss(mean, labels)
+        if settings.stage_loss:
+            total = total + settings.stage_loss * torch.stack([loss(own, labels) for own in logits]).mean()
+        if settings.stage_distill:
+            target = F.log_softmax(mean.detach() / temperature, -1).expand_as(logits)
+            own = F.log_softmax(logits / temperature, -1)
+            divergence = F.kl_div(own, target, reduction="none", log_target=True).sum(-1).mean()
+            total = total + settings.stage_distill * temperature**2 * divergence
+        if settings.stage_consistency and features is not None:
+            others = [own for stage, own in enumerate(features) if stage != teacher]
+            distances = [F.smooth_l1_loss(own, features[teacher].detach()) for own in others]
+            total = total + settings.stage_consistency * torch.stack(distances).mean()
+        return total
 
     return of_stages
 

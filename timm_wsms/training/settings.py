@@ -61,6 +61,9 @@ class Settings:
     """Keep an exponential moving average of the weights, which then are the ones evaluated and published."""
     ema_warmup: bool = False
     """Let the average forget faster at first, by timm's rule, until it has come to `ema_decay`."""
+    head_init_scale: float | None = None
+    """Multiply the classifier's initial weights and biases by this, as timm's `--head-init-scale` does. In
+    fine-tuning a small number, such as 0.01, starts the loss at that of chance."""
     freeze: Literal["none", "backbone"] = "none"
     """`backbone` trains the integration layer and the classifier only; the other norms keep their statistics too."""
     freeze_epochs: int | None = None
@@ -73,8 +76,14 @@ class Settings:
     label_smoothing: float = 0.0
     """Label smoothing of the loss."""
     stage_loss: float = 0.0
-    """Weight of the loss of each stage by itself (their mean), beside that of the whole `model`, which has
-    `fusion="mean"`; `baseline` is trained without."""
+    """Weight of the mean of the stages' own losses, beside the loss of the whole `model`, which has `fusion="mean"`;
+    `baseline` is trained without this and the next three."""
+    stage_distill: float = 0.0
+    """Weight of the distillation of the mean of all logits into each stage (RS-Net)."""
+    stage_distill_temperature: float = 1.0
+    """What logits are divided by before they are compared for `stage_distill`."""
+    stage_consistency: float = 0.0
+    """Weight of the smooth L1 distance of the stages' pooled features from those of the largest image (ResFormer)."""
     mixup: float = 0.0
     """Mix pairs of images, in parts drawn from Beta(mixup, mixup); 0 for not at all."""
     cutmix: float = 0.0
@@ -111,6 +120,11 @@ class Settings:
     dry_run: bool = False
     """`--dry-run`: build all, run two steps and an evaluation batch, tell memory and hours; nothing is written."""
 
+    @property
+    def trains_stages(self) -> bool:
+        """Whether the loss is one of every stage's predictions, not of their mean alone."""
+        return self.stage_loss > 0 or self.stage_distill > 0 or self.stage_consistency > 0
+
     def __post_init__(self) -> None:
         """Refuses values that have the right type but make no sense.
 
@@ -122,7 +136,8 @@ class Settings:
             *("lr", "clip_grad", "freeze_epochs", "early_stop"),
             *("hang_timeout", "checkpoint_every_steps", "checkpoint_every_minutes"),
         ]
-        at_least_0 = ("mixup", "cutmix", "stage_loss", "max_skipped_steps", "keep_best")
+        stages = ("stage_loss", "stage_distill", "stage_consistency")
+        at_least_0 = ("mixup", "cutmix", *stages, "max_skipped_steps", "keep_best")
         parts = ("mixup_prob", "mixup_switch_prob")
         for name, value, sound, rule in (
             *((name, n := getattr(self, name), n >= 1, "at least 1") for name in COUNTS),
@@ -143,11 +158,21 @@ class Settings:
             ("distill.alpha", x := distill.alpha, 0 <= x <= 1, "between 0 and 1"),
             ("distill.temperature", x := distill.temperature, x > 0, "above 0"),
             ("freeze", self.freeze, self.freeze_epochs is None or self.freeze != "none", "backbone with freeze_epochs"),
+            *(
+                (
+                    name,
+                    x := getattr(self, name),
+                    not (x and distill.teacher),
+                    "0 with distill.teacher, which knows of whole networks only",
+                )
+                for name in stages
+            ),
+            ("stage_distill_temperature", x := self.stage_distill_temperature, x > 0, "above 0"),
             (
-                "stage_loss",
-                self.stage_loss,
-                not (self.stage_loss and distill.teacher),
-                "0 with distill.teacher, which knows of whole networks only",
+                "head_init_scale",
+                x := self.head_init_scale,
+                x is None or x > 0,
+                "above 0",
             ),
             (
                 "ema_warmup",
@@ -218,6 +243,8 @@ def plan(settings: Settings) -> list[Settings]:
         baseline=None,
         baseline_kwargs={},
         stage_loss=0.0,
+        stage_distill=0.0,
+        stage_consistency=0.0,
         output=str(Path(settings.output) / "baseline"),
     )
     return [baseline, settings]

@@ -1,0 +1,275 @@
+"""Fine-tuning on photographs: which form of the network gains how much at which size of the object, at which cost.
+
+    python benchmarks/photographs_data.py --flowers …/flowers        first, for weights and folds
+    python benchmarks/photographs.py screen                          one seed, validation images
+    python benchmarks/photographs.py one --form mean --fold 3 --tested   one run, with its test images
+
+Flowers: 4,311 photographs of 128 pixels, five classes, ImageNet weights of `tf_efficientnet_lite0`. Fold = seed: a
+fifth of the images is tested, a fifth is for validation, the rest is trained on, so that every image is tested once.
+What is screened is compared by its area on validation images; nothing is chosen on test images.
+
+Several processes may run at the same time, each on a core of its own (`taskset -c 1 env OMP_NUM_THREADS=1 …`): each
+takes the first run that is not done and that no other process works on. A run that was interrupted goes on.
+
+A finished run leaves benchmarks/results/photographs/<run>.json with its figures, and <run>.npz: `<split>_logits`,
+float16 (stages, sizes, images, classes), `<split>_labels` and `<split>_index`. A plain network has a "stage" for each
+factor of the image's size at which it was evaluated, 1 first. Averages, cascades, calibration are computed from these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from filelock import FileLock, Timeout
+from machine import ROOT, record
+
+from timm_wsms import WsmsMeanNet, WsmsNet
+from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
+from timm_wsms.evaluation.cost import multiplications
+from timm_wsms.evaluation.size_curve import area_weights
+from timm_wsms.resize import Border, resize_object
+from timm_wsms.training.whole import write_text
+
+OUTPUTS = ROOT / "outputs" / "photographs"
+RESULTS = ROOT / "benchmarks" / "results" / "photographs"
+RECIPE = "benchmarks/photographs.yaml"
+SIZES = tuple(2 ** (step / 2) for step in range(-3, 4))  # of the object: 0.35 to 2.83
+FACTORS = (1.0, 0.5)  # of the image, at which a plain network is evaluated
+ALL_FACTORS = (1.0, 0.5, 0.5**0.5, 2**0.5)
+
+REGIMES = {
+    "narrow": ("--data.timm.scale", "[0.8, 1.0]"),
+    "default": (),  # timm's random-resized crop
+    "jitter": ("--data.scale_jitter", "[0.5, 2]"),
+}
+WSMS = "wsms_tf_efficientnet_lite0"
+MEAN = ("--model_kwargs.fusion", "mean", "--model_kwargs.unshared_norms", "statistics", "--stage_loss", "1")
+TWO = (*MEAN, "--model_kwargs.pyramid", "[1, 0.5]")
+
+
+@dataclass(frozen=True)
+class Form:
+    """A network, the side of its image in pixels, and further settings of its training."""
+
+    model: str
+    side: int
+    words: tuple[str, ...] = ()
+    weights: str = "lite0"
+
+
+FORMS = {
+    "plain": Form("tf_efficientnet_lite0", 128),
+    "plain longer": Form("tf_efficientnet_lite0", 128, ("--epochs", "5")),
+    "lite1": Form("tf_efficientnet_lite1", 128, weights="lite1"),
+    "one size per batch": Form("tf_efficientnet_lite0", 128, ("--data.train_sizes", "[96, 128, 160]")),
+    "concat": Form(WSMS, 112),
+    "mean": Form(WSMS, 112, TWO),
+    "mean, distilled": Form(WSMS, 112, (*TWO, "--stage_distill", "1", "--stage_distill_temperature", "2")),
+    "mean, consistent": Form(WSMS, 112, (*TWO, "--stage_consistency", "1")),
+    "mean of three": Form(WSMS, 96, (*MEAN, "--model_kwargs.pyramid", "[1, 0.71, 0.5]")),
+    "mean of larger": Form(WSMS, 64, (*MEAN, "--model_kwargs.pyramid", "[1.41, 1, 0.71]")),
+}
+# (form, regime, learning rate), in the order of their importance
+SCREEN = [
+    *(("plain", "default", lr) for lr in ("1e-3", "2e-3", "5e-4")),
+    ("mean", "default", "1e-3"),
+    ("mean", "default", "2e-3"),
+    ("mean, distilled", "default", "1e-3"),
+    ("one size per batch", "default", "1e-3"),
+    ("mean", "jitter", "1e-3"),
+    ("plain", "jitter", "1e-3"),
+    ("mean of larger", "default", "1e-3"),
+    ("mean, consistent", "default", "1e-3"),
+    ("mean of three", "default", "1e-3"),
+    ("plain longer", "default", "1e-3"),
+    ("mean, distilled", "jitter", "1e-3"),
+    ("one size per batch", "jitter", "1e-3"),
+    ("lite1", "default", "1e-3"),
+    ("concat", "default", "1e-3"),
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A form, trained in one regime on one fold."""
+
+    form: str
+    regime: str
+    lr: str
+    fold: int
+    tested: bool
+
+    @property
+    def name(self) -> str:
+        parts = (self.form, self.regime, f"lr{self.lr}", f"fold{self.fold}", *(["tested"] if self.tested else []))
+        return "_".join(parts).replace(",", "").replace(" ", "-")
+
+    @property
+    def folder(self) -> Path:
+        return OUTPUTS / "runs" / self.name
+
+    @property
+    def source(self) -> Path:
+        return OUTPUTS / "flowers" / f"fold{self.fold}"
+
+    def settings(self) -> list[str]:
+        """What the training script is told beyond the recipe."""
+        form = FORMS[self.form]
+        weights = OUTPUTS / "weights" / form.weights / "model.safetensors"
+        return [
+            *("--model", form.model, "--data.input_size", f"[3, {form.side}, {form.side}]", "--lr", self.lr),
+            *("--model_kwargs.pretrained_cfg_overlay", json.dumps({"file": str(weights.relative_to(ROOT))})),
+            *form.words,
+            *REGIMES[self.regime],
+            *("--seed", str(self.fold)),
+        ]
+
+
+def train(run: Run) -> None:
+    """Runs the training script in a process of its own; goes on with what was interrupted."""
+    if (run.folder / "model").exists():
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "train_accelerate.py", "--recipe", RECIPE, *run.settings()]
+    command += ["--data.source", str(run.source), "--output", str(run.folder), "--resume", "auto"]
+    with open(f"{run.folder}.log", "w", encoding="utf-8") as log:
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
+
+
+def logits_at_sizes(
+    model: Any, run: Run, split: str, factors: tuple[float, ...] = FACTORS, border: Border = "mean"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs a model over a split with objects at all sizes.
+
+    Args:
+        model: In eval mode.
+        run: What it comes from.
+        split: "validation" or "test".
+        factors: Of the image's size, for a plain network.
+        border: What surrounds a smaller object.
+
+    Returns:
+        logits: float16 (stages, sizes, images, classes).
+        labels: int64 (images,).
+        index: Place of each image in the split, int64 (images,).
+    """
+    settings = DataSettings(str(run.source), train_split=split, test_split=split, crop_pct=1.0)
+    images = load_splits(settings, 0)[1]
+    config = data_config(model, settings)
+    loader = make_loader(images, settings, config, batch_size=32, train=False)
+    found, labels, index = [], [], []
+    with torch.no_grad():
+        for batch in loader:
+            found.append(
+                torch.stack([of_stages(model, resize_object(batch.images, size, border), factors) for size in SIZES], 1)
+            )
+            labels.append(batch.labels)
+            index.append(batch.index)
+    return torch.cat(found, 2).half().numpy(), torch.cat(labels).numpy(), torch.cat(index).numpy()
+
+
+def of_stages(model: Any, images: torch.Tensor, factors: tuple[float, ...]) -> torch.Tensor:
+    """(B, C, H, W) → logits (stages, B, classes); a plain network's at each factor of the image's size."""
+    images = images.to(memory_format=torch.channels_last)
+    if isinstance(model, WsmsMeanNet):
+        return model.stage_logits(images)
+    if isinstance(model, WsmsNet):
+        return model(images)[None]
+    sides = [round(images.shape[-1] * factor) for factor in factors]
+    return torch.stack(
+        [
+            model(images if s == images.shape[-1] else F.interpolate(images, (s, s), mode="bilinear", antialias=True))
+            for s in sides
+        ]
+    )
+
+
+def areas(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Top-1 in percent and areas under its curve over log size, of logits (sizes, images, classes)."""
+    top1 = 100 * (logits.argmax(-1) == labels).mean(1)
+    one = SIZES.index(1.0)
+    return {
+        "top1": top1.round(2).tolist(),
+        "area": round(float(area_weights(SIZES) @ top1), 2),
+        "area_small": round(float(area_weights(SIZES[: one + 1]) @ top1[: one + 1]), 2),
+        "area_large": round(float(area_weights(SIZES[one:]) @ top1[one:]), 2),
+    }
+
+
+def measure(run: Run) -> None:
+    """Evaluates a trained run and writes its record."""
+    model: Any = timm.create_model(f"local-dir:{run.folder / 'model'}", pretrained=True).eval()
+    model.to(memory_format=torch.channels_last)
+    plain = not run.form.startswith(("mean", "concat"))
+    splits = ("validation", "test") if run.tested else ("validation",)
+    arrays, figures = {}, {}
+    started = time.perf_counter()
+    for split in splits:
+        factors = ALL_FACTORS if run.tested else FACTORS
+        logits, labels, index = logits_at_sizes(model, run, split, factors)
+        arrays |= {f"{split}_logits": logits, f"{split}_labels": labels, f"{split}_index": index}
+        each = logits.astype(np.float64)
+        figures[split] = areas(each[0] if plain else each.mean(0), labels)
+        figures[f"{split}_stages"] = [areas(stage, labels) for stage in each]
+    epochs = [json.loads(line) for line in (run.folder / "model" / "metrics.jsonl").read_text().splitlines()]
+    found = {
+        **{"form": run.form, "regime": run.regime, "lr": run.lr, "fold": run.fold, "settings": run.settings()},
+        "multiplications": multiplications(model, model.pretrained_cfg["input_size"]),
+        **{"epochs": len(epochs), "train_loss": [round(epoch["train_loss"], 4) for epoch in epochs]},
+        "train_minutes": round(sum(epoch["seconds"] for epoch in epochs) / 60, 1),
+        "evaluation_minutes": round((time.perf_counter() - started) / 60, 1),
+        "sizes": SIZES,
+        **figures,
+        **record(),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(RESULTS / f"{run.name}.npz", **arrays)
+    write_text(RESULTS / f"{run.name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(f"{run.name}: {figures['validation']}", flush=True)
+
+
+def work(runs: list[Run]) -> None:
+    """Does what is not done, in order; leaves to other processes what they are at."""
+    (OUTPUTS / "runs").mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        try:
+            with FileLock(OUTPUTS / "runs" / f"{run.name}.lock", timeout=0):
+                if not (RESULTS / f"{run.name}.json").exists():
+                    train(run)
+                    measure(run)
+        except Timeout:
+            continue
+        except subprocess.CalledProcessError:
+            print(f"{run.name}: failed, see {run.folder}.log", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["screen", "one"])
+    parser.add_argument("--form", choices=FORMS, help="one: this form")
+    parser.add_argument("--regime", choices=REGIMES, default="default", help="one: this regime")
+    parser.add_argument("--lr", default="1e-3", help="one: this learning rate")
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--tested", action="store_true", help="one: evaluate the test images, too")
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if options.what == "screen":
+        work([Run(form, regime, lr, options.fold, False) for form, regime, lr in SCREEN])
+    else:
+        work([Run(options.form, options.regime, options.lr, options.fold, options.tested)])
+
+
+if __name__ == "__main__":
+    main()
