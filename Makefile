@@ -44,7 +44,7 @@ demo: $(VENV)/.demo  ## see it: one picture at every size, in the browser
 	$(BIN)/python hub/space/app.py
 
 demo-test: $(VENV)/.demo-test  ## drive the demo in headless Chromium
-	$(BIN)/python -m pytest -m browser tests/test_hub_space_browser.py $(ARGS)
+	$(BIN)/python -m pytest -m browser tests/space/test_browser.py $(ARGS)
 
 check: $(INSTALLED)  ## check format, lint and types
 	$(BIN)/ruff format --check .

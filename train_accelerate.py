@@ -19,12 +19,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 
-from hub import card, publish, results
-from timm_wsms import evaluation
+from timm_wsms import cli_errors, evaluation
 from timm_wsms.data import Loader, Split, data_config, load_data, make_loader
 from timm_wsms.errors import UserError
-from timm_wsms.training import checkpoint, faults, restart
-from timm_wsms.training.build import (
+from timm_wsms.files import atomic_folder, atomic_write_text
+from timm_wsms.hub import card, publish, results
+from timm_wsms.training import checkpoint
+from timm_wsms.training.builders import (
     adapt,
     build,
     build_accelerator,
@@ -33,24 +34,23 @@ from timm_wsms.training.build import (
     check_name,
     scale_head,
 )
+from timm_wsms.training.checkpoint_folder import run_hash, save_model_folder
+from timm_wsms.training.checkpoint_manager import CheckpointManager, no_better
 from timm_wsms.training.distill import Teacher, build_teacher
 from timm_wsms.training.dry_run import dry_run
-from timm_wsms.training.early_stop import no_better
-from timm_wsms.training.epoch import InFloat32, SoFar, micro_batch_size
-from timm_wsms.training.guard import Guard
-from timm_wsms.training.hold import hold
-from timm_wsms.training.keeper import Keeper
-from timm_wsms.training.learner import Learner
+from timm_wsms.training.environment import describe_environment
+from timm_wsms.training.epoch import EpochProgress, InFloat32, micro_batch_size
+from timm_wsms.training.fault_tolerance import elastic
+from timm_wsms.training.fault_tolerance.run_lock import lock_run_folder
+from timm_wsms.training.fault_tolerance.signals import ShutdownSignal
+from timm_wsms.training.fault_tolerance.step_sync import StepSync
+from timm_wsms.training.fault_tolerance.watchdog import Watchdog
 from timm_wsms.training.loss import build_mix
-from timm_wsms.training.machine import hardware
-from timm_wsms.training.model_folder import run_hash, save_model_folder
-from timm_wsms.training.same_run import check_same_run
+from timm_wsms.training.resume_check import check_same_run
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, dump, parse, plan, portable
-from timm_wsms.training.stop import StopRequest
 from timm_wsms.training.trackers import tracking
-from timm_wsms.training.watch import Watch
-from timm_wsms.training.whole import write_text, written_beside
+from timm_wsms.training.trainer import Trainer
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Run:
 def main(argv: list[str] | None = None) -> None:
     # 1. Settings, data and networks. Whatever can be refused is refused here, before anything is written.
     settings = parse(argv)
-    if restart.continues(Path(settings.output)):
+    if elastic.continues(Path(settings.output)):
         settings.resume = "auto"
     if not settings.dry_run:
         checkpoint.check_output(Path(settings.output), settings.resume)
@@ -89,15 +89,15 @@ def main(argv: list[str] | None = None) -> None:
     accelerator.wait_for_everyone()
     if settings.dry_run:
         for run in runs:
-            learner = Learner(run.network, run.optimizer, run.teacher, run.settings, accelerator)
-            needs = dry_run(learner, run.train_loader, run.test_loader, run.schedule, run.settings, accelerator)
+            trainer = Trainer(run.network, run.optimizer, run.teacher, run.settings, accelerator)
+            needs = dry_run(trainer, run.train_loader, run.test_loader, run.schedule, run.settings, accelerator)
             accelerator.print(f"{run.settings.model}: {needs}")
         return
 
     # 2. Training, one model after the other.
     rows: list[evaluation.Row] = []
-    with hold(Path(settings.output), accelerator), StopRequest() as stop:
-        restart.mark(Path(settings.output), accelerator)
+    with lock_run_folder(Path(settings.output), accelerator), ShutdownSignal() as stop:
+        elastic.mark(Path(settings.output), accelerator)
         for run in runs:
             where = f"{accelerator.num_processes} × {accelerator.device.type}"
             accelerator.print(
@@ -154,27 +154,27 @@ def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accele
     return Run(settings, network, optimizer, schedule, teacher, config, train_loader, test_loader)
 
 
-def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator, stop: StopRequest) -> evaluation.Row:
+def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator, stop: ShutdownSignal) -> evaluation.Row:
     """Trains and evaluates one model, and writes its folder; `rows` are the results of the models before it."""
     settings = run.settings
-    learner = Learner(run.network, run.optimizer, run.teacher, settings, accelerator)
-    watch = Watch(accelerator, settings.hang_timeout)
-    guard = Guard(accelerator, stop, settings.checkpoint_every_minutes, watch)
-    ema = learner.ema and learner.ema.module
-    keeper = Keeper(settings, run.network, run.optimizer, ema, run.train_loader, accelerator, guard)
-    done, so_far = keeper.resume()
-    learner.set_epoch(done + 1)
-    metrics = keeper.metrics
+    trainer = Trainer(run.network, run.optimizer, run.teacher, settings, accelerator)
+    watchdog = Watchdog(accelerator, settings.hang_timeout)
+    sync = StepSync(accelerator, stop, settings.checkpoint_every_minutes, watchdog)
+    ema = trainer.ema and trainer.ema.module
+    manager = CheckpointManager(settings, run.network, run.optimizer, ema, run.train_loader, accelerator, sync)
+    done, so_far = manager.resume()
+    trainer.set_epoch(done + 1)
+    metrics = manager.metrics
     if accelerator.is_main_process:  # not sooner: a run that cannot be resumed with them keeps its own
         run.output.mkdir(parents=True, exist_ok=True)
-        write_text(run.output / "settings.yaml", dump(settings))
+        atomic_write_text(run.output / "settings.yaml", dump(settings))
 
     with tracking(settings, accelerator) as track:
 
         def conclude(row: dict) -> None:
             if to_be_measured(row["epoch"], settings) and "test_top1" not in row:
-                watch.note("")  # takes its time
-                row |= measure(learner, run.test_loader, accelerator)
+                watchdog.note("")  # takes its time
+                row |= measure(trainer, run.test_loader, accelerator)
             track(row)
             accelerator.print(progress_line(row, settings))
             if accelerator.is_main_process:
@@ -186,21 +186,21 @@ def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator, stop: 
             if no_better(metrics, settings.early_stop):
                 accelerator.print(f"no better accuracy in {settings.early_stop} epochs: the run ends")
                 break
-            with watch:
-                result = learner.train_epoch(
+            with watchdog:
+                result = trainer.train_epoch(
                     *(run.train_loader, run.schedule),
                     epoch=epoch,
                     so_far=so_far,
-                    guard=guard,
-                    after_update=keeper.in_epoch(epoch),
+                    sync=sync,
+                    after_update=manager.in_epoch(epoch),
                 )
-            so_far = SoFar()
+            so_far = EpochProgress()
             metrics.append({"epoch": epoch, **dataclasses.asdict(result)})
             if epoch % settings.checkpoint_every == 0 or (settings.keep_best and to_be_measured(epoch, settings)):
-                keeper.save(epoch)
+                manager.save(epoch)
             conclude(metrics[-1])
-        keeper.save(len(metrics))
-        row = finish(run, learner.final, metrics, rows, accelerator)
+        manager.save(len(metrics))
+        row = finish(run, trainer.final, metrics, rows, accelerator)
         track(metrics[-1])
     return row
 
@@ -210,12 +210,12 @@ def to_be_measured(epoch: int, settings: Settings) -> bool:
     return epoch % settings.eval_every == 0 and epoch < settings.epochs
 
 
-def measure(learner: Learner, loader: Loader, accelerator: Accelerator) -> dict[str, float]:
+def measure(trainer: Trainer, loader: Loader, accelerator: Accelerator) -> dict[str, float]:
     """The accuracy of the average if there is one, and of the weights as they are."""
-    raw = evaluate(learner.model, loader, accelerator)[0]
-    if learner.ema is None:
+    raw = evaluate(trainer.model, loader, accelerator)[0]
+    if trainer.ema is None:
         return raw
-    return evaluate(learner.final, loader, accelerator)[0] | of_raw_weights(raw)
+    return evaluate(trainer.final, loader, accelerator)[0] | of_raw_weights(raw)
 
 
 def of_raw_weights(figures: dict[str, float]) -> dict[str, float]:
@@ -279,7 +279,7 @@ def evaluate(
 
 
 def write_metrics(path: Path, metrics: list[dict]) -> None:
-    write_text(path, "".join(json.dumps(line) + "\n" for line in metrics))
+    atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in metrics))
 
 
 def write_model_folder(
@@ -287,10 +287,10 @@ def write_model_folder(
 ) -> None:
     """Writes `<output>/model`, which holds all that is needed to use the model and to know where it comes from."""
     example = next(iter(run.test_loader)).images[:2]
-    with written_beside(run.output / "model") as folder:
+    with atomic_folder(run.output / "model") as folder:
         (folder / "settings.yaml").write_text(dump(portable(run.settings)), encoding="utf-8")
         write_metrics(folder / "metrics.jsonl", metrics)
-        results.write(folder, rows, hardware(accelerator.num_processes, accelerator.device))
+        results.write(folder, rows, describe_environment(accelerator.num_processes, accelerator.device))
         names = run.test_loader.split.class_names
         save_model_folder(final, folder, run.data_config, names, example, run=run_hash(folder))
         evaluation.plot_curves(metrics, folder / "curves.png", title=rows[-1].model)
@@ -300,4 +300,4 @@ def write_model_folder(
 
 
 if __name__ == "__main__":
-    sys.exit(faults.run(main))
+    sys.exit(cli_errors.run(main))

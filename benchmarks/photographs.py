@@ -1,8 +1,8 @@
 """Fine-tuning on photographs: which form of the network gains how much at which size of the object, at which cost.
 
-    python benchmarks/photographs_data.py --flowers …/flowers        first, for weights and folds
-    python benchmarks/photographs.py screen                          one seed, validation images
-    python benchmarks/photographs.py one --form mean --fold 3 --tested   one run, with its test images
+    python -m benchmarks.photographs_data --flowers …/flowers        first, for weights and folds
+    python -m benchmarks.photographs screen                          one seed, validation images
+    python -m benchmarks.photographs one --form mean --fold 3 --tested   one run, with its test images
 
 Flowers: 4,311 photographs of 128 pixels, five classes, ImageNet weights of `tf_efficientnet_lite0`. Fold = seed: a
 fifth of the images is tested, a fifth is for validation, the rest is trained on, so that every image is tested once.
@@ -33,14 +33,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
-from machine import ROOT, record
 
+from benchmarks.common.environment import ROOT, record
 from timm_wsms import WsmsMeanNet, WsmsNet
 from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
 from timm_wsms.evaluation.cost import multiplications
-from timm_wsms.evaluation.size_curve import area_weights
-from timm_wsms.resize import Border, resize_object
-from timm_wsms.training.whole import write_text
+from timm_wsms.evaluation.object_size.curve import area_weights
+from timm_wsms.files import atomic_write_text
+from timm_wsms.object_scaling import Border, rescale_object
 
 OUTPUTS = ROOT / "outputs" / "photographs"
 RESULTS = ROOT / "benchmarks" / "results" / "photographs"
@@ -173,7 +173,9 @@ def logits_at_sizes(
     with torch.no_grad():
         for batch in loader:
             found.append(
-                torch.stack([of_stages(model, resize_object(batch.images, size, border), factors) for size in SIZES], 1)
+                torch.stack(
+                    [of_stages(model, rescale_object(batch.images, size, border), factors) for size in SIZES], 1
+                )
             )
             labels.append(batch.labels)
             index.append(batch.index)
@@ -236,7 +238,7 @@ def measure(run: Run) -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(RESULTS / f"{run.name}.npz", **arrays)
-    write_text(RESULTS / f"{run.name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    atomic_write_text(RESULTS / f"{run.name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(f"{run.name}: {figures['validation']}", flush=True)
 
 

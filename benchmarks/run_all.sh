@@ -14,47 +14,47 @@ PYTHON=${PYTHON:-.venv/bin/python}
 TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 
 # Objects of every size (REPORT.md)
-"$PYTHON" benchmarks/scale_resnet20.py --source "$CIFAR10"
-"$PYTHON" benchmarks/mean_without_training.py --source "$CIFAR10"
-"$PYTHON" benchmarks/unseen_sizes.py --source "$CIFAR10"
-"$PYTHON" benchmarks/plot_unseen_sizes.py
-"$PYTHON" benchmarks/mean_stages.py --source "$CIFAR10" # of the networks of unseen_sizes.py
-"$PYTHON" benchmarks/finetune_sizes.py --source "$CIFAR10"
+"$PYTHON" -m benchmarks.object_size.kept_models --source "$CIFAR10"
+"$PYTHON" -m benchmarks.object_size.untrained_average --source "$CIFAR10"
+"$PYTHON" -m benchmarks.object_size.from_scratch --source "$CIFAR10"
+"$PYTHON" -m benchmarks.object_size.plot
+"$PYTHON" -m benchmarks.object_size.per_stage --source "$CIFAR10" # of the networks of from_scratch.py
+"$PYTHON" -m benchmarks.object_size.finetune --source "$CIFAR10"
 # On a CPU with --fourier, for kernels of 7×7, and with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
 # GLIBC_TUNABLES=glibc.malloc.hugetlb=1, so that a step's memory stays with the process, in large pages.
-"$PYTHON" benchmarks/mnist_scale.py --source "$MNIST"
-"$PYTHON" benchmarks/mnist_sizes.py --source "$MNIST" # of its records and networks
-"$PYTHON" benchmarks/fourier_cost.py
-"$PYTHON" benchmarks/mnist_search.py --source "$MNIST"
-"$PYTHON" benchmarks/table2.py --source "$CIFAR10" # wants a GPU
-"$PYTHON" benchmarks/report_tables.py # prints the tables of REPORT.md
+"$PYTHON" -m benchmarks.mnist_scale.train --source "$MNIST"
+"$PYTHON" -m benchmarks.mnist_scale.by_digit_size --source "$MNIST" # of its records and networks
+"$PYTHON" -m benchmarks.speed.fourier_cost
+"$PYTHON" -m benchmarks.mnist_scale.variants --source "$MNIST"
+"$PYTHON" -m benchmarks.cifar10.paper_table2 --source "$CIFAR10" # wants a GPU
+"$PYTHON" -m benchmarks.object_size.report_tables # prints the tables of REPORT.md
 
 # Accuracy
-"$PYTHON" benchmarks/cifar10_resnet20.py --source "$CIFAR10"
-"$PYTHON" benchmarks/cifar10_stages.py --source "$CIFAR10"
-"$PYTHON" benchmarks/cifar10_why.py --source "$CIFAR10"
-"$PYTHON" benchmarks/recalibrate.py --source "$CIFAR10"
-"$PYTHON" benchmarks/hub_models.py --source "$CIFAR10"
+"$PYTHON" -m benchmarks.cifar10.resnet20 --source "$CIFAR10"
+"$PYTHON" -m benchmarks.cifar10.stage_ablation --source "$CIFAR10"
+"$PYTHON" -m benchmarks.cifar10.variants --source "$CIFAR10"
+"$PYTHON" -m benchmarks.cifar10.recalibrate --source "$CIFAR10"
+"$PYTHON" -m benchmarks.cifar10.kept_accuracy --source "$CIFAR10"
 
 # Every backbone
-"$PYTHON" benchmarks/coverage.py
+"$PYTHON" -m benchmarks.backbones.all_backbones
 [ -d "$TIMM" ] || (mkdir -p outputs && cd outputs && pip download timm==1.0.31 --no-binary :all: --no-deps && tar xzf timm-1.0.31.tar.gz)
-"$PYTHON" benchmarks/timm_suite.py --timm "$TIMM"
-"$PYTHON" benchmarks/timm_suite.py --timm "$TIMM" --max_params 60e6 \
+"$PYTHON" -m benchmarks.backbones.timm_tests --timm "$TIMM"
+"$PYTHON" -m benchmarks.backbones.timm_tests --timm "$TIMM" --max_params 60e6 \
 	--names "resne*" "efficientnet*" "convnext*" "swin*" "densenet*" "mobilenet*" "vit_*"
 
 # Speed: on a quiet machine
-"$PYTHON" benchmarks/forward_cost.py --compiled 0
-"$PYTHON" benchmarks/forward_cost.py --compiled 1 --lines_only --out benchmarks/results/forward_cost_compiled.json
-"$PYTHON" benchmarks/forward_cost.py --device cuda --bf16 --batch 256 --compiled 0 --lines_only # wants a GPU
-"$PYTHON" benchmarks/forward_batch1.py
-"$PYTHON" benchmarks/forward_stages.py --models resnet50 convnext_tiny densenet121 mobilenetv3_large_100 swin_tiny_patch4_window7_224
+"$PYTHON" -m benchmarks.speed.forward --compiled 0
+"$PYTHON" -m benchmarks.speed.forward --compiled 1 --lines_only --out benchmarks/results/forward_cost_compiled.json
+"$PYTHON" -m benchmarks.speed.forward --device cuda --bf16 --batch 256 --compiled 0 --lines_only # wants a GPU
+"$PYTHON" -m benchmarks.speed.forward_batch1
+"$PYTHON" -m benchmarks.speed.forward_by_stage --models resnet50 convnext_tiny densenet121 mobilenetv3_large_100 swin_tiny_patch4_window7_224
 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 \
-	"$PYTHON" benchmarks/forward_stages.py --models swin_tiny_patch4_window7_224 --compiled 1
-"$PYTHON" benchmarks/train_overhead.py --source "$CIFAR10"
-"$PYTHON" benchmarks/input_pipeline.py --source "$CIFAR10"
-"$PYTHON" benchmarks/scaling.py
+	"$PYTHON" -m benchmarks.speed.forward_by_stage --models swin_tiny_patch4_window7_224 --compiled 1
+"$PYTHON" -m benchmarks.speed.training_loop --source "$CIFAR10"
+"$PYTHON" -m benchmarks.speed.input_pipeline --source "$CIFAR10"
+"$PYTHON" -m benchmarks.speed.data_parallel
 
 # Nothing is lost
-"$PYTHON" benchmarks/faults.py
-"$PYTHON" benchmarks/stream.py
+"$PYTHON" -m benchmarks.reliability.faults
+"$PYTHON" -m benchmarks.reliability.stream

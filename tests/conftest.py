@@ -5,8 +5,9 @@ import logging
 
 import pytest
 from accelerate.state import AcceleratorState
-from hub_client import Client
-from hub_server import Hub
+
+from tests.helpers.hub_client import Client
+from tests.helpers.hub_server import Hub
 
 
 def pytest_collection_finish():

@@ -7,11 +7,11 @@ model = timm.create_model("wsms_resnet50", pretrained=True)
 """
 
 from timm_wsms.errors import UserError
-from timm_wsms.fuse import fuse
-from timm_wsms.mean import WsmsMeanNet
-from timm_wsms.network import WsmsNet
-from timm_wsms.recalibrate import recalibrate
-from timm_wsms.wsms import register, register_all
+from timm_wsms.network.fuse import fuse
+from timm_wsms.network.mean_net import WsmsMeanNet
+from timm_wsms.network.recalibrate import recalibrate
+from timm_wsms.network.wsms_net import WsmsNet
+from timm_wsms.registry.wsms import register, register_all
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "WsmsMeanNet", "WsmsNet", "fuse", "recalibrate", "register"]

@@ -16,13 +16,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timm_wsms import evaluation
+from timm_wsms import cli_errors, evaluation
 from timm_wsms.data import Split, load_splits
-from timm_wsms.evaluation.load import file_name, timm_name
+from timm_wsms.evaluation.model_loading import file_name, timm_name
 from timm_wsms.evaluation.options import REMEDIES, Options, parse
-from timm_wsms.evaluation.prepare import prepare, start
-from timm_wsms.training import faults
-from timm_wsms.training.whole import write_text
+from timm_wsms.evaluation.setup import prepare, start
+from timm_wsms.files import atomic_write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,7 +55,7 @@ def evaluate(names: list[str], options: Options) -> None:
         accelerator.print(f"{name}: {row.accuracy:.2f} % of {count}")
         if options.json and accelerator.is_main_process:
             what = {"data": options.data, "split": split.name, "precision": options.precision, "models": results}
-            write_text(Path(options.json), json.dumps(what, indent=2, ensure_ascii=False) + "\n")
+            atomic_write_text(Path(options.json), json.dumps(what, indent=2, ensure_ascii=False) + "\n")
     accelerator.print(f"\n{evaluation.text_table(rows)}\n\n{class_table(results)}")
     accelerator.end_training()
 
@@ -114,4 +113,4 @@ def class_table(results: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(faults.run(main, REMEDIES))
+    sys.exit(cli_errors.run(main, REMEDIES))

@@ -13,8 +13,8 @@ import gradio as gr
 from demo import views
 from demo.networks import Pair, load_pair
 from demo.pictures import open_picture
+from timm_wsms import cli_errors
 from timm_wsms.errors import UserError
-from timm_wsms.training import faults
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = sorted((HERE / "examples").glob("*.png"))  # each named by what it shows
@@ -93,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(faults.run(main, faults.Remedies()))
+    sys.exit(cli_errors.run(main, cli_errors.Remedies()))

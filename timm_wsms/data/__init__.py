@@ -1,10 +1,10 @@
 """From a recipe to batches of images and labels."""
 
-from .loader import Batch, Loader, make_loader
-from .settings import DataSettings, TimmAugmentation
-from .sources import Split, load_data, load_splits
-from .stream import Stream
-from .transforms import data_config, eval_transform, train_transform
+from timm_wsms.data.loader import Batch, Loader, make_loader
+from timm_wsms.data.settings import DataSettings, TimmAugmentation
+from timm_wsms.data.sources import Split, load_data, load_splits
+from timm_wsms.data.stream import Stream
+from timm_wsms.data.transforms import data_config, eval_transform, train_transform
 
 __all__ = [
     "Batch",

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
-from ..resize import resize_object
-from .settings import DataSettings
+from timm_wsms.data.settings import DataSettings
+from timm_wsms.errors import UserError
+from timm_wsms.object_scaling import rescale_object
 
 PADDING = 4  # pixels on each side, He et al. 2016, Section 4.2
 Draws = dict[str, torch.Tensor]  # what was drawn for each of n images, (n, …) each
@@ -47,7 +47,7 @@ class BatchAugmentation:
     def __call__(self, images: torch.Tensor, drawn: Draws) -> torch.Tensor:
         """Does it: float (B, C, H, W) → float (B, C, H, W)."""
         if "sizes" in drawn:
-            images = resize_object(images, drawn["sizes"], self._border)
+            images = rescale_object(images, drawn["sizes"], self._border)
         return pad_crop_flip(images, drawn["corners"], drawn["flips"]) if "corners" in drawn else images
 
 

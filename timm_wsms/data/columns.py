@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
-from .opening import SPLITS, empty_split
-from .settings import DataSettings
+from timm_wsms.data.hub_source import SPLITS, empty_split
+from timm_wsms.data.settings import DataSettings
+from timm_wsms.errors import UserError
 
 if TYPE_CHECKING:
     import datasets

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .batch import AUGMENTATION, ORDER, Batch, Loader
-from .per_image import TransformedImages
-from .settings import DataSettings
-from .sources import Split, fits_in_memory, progress
-from .stream import Stream
-from .stream_loader import StreamLoader
-from .transforms import eval_transform, normalize, train_transform
-from .workers import ImageWorkers
+from timm_wsms.data.image_dataset import ImageWorkers, TransformedImages
+from timm_wsms.data.loader_base import AUGMENTATION, ORDER, Batch, Loader
+from timm_wsms.data.settings import DataSettings
+from timm_wsms.data.sources import Split, fits_in_memory, progress
+from timm_wsms.data.stream import Stream
+from timm_wsms.data.stream_loader import StreamLoader
+from timm_wsms.data.transforms import eval_transform, normalize, train_transform
 
 CPU = torch.device("cpu")
 SMALL_PART = 1 / 16  # of a GPU's memory, for the images of one split

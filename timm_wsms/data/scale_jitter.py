@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageFilter
 from timm.data.transforms import RandomResizedCropAndInterpolation, interp_mode_to_str
 
-from timm_wsms.resize import BLUR, Border, mirror
+from timm_wsms.object_scaling import BLUR, Border, mirror
 
 TRIES = 10  # as many as timm's crop itself
 THUMBNAIL = 32  # pixels per side; a background blurred over an eighth of the side holds no more detail
@@ -57,7 +57,7 @@ class ScaleJitterCrop:
     Args:
         crop: timm's; draws the crop and the interpolation.
         sizes: The smallest and the largest size of the object, drawn uniformly in the logarithm; 1 is its own.
-        border: What surrounds a smaller object, see `timm_wsms.resize.resize_object`.
+        border: What surrounds a smaller object, see `timm_wsms.object_scaling.rescale_object`.
     """
 
     def __init__(self, crop: RandomResizedCropAndInterpolation, sizes: tuple[float, float], border: Border):

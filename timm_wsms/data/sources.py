@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import UserError
-from . import columns
-from .digits import Digits, load_digits
-from .images import BadImageError, check_head, decode, remedy, undecoded
-from .jpeg import JpegCrop
-from .opening import SPLITS, open_source, pick_split
-from .settings import DataSettings
-from .stream import Stream, open_streams
+from timm_wsms.data import columns
+from timm_wsms.data.decode import BadImageError, check_head, decode, remedy, undecoded
+from timm_wsms.data.digits import Digits, load_digits
+from timm_wsms.data.hub_source import SPLITS, open_source, pick_split
+from timm_wsms.data.jpeg_crop import JpegCrop
+from timm_wsms.data.settings import DataSettings
+from timm_wsms.data.stream import Stream, open_streams
+from timm_wsms.errors import UserError
 
 if TYPE_CHECKING:
     import datasets

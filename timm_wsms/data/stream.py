@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from ..errors import UserError
-from . import columns
-from .images import decode
-from .jpeg import JpegCrop
-from .opening import empty_split, one_line, open_source, pick_split
-from .settings import DataSettings
+from timm_wsms.data import columns
+from timm_wsms.data.decode import decode
+from timm_wsms.data.hub_source import empty_split, one_line, open_source, pick_split
+from timm_wsms.data.jpeg_crop import JpegCrop
+from timm_wsms.data.settings import DataSettings
+from timm_wsms.errors import UserError
 
 if TYPE_CHECKING:
     import datasets

@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..errors import UserError
-from .batch import AUGMENTATION, ORDER, Batch, Loader
-from .per_image import TransformedImages
-from .settings import DataSettings
-from .stream import Row, Stream
-from .transforms import eval_transform, train_transform
-from .workers import ImageWorkers
+from timm_wsms.data.image_dataset import ImageWorkers, TransformedImages
+from timm_wsms.data.loader_base import AUGMENTATION, ORDER, Batch, Loader
+from timm_wsms.data.settings import DataSettings
+from timm_wsms.data.stream import Row, Stream
+from timm_wsms.data.transforms import eval_transform, train_transform
+from timm_wsms.errors import UserError
 
 T = TypeVar("T")
 AHEAD = 2  # batches that are read before they are asked for

@@ -9,11 +9,11 @@ import torch
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import Compose
 
-from ..errors import UserError
-from .batch_augmentation import check_scale_jitter
-from .jpeg import JpegCrop
-from .scale_jitter import ScaleJitterCrop
-from .settings import DataSettings
+from timm_wsms.data.batch_augmentation import check_scale_jitter
+from timm_wsms.data.jpeg_crop import JpegCrop
+from timm_wsms.data.scale_jitter import ScaleJitterCrop
+from timm_wsms.data.settings import DataSettings
+from timm_wsms.errors import UserError
 
 
 def data_config(model: torch.nn.Module, settings: DataSettings, *, use_test_size: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.mode import evaluating
+from timm_wsms.utils import eval_mode
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,7 +76,7 @@ def predict(
     # Without the DDP wrapper, whose forward exchanges buffers: a process without a batch would be waited for.
     model = accelerator.unwrap_model(model)
     _share_buffers(model, accelerator)
-    with evaluating(model):
+    with eval_mode(model):
         own = _predict_share(model, _with_bar(loader, progress and accelerator.is_main_process), accelerator)
     shares = gather_object([(own, int(getattr(loader, "skipped", 0)))])  # arrays of different lengths
     table = np.concatenate([rows for rows, _ in shares])  # (n, 4)
@@ -141,3 +141,22 @@ def _percent(hits: np.ndarray) -> float:
     if not len(hits):
         raise ValueError("There are no predictions to take an accuracy of.")
     return 100.0 * float(np.mean(hits))
+
+
+def accuracy_by_size(predictions: Predictions, object_sizes: np.ndarray) -> dict[int, float]:
+    """Accuracy for each object size, smallest first.
+
+    Args:
+        predictions: Of a whole data set or a part of it.
+        object_sizes: Side of the object in each image of the data set, in whole pixels, (size of the data set,).
+
+    Returns:
+        Object size in pixels → share of its samples whose prediction is right, in percent.
+
+    Raises:
+        ValueError: `object_sizes` ends before the samples do.
+    """
+    if len(predictions) and predictions.index[-1] >= len(object_sizes):
+        raise ValueError(f"Sample {predictions.index[-1]} has no object size; there are only {len(object_sizes)}.")
+    sizes = np.asarray(object_sizes)[predictions.index]  # (n,)
+    return {int(size): 100.0 * float(predictions.correct[sizes == size].mean()) for size in np.unique(sizes)}

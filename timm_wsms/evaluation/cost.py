@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_wsms.evaluation.mode import evaluating
+from timm_wsms.utils import eval_mode
 
 
 def parameters(model: nn.Module) -> int:
@@ -31,6 +31,6 @@ def multiplications(model: nn.Module, input_size: Sequence[int]) -> int:
     image = torch.zeros(1, *input_size, dtype=like.dtype, device=like.device)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped; torch runs it eagerly under a counter
     # the counter does not know every fused form of attention
-    with sdpa_kernel(SDPBackend.MATH), evaluating(model), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), eval_mode(model), FlopCounterMode(display=False) as counter:
         model(image)
     return counter.get_total_flops() // 2

@@ -9,11 +9,11 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 import jsonargparse
 
+from timm_wsms.cli_errors import Remedies
 from timm_wsms.data import DataSettings
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.size_curve import FACTORS
-from timm_wsms.resize import Border
-from timm_wsms.training.faults import Remedies
+from timm_wsms.evaluation.object_size.curve import FACTORS
+from timm_wsms.object_scaling import Border
 
 REMEDIES = Remedies(
     place="choose another --json or --output",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from timm_wsms.evaluation.drawing import COLORS, curve_style, dress_axes, make_figure, save_figure
+from timm_wsms.evaluation.plot_style import COLORS, curve_style, dress_axes, make_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,8 +18,8 @@ from torch import nn
 
 from timm_wsms.data import Split
 from timm_wsms.errors import UserError
-from timm_wsms.training.states import write_tensors
-from timm_wsms.training.whole import written_beside
+from timm_wsms.files import atomic_folder
+from timm_wsms.training.optimizer_state import write_tensors
 
 Arrays = dict[str, np.ndarray]
 
@@ -52,7 +52,7 @@ def cached(name: str, key: Mapping[str, Any], compute: Callable[[], Arrays], fol
         return load_file(path / "arrays.safetensors")
     arrays = compute()
     try:
-        with written_beside(path) as temporary:
+        with atomic_folder(path) as temporary:
             write_tensors(temporary / "arrays.safetensors", {key: torch.tensor(array) for key, array in arrays.items()})
             (temporary / "key.json").write_text(json.dumps(whole, indent=2), encoding="utf-8")
     except OSError as error:

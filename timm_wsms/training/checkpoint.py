@@ -18,8 +18,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from timm_wsms.errors import UserError
-from timm_wsms.training.states import join, load_optimizer, split, write_tensors
-from timm_wsms.training.whole import remove, remove_left_overs, written_beside
+from timm_wsms.files import atomic_folder, remove, remove_left_overs
+from timm_wsms.training.optimizer_state import flatten_state, load_optimizer, unflatten_state, write_tensors
 
 MANIFEST, STATE = "manifest.json", "state.json"
 RUN_FILES = ("settings.yaml", "metrics.jsonl", "checkpoints", "model", "baseline")
@@ -72,13 +72,13 @@ def save_run_state(
     """
     folder = checkpoints / str(position)
     tensors: dict[str, Any] = {}
-    tree = split(optimizer.state_dict(), tensors)
+    tree = flatten_state(optimizer.state_dict(), tensors)
     files = {"model.safetensors": model.state_dict(), "optimizer.safetensors": tensors}
     if ema is not None:
         files["ema.safetensors"] = ema.state_dict()
     kind = type(optimizer).__name__
     state = json.dumps({**position._asdict(), "kind": kind, "optimizer": tree, "extra": extra or {}})
-    with written_beside(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         sums = {name: write_tensors(temporary / name, content) for name, content in files.items()}
         (temporary / STATE).write_text(state, encoding="utf-8")
         sums[STATE] = hashlib.sha256(state.encode()).hexdigest()
@@ -115,7 +115,7 @@ def load_run_state(
         model.load_state_dict(load(files["model.safetensors"]))
         if ema is not None:
             ema.load_state_dict(load(files["ema.safetensors"]))
-        load_optimizer(optimizer, join(state["optimizer"], load(files["optimizer.safetensors"])))
+        load_optimizer(optimizer, unflatten_state(state["optimizer"], load(files["optimizer.safetensors"])))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{folder} does not fit these settings ({error}); choose another --output") from error
     return state["extra"]

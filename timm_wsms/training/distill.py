@@ -8,7 +8,7 @@ from timm.task import ClassificationTask, DistillationTeacher, LogitDistillation
 from torch import nn
 
 from timm_wsms.errors import UserError
-from timm_wsms.training.build import build, check_input, check_name
+from timm_wsms.training.builders import build, check_input, check_name
 from timm_wsms.training.loss import build_loss, with_stages
 from timm_wsms.training.settings import Settings
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from timm_wsms.data import Loader, Stream
-from timm_wsms.training.epoch import SoFar
-from timm_wsms.training.guard import Agreed
-from timm_wsms.training.learner import Learner
+from timm_wsms.training.epoch import EpochProgress
+from timm_wsms.training.fault_tolerance.step_sync import StepFlags
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings
+from timm_wsms.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,7 +23,7 @@ STEPS = 2  # the first one compiles, starts workers and allocates; the second te
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Estimate:
     """What a run will need.
 
     Attributes:
@@ -53,13 +53,13 @@ class _Enough(Exception):  # noqa: N818  it is no error
 
 
 def dry_run(
-    learner: Learner,
+    trainer: Trainer,
     train_loader: Loader,
     test_loader: Loader,
     schedule: Schedule,
     settings: Settings,
     accelerator: "Accelerator",
-) -> Forecast:
+) -> Estimate:
     """Trains for two steps, as in the last epoch, when nothing is frozen any more, and evaluates one batch.
 
     The network is another one afterwards. Every process has to call it.
@@ -67,7 +67,7 @@ def dry_run(
     times: list[float] = []
     updates = len(train_loader) // settings.grad_accumulation
 
-    def after_update(so_far: SoFar, _: Agreed) -> None:
+    def after_update(so_far: EpochProgress, _: StepFlags) -> None:
         times.append(so_far.seconds)
         if so_far.update >= min(STEPS, updates):
             raise _Enough
@@ -75,27 +75,27 @@ def dry_run(
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)  # an earlier network's is none of this one's
     with contextlib.suppress(_Enough):
-        learner.train_epoch(train_loader, schedule, epoch=settings.epochs, after_update=after_update)
+        trainer.train_epoch(train_loader, schedule, epoch=settings.epochs, after_update=after_update)
     step = times[-1] - (times[-2] if len(times) > 1 else 0.0)
-    evaluation = _evaluation_batch(learner, test_loader, accelerator)
-    evaluations = -(-settings.epochs // settings.eval_every) * (1 if learner.ema is None else 2)
+    evaluation = _evaluation_batch(trainer, test_loader, accelerator)
+    evaluations = -(-settings.epochs // settings.eval_every) * (1 if trainer.ema is None else 2)
     seconds = settings.epochs * updates * step + evaluations * len(test_loader) * evaluation
     needs = torch.tensor([_peak_memory(accelerator.device), seconds, step], dtype=torch.float64)
     memory, seconds, step = accelerator.gather(needs[None].to(accelerator.device)).amax(0).tolist()
     since_start, streamed = accelerator.device.type != "cuda", isinstance(train_loader.split, Stream)
-    return Forecast(int(memory), seconds, step, since_start, streamed)
+    return Estimate(int(memory), seconds, step, since_start, streamed)
 
 
-def _evaluation_batch(learner: Learner, loader: Loader, accelerator: "Accelerator") -> float:
+def _evaluation_batch(trainer: Trainer, loader: Loader, accelerator: "Accelerator") -> float:
     """Evaluates one batch; returns the seconds that took."""
     batch = next(iter(loader), None)
     if batch is None:  # more processes than images
         return 0.0
     _, images, _ = batch
     started = time.perf_counter()
-    learner.final.eval()
+    trainer.final.eval()
     with torch.no_grad(), accelerator.autocast():
-        learner.final(images.to(accelerator.device)).sum().item()  # waits for the device
+        trainer.final(images.to(accelerator.device)).sum().item()  # waits for the device
     return time.perf_counter() - started
 
 

@@ -14,7 +14,7 @@ from timm_wsms.data import Batch, Loader
 from timm_wsms.data.sources import progress
 from timm_wsms.errors import UserError
 from timm_wsms.training.distill import Task, build_task
-from timm_wsms.training.guard import Agreed, Guard
+from timm_wsms.training.fault_tolerance.step_sync import StepFlags, StepSync
 from timm_wsms.training.loss import build_mix
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SoFar:
+class EpochProgress:
     """How far an epoch is: all that it takes, beside the weights, to go on with it.
 
     Attributes:
@@ -65,7 +65,7 @@ class EpochResult:
     skipped: int
 
 
-AfterUpdate = Callable[[SoFar, Agreed], None]
+AfterUpdate = Callable[[EpochProgress, StepFlags], None]
 
 
 def micro_batch_size(settings: Settings, num_processes: int) -> int:
@@ -95,10 +95,10 @@ def train_epoch(
     epoch: int,
     ema: "ModelEmaV3 | None" = None,
     network: nn.Module | None = None,
-    so_far: SoFar | None = None,
+    so_far: EpochProgress | None = None,
     task: Task | None = None,
     frozen_norms: Sequence[nn.Module] = (),
-    guard: Guard | None = None,
+    sync: StepSync | None = None,
     after_update: AfterUpdate | None = None,
 ) -> EpochResult:
     """Trains for one epoch, or for the rest of it.
@@ -116,7 +116,7 @@ def train_epoch(
         so_far: where to begin, in an epoch that was interrupted.
         task: computes the loss with `model`; None for that of the labels alone.
         frozen_norms: stay in eval mode.
-        guard: lets the processes agree.
+        sync: lets the processes agree.
         after_update: called after each update, and before the error when losses are not finite.
 
     Returns:
@@ -125,12 +125,12 @@ def train_epoch(
     Raises:
         UserError: more losses than allowed were not finite.
     """
-    guard, so_far = guard or Guard(accelerator), so_far or SoFar()
+    sync, so_far = sync or StepSync(accelerator), so_far or EpochProgress()
     steps, updates = settings.grad_accumulation, len(loader) // settings.grad_accumulation
     task = task or build_task(model, model, None, settings, accelerator.device)
     mix = build_mix(settings, len(loader.split.class_names), loader.batch_size)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-    kept = Kept(model)
+    kept = BufferSnapshot(model)
     loader.set_epoch(epoch, so_far.update * steps)
     batches = iter(loader)
     model.train()
@@ -146,21 +146,21 @@ def train_epoch(
         total = torch.zeros((), device=accelerator.device)  # stays there: reading it would wait for the device
         met, waited = [], 0.0
         for step in range(steps):
-            guard.note(f"loading images for step {update + 1} of epoch {epoch}")
+            sync.note(f"loading images for step {update + 1} of epoch {epoch}")
             (index, images, labels), seconds = _timed(batches)
             met.append(index)
             waited += seconds
             images = images.to(accelerator.device, memory_format=memory_format, non_blocking=True)
             images, labels = mix(images, labels.to(accelerator.device, non_blocking=True))
-            guard.note(f"computing step {update + 1} of epoch {epoch}")
+            sync.note(f"computing step {update + 1} of epoch {epoch}")
             # Gradients are exchanged once an update, with its last step.
             with accelerator.no_sync(model) if step < steps - 1 else nullcontext():
                 loss = task(images, labels)["loss"] / steps
                 accelerator.backward(loss)
             total += loss.detach()
-        guard.note(f"waiting for the others after step {update + 1} of epoch {epoch}")
+        sync.note(f"waiting for the others after step {update + 1} of epoch {epoch}")
         value, norm = _loss_and_norm(total, model, accelerator, settings.clip_grad)
-        agreed = guard.agree(bad=not np.isfinite(value + norm))
+        agreed = sync.exchange(bad=not np.isfinite(value + norm))
         if agreed.bad:
             kept.put_back()
             optimizer.zero_grad()
@@ -176,7 +176,7 @@ def train_epoch(
             if ema is not None:
                 ema.update(network, (epoch - 1) * updates + update + 1 if ema.use_warmup else None)
         now = time.perf_counter()
-        so_far = SoFar(
+        so_far = EpochProgress(
             update + 1,
             so_far.skipped + agreed.bad,
             so_far.loss + (0.0 if agreed.bad else value),
@@ -189,14 +189,16 @@ def train_epoch(
     return _result(so_far, lr, updates, accelerator, settings)
 
 
-def _result(so_far: SoFar, lr: float, updates: int, accelerator: "Accelerator", settings: Settings) -> EpochResult:
+def _result(
+    so_far: EpochProgress, lr: float, updates: int, accelerator: "Accelerator", settings: Settings
+) -> EpochResult:
     total = torch.tensor(so_far.loss, dtype=torch.float32, device=accelerator.device)
     mean = accelerator.reduce(total, reduction="mean").item() / max(1, updates - so_far.skipped)
     speed = updates * settings.batch_size / so_far.seconds
     return EpochResult(mean, lr, so_far.seconds, speed, so_far.waited / so_far.seconds, so_far.skipped)
 
 
-class Kept:
+class BufferSnapshot:
     """A copy of a model's buffers: a forward pass whose loss is not finite has spoiled the running statistics."""
 
     def __init__(self, model: nn.Module):

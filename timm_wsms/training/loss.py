@@ -8,7 +8,7 @@ from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
 from timm_wsms.errors import UserError
-from timm_wsms.mean import StageOutputs
+from timm_wsms.network.mean_net import StageOutputs
 from timm_wsms.training.settings import Settings
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -10,7 +10,75 @@ import yaml
 
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
-from timm_wsms.training.setting_groups import DistillSettings, HubSettings, OptimizerSettings, ScheduleSettings
+
+
+@dataclass
+class OptimizerSettings:
+    """Arguments of timm's `create_optimizer_v2`; the learning rate is the top-level `lr`."""
+
+    name: str = "sgd"
+    """timm's name for it: `sgd` has Nesterov momentum, `momentum` the plain kind; `adamw`, `lamb`, ..."""
+    momentum: float = 0.9
+    """Momentum, for the optimizers that have one."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    decay_norm_and_bias: bool = True
+    """Decay every parameter, as the paper does; false leaves out biases and normalization, as is timm's habit."""
+    layer_decay: float | None = None
+    """Layers before the last learn more slowly, each by this factor again; for fine-tuning, 0.65 to 0.9 say."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Anything else the optimizer takes, e.g. betas."""
+
+
+@dataclass
+class ScheduleSettings:
+    """How the learning rate changes."""
+
+    name: Literal["constant", "step", "cosine", "onecycle"] = "constant"
+    """`constant` and `step` change it between epochs only, `cosine` and `onecycle` with every update."""
+    milestones: list[int] = field(default_factory=list)
+    """step: from each of these epochs on, counted from 1, it is multiplied by `gamma`."""
+    gamma: float = 0.1
+    """step: the factor at each milestone."""
+    min_lr: float = 0.0
+    """cosine: where it ends."""
+    warmup_epochs: int = 0
+    """constant, step, cosine: epochs of linear warm-up, which count as epochs of the run."""
+    warmup_lr: float = 0.0
+    """constant, step, cosine: where the warm-up starts."""
+    pct_start: float = 0.3
+    """onecycle: the part of all updates in which it rises to `lr`."""
+    div_factor: float = 25.0
+    """onecycle: it starts at `lr / div_factor` ..."""
+    final_div_factor: float = 1e4
+    """onecycle: ... and ends at `lr / div_factor / final_div_factor`."""
+
+
+@dataclass
+class DistillSettings:
+    """Knowledge distillation (Hinton et al. 2015): a trained network's logits as a second target."""
+
+    teacher: str | None = None
+    """Any name timm knows, `hf-hub:` and `local-dir:` too; it sees the same images and must know the same classes."""
+    teacher_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the teacher; `pretrained` is true unless they say otherwise."""
+    alpha: float = 0.5
+    """The teacher's part of the loss; the labels' is 1 - alpha."""
+    temperature: float = 1.0
+    """What both networks' logits are divided by before they are compared."""
+
+
+@dataclass
+class HubSettings:
+    """Publishing the result on the Hugging Face Hub, as `hub/publish.py` does."""
+
+    push: str | None = None
+    """Publish the model as `owner/name`, at the end."""
+    private: bool = False
+    """In a repo that only its owner sees."""
+    tag: str | None = None
+    """Name this version."""
+
 
 if TYPE_CHECKING:
     import jsonargparse

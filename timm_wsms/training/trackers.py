@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from timm_wsms.errors import UserError
-from timm_wsms.training.same_run import flat
+from timm_wsms.training.resume_check import flat
 from timm_wsms.training.settings import Settings
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from PIL import Image
 
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.stage_maps import several_stages, stage_heat_maps
-from timm_wsms.resize import resize_object
+from timm_wsms.evaluation.stages.cam import several_stages, stage_heat_maps
+from timm_wsms.object_scaling import rescale_object
 
 MODELS = Path(__file__).resolve().parents[2] / "models"  # in a clone of the repository
 TopFive = list[tuple[str, float]]  # (label, probability), the likeliest first
@@ -77,7 +77,7 @@ class Pair:
             picture: From `prepare`, (3, H, W).
             factor: Size of the object divided by its size in the picture.
         """
-        images = resize_object(picture[None], factor)  # (1, 3, H, W)
+        images = rescale_object(picture[None], factor)  # (1, 3, H, W)
         maps = stage_heat_maps(self.wsms, images)[0]  # (S, h, w)
         mean, std = (torch.tensor(self.config[key])[:, None, None] for key in ("mean", "std"))
         image = (images[0] * std + mean).clamp(0, 1)

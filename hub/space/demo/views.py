@@ -93,6 +93,6 @@ def known(labels: list[str]) -> str:
 def scale(plot: bytes | None) -> str:
     """The plot of accuracy against object size, a PNG file's content, or why there is none."""
     if plot is None:
-        return "<p>No scale.png came with this model: <code>python -m timm_wsms.scale</code> draws it.</p>"
+        return "<p>No scale.png came with this model: <code>python -m timm_wsms.object_size</code> draws it.</p>"
     source = "data:image/png;base64," + base64.b64encode(plot).decode()
     return f'<h3>Over the whole test set</h3><img alt="accuracy against object size" src="{source}">'

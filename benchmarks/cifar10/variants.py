@@ -1,0 +1,162 @@
+"""Why WSMS does not win on CIFAR-10: ResNet-20, plain and in WSMS forms that differ in one thing each, trained alike.
+
+    python -m benchmarks.cifar10.variants --source ../shared/data/cifar10
+
+Every run is recipes/cifar10_resnet20_short.yaml with fewer images and epochs. With one seed all variants start from the
+same backbone weights and see the same images, augmented alike, in the same order; so gains are taken seed by seed. For
+each run also: accuracy with one stage's maps replaced by their mean, and γ. Runs that stand in the results file are not
+repeated.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+from torch import nn
+
+from benchmarks.cifar10.stage_ablation import accuracy, without_each_stage
+from benchmarks.common.environment import ROOT
+from benchmarks.common.variant_sweep import parser, search
+from timm_wsms import evaluation
+from timm_wsms.data import Loader, Split, data_config, load_splits, make_loader
+from timm_wsms.training.builders import build, build_accelerator, build_optimizer
+from timm_wsms.training.epoch import InFloat32, train_epoch
+from timm_wsms.training.schedule import Schedule
+from timm_wsms.training.settings import Settings, parse
+
+WHAT = "top-1 on CIFAR-10's test set in %, after equal short trainings; gains are taken seed by seed"
+Halve = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network and what is different about it.
+
+    Attributes:
+        base: the variant that it differs from in one thing.
+        kwargs: of the model.
+        gamma_lr: γ's peak learning rate, in units of the others'.
+        halve: (B, C, H, W) → (B, C, H / 2, W / 2), how the pyramid makes the next image; None: the network's own way.
+    """
+
+    base: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    model: str = "wsms_resnet20_cifar"
+    gamma_lr: float = 1.0
+    halve: Halve | None = None
+
+
+def halve_by_max(x: torch.Tensor) -> torch.Tensor:
+    return F.max_pool2d(x, 2)
+
+
+def halve_by_subsampling(x: torch.Tensor) -> torch.Tensor:
+    return x[..., ::2, ::2]
+
+
+PAPER = {"residual": False}  # and integration_channels 128, stages 3, the image halved by 2×2 average pooling
+VARIANTS = {
+    "plain": Variant("plain", model="resnet20_cifar"),
+    "paper": Variant("plain", PAPER),
+    "residual": Variant("plain", {"residual": True}),
+    "residual, learning rate of γ × 10": Variant("residual", {"residual": True}, gamma_lr=10.0),
+    "integration_channels 64": Variant("paper", PAPER | {"integration_channels": 64}),
+    "integration_channels 256": Variant("paper", PAPER | {"integration_channels": 256}),
+    "pyramid by 2×2 maximum": Variant("paper", PAPER, halve=halve_by_max),
+    "pyramid by subsampling": Variant("paper", PAPER, halve=halve_by_subsampling),
+    "2 stages": Variant("paper", PAPER | {"stages": 2}),
+}
+
+
+def make_network(variant: Variant, num_classes: int) -> nn.Module:
+    """The variant's network, its pyramid replaced where the variant has a way of its own."""
+    network = build(variant.model, variant.kwargs, num_classes)
+    halve = variant.halve
+    if halve is not None:
+
+        def pyramid(image: torch.Tensor) -> list[torch.Tensor]:
+            images = [image]
+            for _ in network.stages:
+                images.append(halve(images[-1]))
+            return images
+
+        network.pyramid = pyramid
+    return network
+
+
+def make_optimizer(network: nn.Module, variant: Variant, settings: Settings) -> torch.optim.Optimizer:
+    """The recipe's optimizer; γ in a group of its own where its learning rate is another."""
+    optimizer = build_optimizer(network, settings)
+    if variant.gamma_lr != 1:
+        gamma = network.integration.gamma
+        (rest,) = optimizer.param_groups
+        rest["params"] = [parameter for parameter in rest["params"] if parameter is not gamma]
+        # All else as the rest has it: timm gives weight decay by group, so the optimizer's default for it is 0.
+        optimizer.add_param_group({**rest, "params": [gamma], "lr": settings.lr * variant.gamma_lr})
+    return optimizer
+
+
+def train(variant: Variant, settings: Settings, splits: tuple[Split, Split]) -> dict[str, Any]:
+    """Train one network as train_accelerate.py does, evaluate it in float32, and ask what its stages contribute."""
+    accelerator = build_accelerator(settings)
+    set_seed(settings.seed)
+    network = make_network(variant, len(splits[0].class_names))
+    config = data_config(network, settings.data)
+    train_loader, test_loader = (
+        make_loader(split, settings.data, config, batch_size=settings.batch_size, train=training, seed=settings.seed)
+        for split, training in zip(splits, (True, False), strict=True)
+    )
+    network.to(accelerator.device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, variant, settings)
+    schedule = Schedule(optimizer, settings, len(train_loader))
+    model, stepper = accelerator.prepare(nn.Sequential(network), optimizer)
+    started = time.perf_counter()
+    losses = [
+        train_epoch(model, train_loader, stepper, schedule, accelerator, settings, epoch=epoch).train_loss
+        for epoch in range(1, settings.epochs + 1)
+    ]
+    seconds = time.perf_counter() - started
+    found = evaluation.predict(InFloat32(network), test_loader, accelerator, len(splits[1]))
+    run = {"test_top1": evaluation.top1(found), "train_loss": losses[-1], "train_seconds": round(seconds)}
+    return run | what_stages_contribute(network, test_loader)
+
+
+def what_stages_contribute(network: nn.Module, loader: Loader, limit: int = 2500) -> dict[str, Any]:
+    """Accuracy on the first test images, with all stages and without stage 1, 2 …; γ. Nothing for a plain network."""
+    if not hasattr(network, "integration"):
+        return {}
+    network.eval()
+    device = next(network.parameters()).device
+    batches = list(loader)
+    images = torch.cat([batch.images for batch in batches])[:limit].to(device)
+    labels = torch.cat([batch.labels for batch in batches])[:limit].to(device)
+    run: dict[str, Any] = {"all_stages": accuracy(network, images, labels)}
+    run["without_stage"] = without_each_stage(network, images, labels)
+    gamma = network.integration.gamma
+    return run if gamma is None else run | {"gamma_mean": gamma.mean().item(), "gamma_std": gamma.std().item()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    command = parser(__doc__, "cifar10_why", [*VARIANTS], train_limit=20_000, test_limit=10_000, epochs=4)
+    command.add_argument("--recipe", default=str(ROOT / "recipes/cifar10_resnet20_short.yaml"))
+    options = command.parse_args(argv)
+    words = ["--data.source", options.source] if options.source else []
+    words += ["--data.train_limit", str(options.train_limit), "--data.test_limit", str(options.test_limit)]
+    settings = parse(["--recipe", options.recipe, *words, "--epochs", str(options.epochs)])
+    splits = load_splits(settings.data, seed=0)
+
+    def train_one(name: str, seed: int) -> dict[str, Any]:
+        variant = VARIANTS[name]
+        one = dataclasses.replace(settings, model=variant.model, model_kwargs=variant.kwargs, seed=seed)
+        return train(variant, one, splits)
+
+    search({name: variant.base for name, variant in VARIANTS.items()}, train_one, WHAT, options)
+
+
+if __name__ == "__main__":
+    main()

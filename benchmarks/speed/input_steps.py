@@ -1,0 +1,167 @@
+"""Parts of the input pipeline, each by itself: what the fast one does, what else was tried, what bounds it."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+import torchvision
+from PIL import Image
+
+from benchmarks.speed.jpeg_region import build
+from timm_wsms.data import DataSettings, Split, TimmAugmentation, train_transform
+from timm_wsms.data.image_dataset import _seed
+from timm_wsms.data.jpeg_crop import JpegCrop, decode_crop, resize
+from timm_wsms.data.transforms import split_off_crop
+
+SIDE = 224
+BATCH = 20
+REGION = build()
+
+Candidates = dict[str, Callable[[], object]]
+
+
+@dataclass
+class Round:
+    """The files of a round and, for each, what every part of the pipeline is given.
+
+    Attributes:
+        part: the images.
+        config: timm's data config.
+    """
+
+    part: Split
+    config: dict
+
+    def __post_init__(self) -> None:
+        settings = DataSettings(augmentation="timm", timm=TimmAugmentation(color_jitter=None))
+        crop, self.rest = split_off_crop(train_transform(self.config, settings))
+        assert isinstance(crop, JpegCrop)
+        self.crop = crop
+        self.paths = [self.part.rows[index]["image"]["path"] for index in range(len(self.part))]
+        self.files = [Path(path).read_bytes() for path in self.paths]
+        self.sizes = [opened(file).size for file in self.files]
+        _seed(0)
+        draw = crop.crop.get_params
+        self.boxes = [draw(Image.new("1", size), crop.crop.scale, crop.crop.ratio) for size in self.sizes]
+
+    @cached_property
+    def cuts(self) -> list[np.ndarray]:
+        """The crops, decoded."""
+        return [decode_crop(*each, (SIDE, SIDE)) for each in zip(self.files, self.sizes, self.boxes, strict=True)]
+
+    @cached_property
+    def images(self) -> list[Image.Image]:
+        """The crops, resized."""
+        return [Image.fromarray(resize(pixels, (SIDE, SIDE), "bicubic")) for pixels in self.cuts]
+
+    def differences(self) -> dict[str, float]:
+        """How much the crops' pixels differ from timm's, of 255: mean, 99th percentile, greatest."""
+        found = []
+        for number, file in enumerate(self.files):
+            _seed(number)
+            ours = self.crop.from_file(file, opened(file))
+            _seed(number)
+            found.append(np.abs(np.asarray(ours, np.int16) - np.asarray(self.crop(opened(file).convert("RGB")))))
+        differ = np.stack(found)
+        return {
+            "mean": round(float(differ.mean()), 3),
+            "p99": float(np.percentile(differ, 99)),
+            "max": int(differ.max()),
+        }
+
+    def stages(self) -> Candidates:
+        """What the fast pipeline does, in its order, without color jitter."""
+        tensors = [self.rest(image) for image in self.images]
+        numbers = range(len(self.files))
+
+        return {
+            "stage_read": lambda: [Path(self.part.rows[index]["image"]["path"]).read_bytes() for index in numbers],
+            "stage_seed": lambda: [_seed(0, 1, 2, index) for index in numbers],
+            "stage_head": lambda: [opened(file).getexif() for file in self.files],
+            "stage_decode": lambda: [
+                decode_crop(*each, (SIDE, SIDE)) for each in zip(self.files, self.sizes, self.boxes, strict=True)
+            ],
+            "stage_resize": lambda: [Image.fromarray(resize(cut, (SIDE, SIDE), "bicubic")) for cut in self.cuts],
+            "stage_rest": lambda: [self.rest(image) for image in self.images],
+            "stage_collate": lambda: [torch.stack(tensors[i : i + BATCH]) for i in range(0, len(tensors), BATCH)],
+        }
+
+    def decoders(self) -> Candidates:
+        """Decoding in other ways, whole images unless the name says otherwise."""
+        simple = simplejpeg.decode_jpeg
+        least = [
+            (SIDE * size[1] // box[2], SIDE * size[0] // box[3])
+            for size, box in zip(self.sizes, self.boxes, strict=True)
+        ]
+
+        def blocks_kept() -> None:
+            Image.core.set_blocks_max(8)  # as the environment's PILLOW_BLOCKS_MAX=8
+            for file in self.files:
+                opened(file).convert("RGB")
+            Image.core.set_blocks_max(0)
+            Image.core.clear_cache()
+
+        candidates = {
+            "decode_pillow": lambda: [opened(file).convert("RGB") for file in self.files],
+            "decode_pillow_blocks_kept": blocks_kept,
+            "decode_pillow_draft": lambda: [drafted(*each) for each in zip(self.files, self.boxes, strict=True)],
+            "decode_torchvision": lambda: [
+                torchvision.io.decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8)) for file in self.files
+            ],
+            "decode_simplejpeg": lambda: [simple(file) for file in self.files],
+            "decode_simplejpeg_any_eighths": lambda: [
+                simple(file, min_height=height, min_width=width)
+                for file, (height, width) in zip(self.files, least, strict=True)
+            ],
+            "decode_simplejpeg_fast_dct": lambda: [
+                simple(file, fastdct=True, fastupsample=True) for file in self.files
+            ],
+        }
+        return candidates | (self.regions() if REGION else {})
+
+    def regions(self) -> Candidates:
+        """libjpeg-turbo's decoding of whole images and of the crops' regions, from C."""
+        pixels = ctypes.create_string_buffer(max(width * height * 3 for width, height in self.sizes))
+
+        def run(scaled: bool, region: bool) -> None:
+            for file, cut, box in zip(self.files, self.cuts, self.boxes, strict=True):
+                eighths = round(8 * cut.shape[0] / box[2]) if scaled else 8
+                top, left, height, width = (max(1, edge * eighths // 8 - 1) for edge in box)
+                REGION.decode(file, len(file), pixels, eighths, top, left, height * region, width)
+
+        return {
+            "region_whole": lambda: run(False, False),
+            "region_whole_scaled": lambda: run(True, False),
+            "region_crop": lambda: run(False, True),
+            "region_crop_scaled": lambda: run(True, True),
+        }
+
+    def resizers(self) -> Candidates:
+        """Resizing whole decoded images' crops with Pillow, from images or from what was decoded small."""
+        images = [Image.fromarray(cut) for cut in self.cuts]
+        bicubic = Image.Resampling.BICUBIC
+        return {
+            "resize_pillow": lambda: [image.resize((SIDE, SIDE), bicubic) for image in images],
+            "resize_pillow_gap": lambda: [image.resize((SIDE, SIDE), bicubic, reducing_gap=2.0) for image in images],
+        }
+
+
+def opened(file: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(file))
+
+
+def drafted(file: bytes, box: tuple[int, int, int, int]) -> Image.Image:
+    """Decoded by Pillow at 1/2, 1/4 or 1/8 where that covers the crop."""
+    image = opened(file)
+    by = min(box[2:]) // SIDE
+    if by >= 2:
+        image.draft("RGB", (image.width // by, image.height // by))
+    return image.convert("RGB")

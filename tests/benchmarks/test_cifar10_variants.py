@@ -1,0 +1,102 @@
+"""The variants of benchmarks/cifar10/variants.py are what they are called, and a sweep can be taken up again."""
+
+import json
+
+import pytest
+import torch
+
+from tests.helpers.paths import ROOT
+from timm_wsms.training.schedule import Schedule
+from timm_wsms.training.settings import parse
+
+
+@pytest.fixture
+def why():
+    from benchmarks.cifar10 import variants as cifar10_variants
+
+    return cifar10_variants
+
+
+def stage_inputs(network: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """What stages 2 and 3 are given in a forward pass."""
+    seen = []
+    for stage in network.stages.values():
+        stage.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        network.eval()(images)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "halve"),
+    [
+        ("paper", lambda cells: cells.mean((-3, -1))),
+        ("pyramid by 2×2 maximum", lambda cells: cells.amax((-3, -1))),
+        ("pyramid by subsampling", lambda cells: cells[..., 0, :, 0]),
+    ],
+)
+def test_stages_get_the_image_halved_the_variants_way(why, name, halve):
+    images = torch.randn(2, 3, 32, 32)
+    half = halve(images.reshape(2, 3, 16, 2, 16, 2))
+    quarter = halve(half.reshape(2, 3, 8, 2, 8, 2))
+    found = stage_inputs(why.make_network(why.VARIANTS[name], 10), images)
+    torch.testing.assert_close(found, [half, quarter])
+
+
+def test_gamma_learns_ten_times_as_fast_through_the_whole_schedule(why):
+    settings = parse(["--recipe", str(ROOT / "recipes" / "cifar10_resnet20_short.yaml"), "--epochs", "1"])
+    variant = why.VARIANTS["residual, learning rate of γ × 10"]
+    network = why.make_network(variant, 10)
+    optimizer = why.make_optimizer(network, variant, settings)
+    rest, gamma = optimizer.param_groups
+    assert [id(parameter) for parameter in gamma["params"]] == [id(network.integration.gamma)]
+    listed = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(listed) == sorted(map(id, network.parameters()))
+    schedule = Schedule(optimizer, settings, updates_per_epoch=20)
+    for update in range(20):
+        assert schedule.set(update) == rest["lr"]
+        assert gamma["lr"] == pytest.approx(10 * rest["lr"])
+    assert {key: gamma[key] for key in ("momentum", "nesterov", "weight_decay")} == {
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 5e-4,
+    }
+
+
+def test_variants_differ_in_what_they_name(why):
+    def shape(name):
+        network = why.make_network(why.VARIANTS[name], 10)
+        return len(network.stages) + 1, network.integration.conv.out_channels, network.integration.gamma is not None
+
+    assert shape("paper") == (3, 128, False)
+    assert shape("residual") == shape("residual, learning rate of γ × 10") == (3, 64, True)
+    assert shape("integration_channels 64") == (3, 64, False)
+    assert shape("integration_channels 256") == (3, 256, False)
+    assert shape("2 stages") == (2, 128, False)
+
+
+def test_gains_are_taken_seed_by_seed(why):
+    from benchmarks.common import variant_sweep  # beside it
+
+    top1 = {("plain", 0): 70.0, ("paper", 0): 71.0, ("plain", 1): 74.0, ("paper", 1): 73.0, ("2 stages", 1): 73.5}
+    runs = [{"variant": name, "seed": seed, "test_top1": value} for (name, seed), value in top1.items()]
+    bases = {name: variant.base for name, variant in why.VARIANTS.items()}
+    plain, paper, two = variant_sweep.summarize(runs, bases)
+    assert (paper["test_top1_mean"], paper["test_top1_std"]) == (72.0, pytest.approx(2**0.5))
+    assert paper["gain_on_plain"] == {0: 1.0, 1: -1.0} and plain["gain_on_plain"] == {0: 0.0, 1: 0.0}
+    assert (two["gain_on_plain"], two["gain_on_base"], two["test_top1_std"]) == ({1: -0.5}, {1: 0.5}, None)
+
+
+def test_a_sweep_is_taken_up_where_it_stopped(why, tmp_path):
+    words = ["--source", "digits", "--train_limit", "256", "--test_limit", "70", "--epochs", "1", "--seeds", "0"]
+    words += ["--results", str(results := tmp_path / "why.json")]
+    why.main([*words, "--variants", "plain"])
+    report = json.loads(results.read_text())
+    report["runs"][0]["train_loss"] = "as before"
+    results.write_text(json.dumps(report))
+    why.main([*words, "--variants", "plain", "residual"])
+    plain, residual = json.loads(results.read_text())["runs"]
+    assert (plain["variant"], plain["train_loss"], residual["variant"]) == ("plain", "as before", "residual")
+    assert len(residual["without_stage"]) == 3 and residual["gamma_mean"] != 1
+    with pytest.raises(SystemExit, match="other lengths"):
+        why.main([*words, "--epochs", "2"])

@@ -1,0 +1,302 @@
+"""`python -m timm_wsms.evaluate` on small folders, against the run that trained them and against naive loops."""
+
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import train_accelerate
+from tests.helpers.paths import ROOT
+from timm_wsms import cli_errors, evaluate
+from timm_wsms.evaluation.options import REMEDIES, Options, ScaleOptions
+
+LIMIT = 49
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The output of a training run with seed 1 on a few digits."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    output = tmp_path_factory.mktemp("run") / "digits"
+    few = ["--data.train_limit", "64", "--data.test_limit", str(LIMIT), "--batch_size", "16", "--lr", "0.05"]
+    train_accelerate.main(
+        [
+            "--model",
+            "wsms_resnet20_cifar",
+            *few,
+            "--epochs",
+            "15",
+            "--eval_every",
+            "15",
+            "--checkpoint_every",
+            "15",
+            "--seed",
+            "1",
+            "--output",
+            str(output),
+        ]
+    )
+    return output
+
+
+@pytest.fixture
+def folder(run, tmp_path):
+    """A copy of its model's folder, to be changed."""
+    return Path(shutil.copytree(run / "model", tmp_path / "copy"))
+
+
+def digits(*models: Path) -> list[str]:
+    return [*map(str, models), "--data", "digits", "--seed", "1", "--limit", str(LIMIT)]
+
+
+def figures(tmp_path: Path, *arguments: str) -> list[dict]:
+    evaluate.main([*arguments, "--json", str(tmp_path / "figures.json")])
+    return json.loads((tmp_path / "figures.json").read_text())["models"]
+
+
+def change_config(folder: Path, **pretrained_cfg) -> dict:
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= pretrained_cfg
+    (folder / "config.json").write_text(json.dumps(config))
+    return config
+
+
+def test_it_gives_what_the_training_run_measured(run, tmp_path, capsys):
+    measured = json.loads((run / "model" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert measured["test_top1"] > 20  # it has learned something
+    first, second = figures(tmp_path, *digits(run / "model", run / "model"), "--output", str(tmp_path / "out"))
+    assert first == second
+    assert (first["top1"], first["top5"]) == (measured["test_top1"], measured["test_top5"])
+    assert first["by_size"] == measured["by_size"]
+    assert (first["images"], first["left_out"]) == (LIMIT, 0)
+    (classes,) = (tmp_path / "out").iterdir()
+    for name in ("per_class.csv", "confusion.png"):
+        assert (classes / name).read_bytes() == (run / name).read_bytes()
+
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith(f"{run / 'model'}  "))
+    assert [f"{measured[name]:.2f}" for name in ("test_top1", "test_top5")] == row.split()[5:7]
+    table = printed[printed.index("class  ") :].splitlines()[2:]
+    assert [line.split() for line in table] == [
+        [one["name"], str(one["images"]), *[f"{one['top1']:.2f}"] * 2] for one in first["per_class"] if one["images"]
+    ]
+
+
+def test_two_processes_give_the_figures_of_one(run, tmp_path):
+    one = figures(tmp_path, *digits(run / "model"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "timm_wsms.evaluate", *digits(run / "model"), "--json", str(tmp_path / "two.json")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two.json").read_text())["models"] == one
+    assert done.stdout.count("accuracy %") == 1
+
+
+def test_classes_in_another_order_are_matched_by_name(run, folder, tmp_path, capsys):
+    config = json.loads((folder / "config.json").read_text())
+    config["label_names"] = config["label_names"][::-1]
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    for name in ("head.fc.weight", "head.fc.bias"):
+        weights[name] = weights[name].flip(0).contiguous()
+    save_file(weights, folder / "model.safetensors")
+    first, second = figures(tmp_path, *digits(run / "model", folder))
+    assert {**second, "model": first["model"]} == first
+    assert "matched by name" in capsys.readouterr().out
+
+
+@pytest.fixture
+def images(tmp_path):
+    """An image folder of two classes, larger than what is kept decoded."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        file = tmp_path / "images" / "test" / ("cat", "dog")[number % 2] / f"{number:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (70 + number, 90, 3), dtype=np.uint8)).save(file)
+    return tmp_path / "images"
+
+
+def test_images_are_prepared_as_timms_validate_does(images, tmp_path):
+    torch.manual_seed(3)
+    model = timm.create_model("wsms_test_resnet", num_classes=2).eval()
+    timm.models.save_for_hf(model, tmp_path / "two", safe_serialization=True)
+    change_config(tmp_path / "two", test_input_size=[3, 64, 48], test_crop_pct=0.8, input_size=[3, 32, 32])
+    arguments = [str(tmp_path / "two"), "--data", str(images), "--workers", "0", "--batch_size", "5"]
+    (found,) = figures(tmp_path, *arguments)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'two'}", pretrained=True)
+    config = timm.data.resolve_data_config(model=loaded, use_test_size=True)
+    assert config["input_size"] == (3, 64, 48) and config["crop_pct"] == 0.8
+    assert found["data_config"] == json.loads(json.dumps(config))
+
+    (overridden,) = figures(tmp_path, *arguments, "--crop_pct", "1.0", "--input_size", "[3, 40, 40]")
+    for result, changes in ((found, {}), (overridden, {"crop_pct": 1.0, "input_size": (3, 40, 40)})):
+        transform = timm.data.create_transform(**{**config, **changes})
+        right = []
+        for label, name in enumerate(("cat", "dog")):
+            for file in sorted((images / "test" / name).iterdir()):
+                with torch.no_grad():
+                    right.append(int(model(transform(Image.open(file))[None]).argmax()) == label)
+        assert result["top1"] == pytest.approx(100 * np.mean(right))
+        assert [one["top1"] for one in result["per_class"]] == pytest.approx(
+            [100 * np.mean(r) for r in (right[:6], right[6:])]
+        )
+
+
+def test_an_image_that_cannot_be_decoded_can_be_left_out(images, tmp_path, capsys):
+    (images / "test" / "cat" / "00.png").write_bytes(b"no image")
+    model = timm.create_model("resnet20_cifar", num_classes=2)
+    timm.models.save_for_hf(model, tmp_path / "two", safe_serialization=True)
+    arguments = [str(tmp_path / "two"), "--data", str(images), "--workers", "0", "--on_bad_image", "skip"]
+    (found,) = figures(tmp_path, *arguments)
+    assert (found["images"], found["left_out"]) == (11, 1)
+    assert "% of 11 images (1 left out)\n" in capsys.readouterr().out
+    assert [one["images"] for one in found["per_class"]] == [5, 6]
+
+
+def test_a_split_without_the_last_class_needs_to_be_told_of_it(run, tmp_path, capsys):
+    pixels = list(np.zeros((12, 8, 8, 3), np.uint8))
+    columns = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = datasets.Dataset.from_dict({"image": pixels, "label": [0, 1, 2, 8] * 3}, features=columns)
+    rows.to_parquet(tmp_path / "numbers" / "test.parquet")
+    few = [str(run / "model"), "--data", str(tmp_path / "numbers")]
+    assert "has 10 classes, but split 'test'" in (line := refused(capsys, *few)) and "--num_classes" in line
+    (found,) = figures(tmp_path, *few, "--num_classes", "10")
+    assert [one["images"] for one in found["per_class"]] == [3, 3, 3, 0, 0, 0, 0, 0, 3, 0]
+    capsys.readouterr()
+    line = refused(capsys, *few, "--num_classes", "8")
+    assert "Row 3 of split 'test' has label 8" in line and "there are 8 classes" in line
+
+
+def test_many_classes_are_in_the_files_and_the_worst_of_them_in_the_table():
+    classes = [{"name": f"n{number}", "images": 10, "top1": float(number)} for number in range(50)]
+    table = evaluate.class_table([{"per_class": classes[::-1]}]).splitlines()
+    assert [line.split()[0] for line in table[2:22]] == [f"n{number}" for number in range(20)]
+    assert table[22].startswith("… and 30 classes more")
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line that such a command ends with. It names only options that there are."""
+    assert cli_errors.run(lambda: evaluate.main(list(arguments)), REMEDIES) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    lines = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert lines == printed.err.splitlines()[-1:]
+    if "unrecognized" not in lines[0]:  # which quotes what was typed
+        assert_own_options(lines[0], Options)
+    return lines[0]
+
+
+def assert_own_options(line: str, kind: type) -> None:
+    """That what looks like an option is one of the command's, with the names that are its own and not training's."""
+    named = set(re.findall(r"--(\w+)", line))
+    assert named <= {field.name for field in dataclasses.fields(kind)}, line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--split", "val"], ["no split 'val'", "set --split among: test, train"]),
+        (["--limit", "0"], ["--limit is 0"]),
+        (["--limit", "few"], ["limit", "few"]),
+        (["--bach_size", "3"], ["bach_size"]),
+        (["--batch_size", "0"], ["batch_size is 0"]),
+        (["--crop_pct", "2"], ["--crop_pct 2.0"]),
+        (["--input_size", "[1, 32, 32]"], ["1×32×32", "3 channels", "--input_size"]),
+        (["--mean", "[0.5]"], ["--mean [0.5]", "3 channels"]),
+        (["--model_kwargs.stages", "9"], ["stages must be 1 to 3"]),
+        (["--device", "xpu"], ["--device xpu", "cpu"]),
+        (["--precision", "fp16"], ["precision fp16", "cpu"]),
+        (["--data", "no/such/folder"], ["--data 'no/such/folder'", "no such folder"]),
+        (["--data", "./data.v2/data.source"], ["--data './data.v2/data.source'", "no such folder"]),
+        (["--workers", "-1"], ["--workers is -1"]),
+        (["--model_kwargs.num_classes", "5"], ["leave out --model_kwargs.num_classes"]),
+    ],
+)
+def test_bad_options_are_one_line(run, capsys, arguments, says):
+    line = refused(capsys, *digits(run / "model"), *arguments)
+    assert all(part in line for part in says), line
+
+
+def test_a_model_that_does_not_fit_is_one_line(run, folder, images, capsys):
+    line = refused(capsys, str(folder), "--data", str(images))
+    assert "has 10 classes, but split 'test'" in line and "has 2;" in line
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    assert f"{folder} does not load" in refused(capsys, *digits(folder))
+    (folder / "model.safetensors").unlink()
+    assert f"{folder} has no model.safetensors" in refused(capsys, *digits(run / "model", folder))  # before the first
+    assert "no column of class labels" in refused(
+        capsys, str(run / "model"), "--data", str(images / "test" / "cat"), "--split", "train"
+    )
+    for file in images.rglob("*.png"):
+        file.write_bytes(b"no image")
+    line = refused(capsys, str(run / "model"), "--data", str(images))
+    assert "cannot be decoded" in line and "--on_bad_image=skip" in line
+    line = refused(capsys, str(run / "model"), "--data", str(images), "--on_bad_image", "skip")
+    assert "None of the 12 images" in line
+
+
+def test_a_place_that_cannot_be_written_to_is_told_first(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    for option, place in (("--json", tmp_path / "file" / "x.json"), ("--output", tmp_path / "file")):
+        assert "choose another --json or --output" in refused(capsys, *digits(run / "model"), option, str(place))
+
+    assert "is a folder; name a file" in refused(capsys, *digits(run / "model"), "--json", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write wherever the disk lets it
+    line = refused(capsys, *digits(run / "model"), "--output", str(tmp_path / "new"))
+    assert "nothing can be written to" in line and "choose another --json or --output" in line
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "lower --batch_size"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "lower --workers, then run it again"),
+        (OSError(errno.ENOSPC, "full", "x.png"), "x.png; free some space, then run it again, or choose another --json"),
+        (OSError(errno.EROFS, "read-only", "x.png"), "cannot be written to; choose another --json or --output"),
+    ],
+)
+def test_faults_are_told_in_the_commands_own_options(run, monkeypatch, capsys, fault, says):
+    def predict(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(evaluate.evaluation, "predict", predict)
+    assert says in refused(capsys, *digits(run / "model"))
+
+
+@pytest.mark.parametrize(
+    ("command", "fault", "code", "says"),
+    [
+        ("evaluate", "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))", 2, "choose another --json or --output"),
+        (
+            "object_size",
+            "sources.load_digits = lambda _: signal.default_int_handler(signal.SIGINT, None)",
+            130,
+            "interrupted; run it again",
+        ),
+    ],
+)
+def test_the_commands_themselves_tell_faults_so(run, tmp_path, command, fault, code, says):
+    """A file that cannot grow, and Ctrl-C."""
+    script = f"import resource, runpy, signal; from timm_wsms.data import sources; {fault}"
+    script += f"; runpy.run_module('timm_wsms.{command}', None, '__main__')"
+    words = [*digits(run / "model"), "--json", str(tmp_path / "figures.json")]
+    ended = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
+    line = ended.stderr.splitlines()[-1]
+    assert ended.returncode == code and says in line, ended.stderr
+    assert_own_options(line, ScaleOptions)
+    assert not (tmp_path / "figures.json").exists()

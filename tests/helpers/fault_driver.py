@@ -1,0 +1,78 @@
+"""train_accelerate.py with a fault on order. Environment: FAULT="<what> <process> <update of the whole run>".
+
+What: the name of a signal that the process sends itself before that update's last part, or `hang`, or `nan` (that
+update's images). `always` for an update means every one.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+
+import torch
+
+import train_accelerate
+from timm_wsms import cli_errors
+from timm_wsms.training import epoch
+from timm_wsms.training.fault_tolerance.elastic import restarted
+from timm_wsms.training.schedule import Schedule
+
+
+def order(fault: str) -> None:
+    """Lets the fault come about, in the first attempt of a process that torchrun may start again."""
+    what, process, number = fault.split()
+    if process != os.environ.get("RANK", "0") or restarted():
+        return
+    set_rate, timed = Schedule.set, epoch._timed
+    now = -1
+
+    def set_(self: Schedule, update: int) -> float:
+        nonlocal now
+        now = update
+        return set_rate(self, update)
+
+    def faulty(batches):  # comes when images are asked for, which is once in every micro step
+        batch, seconds = timed(batches)
+        if number not in ("always", str(now)):
+            return batch, seconds
+        if what == "hang":
+            time.sleep(1000)
+        elif what == "nan":
+            return batch._replace(images=torch.full_like(batch.images, float("nan"))), seconds
+        else:
+            os.kill(os.getpid(), getattr(signal, what))
+            time.sleep(0.1)
+        return batch, seconds
+
+    Schedule.set, epoch._timed = set_, faulty  # type: ignore[method-assign]
+
+
+def serve() -> None:
+    """Forks a run for each line of JSON: [arguments, fault, file for what it prints]. Answers with pid, then status.
+
+    What takes the time of a short run is importing; this has imported it all.
+    """
+    for line in sys.stdin:
+        arguments, fault, log = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            with open(log, "w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            sys.argv[1:] = arguments
+            if fault:
+                order(fault)
+            os._exit(cli_errors.run(train_accelerate.main))
+        print(pid, flush=True)
+        print(os.waitpid(pid, 0)[1], flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+        sys.exit()
+    if os.environ.get("FAULT"):
+        order(os.environ["FAULT"])
+    sys.exit(cli_errors.run(train_accelerate.main))

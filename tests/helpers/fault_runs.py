@@ -1,0 +1,181 @@
+"""Small runs that something happens to, and what they leave, for comparison by value."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.helpers.paths import ROOT
+
+DRIVER = Path(__file__).with_name("fault_driver.py")
+TIMES = {"seconds", "images_per_second", "data_wait", "waited"}
+# 50 images in batches of 16: 3 updates an epoch.
+SMALL = [
+    *("--data.train_limit", "50", "--data.test_limit", "10", "--batch_size", "16", "--lr", "0.05", "--epochs", "2"),
+    *("--optimizer.name", "momentum", "--schedule.name", "onecycle", "--ema_decay", "0.5", "--clip_grad", "1"),
+]
+# All that is random in a step, and all that a step carries over to the next.
+EVERYTHING = [
+    *("--model", "wsms_resnet20_cifar", "--model_kwargs.drop_rate", "0.3", "--model_kwargs.stages", "2"),
+    *("--mixup", "0.4", "--cutmix", "1", "--label_smoothing", "0.1", "--grad_accumulation", "2", *SMALL),
+]
+# The same with a checkpoint after every step.
+ONE = [*EVERYTHING, "--checkpoint_every_steps", "1", "--resume", "auto"]
+TORCHRUN = [
+    *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
+    *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
+]
+ACCELERATE = [
+    *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+]
+
+
+def images(folder: Path) -> Path:
+    """Writes an image folder: two classes, 25 images each to train on and 5 to test on, of different sizes."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 25), ("test", 5)):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (rng.integers(30, 60), rng.integers(30, 60), 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number:02d}.png")
+    return folder
+
+
+def start(
+    launcher: list[str], *arguments: str, fault: str = "", stdin: bool = False, **environment: str
+) -> subprocess.Popen:
+    """Starts the training script, in a process group of its own."""
+    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    settings["PYTHONPATH"] = str(ROOT)
+    return subprocess.Popen(
+        [*launcher, str(DRIVER), *arguments],
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=None if stdin else subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **settings, "FAULT": fault, **environment},
+        start_new_session=True,
+    )
+
+
+def finished(launcher: list[str], *arguments: str, timeout: float = 120, **more: str) -> tuple[int, str]:
+    """Runs the training script to its end; returns its exit code and all that it printed."""
+    process = start(launcher, *arguments, **more)
+    try:
+        text, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes, and those that do not end
+        process.communicate(timeout=60)
+        raise
+    return process.returncode, text
+
+
+class Server:
+    """Starts runs without the time for importing, one at a time; a context manager."""
+
+    def __enter__(self) -> "Server":
+        self._process = start([sys.executable], "--serve", stdin=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=20)
+
+    def start(self, log: Path, *arguments: str, fault: str = "") -> int:
+        """Starts a run that prints to a file; returns its process id, which is its process group's too."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps([arguments, fault, str(log)]) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def wait(self) -> int:
+        """The exit code of the run that was started last; negative if a signal ended it."""
+        assert self._process.stdout
+        return os.waitstatus_to_exitcode(int(self._process.stdout.readline()))
+
+
+def killed_and_resumed(
+    server: Server, arguments: list[str], folder: Path, delays: list[float], *, saving: bool = False
+) -> int:
+    """Kills a run after each of the delays (seconds) and resumes it; then lets it come to its end.
+
+    Args:
+        server: starts it.
+        arguments: its settings.
+        folder: for the run (`run`) and what it prints (`log`).
+        delays: from the start, or from when the next checkpoint is about to be written.
+        saving: which of the two.
+
+    Returns:
+        How many times it was killed; the other times it was done before.
+    """
+    output, log, killed = folder / "run", folder / "log", 0
+    for delay in delays:
+        begun = time.time()
+        pid = server.start(log, *arguments, "--output", str(output))
+        end = time.monotonic() + 30
+        while saving and not writing(output / "checkpoints", begun) and time.monotonic() < end:
+            time.sleep(0.0005)
+        time.sleep(delay)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        code = server.wait()
+        assert code in (0, -signal.SIGKILL), log.read_text()
+        killed += code != 0
+    server.start(log, *arguments, "--output", str(output))
+    assert server.wait() == 0, log.read_text()
+    return killed
+
+
+def writing(checkpoints: Path, since: float) -> bool:
+    """Whether a checkpoint is being written; what an earlier process has left half written is none."""
+    try:
+        return any(path.stat().st_mtime > since for path in checkpoints.glob(".*.new"))
+    except FileNotFoundError:  # it is whole now
+        return False
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Waits until it holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def left_by(output: Path) -> dict[str, object]:
+    """What a run has left: metrics, the final checkpoint and the model, without anything that tells the time."""
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    last = max((output / "checkpoints").glob("epoch-????"))
+    state = json.loads((last / "state.json").read_text())
+    result: dict[str, object] = {"metrics": untimed(rows), "checkpoint": last.name, "state": untimed(state)}
+    for path in [*last.glob("*.safetensors"), output / "model" / "model.safetensors"]:
+        result[str(path.relative_to(output))] = tensors_sum(path)
+    return result
+
+
+def tensors_sum(path: Path) -> str:
+    """SHA-256 of all tensors and their names; the file's head also tells the time, as a hash."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def untimed(tree: object) -> object:
+    """Without what tells the time."""
+    if isinstance(tree, dict):
+        return {key: untimed(value) for key, value in tree.items() if key not in TIMES}
+    return [untimed(value) for value in tree] if isinstance(tree, list) else tree

@@ -1,0 +1,55 @@
+"""Compiled and exported, a network computes the same."""
+
+import copy
+from collections import OrderedDict
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tests.helpers.networks import CLOSE, build, check_same, gradients, images, randomize
+from timm_wsms import WsmsNet
+from timm_wsms.backbones.sequential import SequentialBackbone
+
+
+@pytest.mark.parametrize(
+    "form, training", [("batch", True), ("batch", False), ("own head", True), ("own head", False), ("mean", True)]
+)
+def test_compiled_as_one_graph(form, training):
+    plain = build(form).double().train(training)
+    model = copy.deepcopy(plain)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = images(dtype=torch.float64)
+    torch.testing.assert_close(compiled(x), plain(x), **CLOSE)
+    check_same(model.state_dict(), plain.state_dict(), **CLOSE)  # running statistics
+    check_same(gradients(model.train(training), x), gradients(plain, x), **CLOSE)
+    compiled(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    for (name, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad, **CLOSE, msg=lambda text, name=name: name + text)
+
+
+def test_compiled_to_machine_code():
+    """A backbone of two layers: every kernel takes the C++ compiler seconds."""
+    torch.manual_seed(0)
+    layers = {"conv0": nn.Conv2d(3, 8, 3, padding=1), "layer1": nn.Conv2d(8, 8, 3, stride=2, padding=1)}
+    info = [
+        {"num_chs": 8, "reduction": 1, "module": "features.conv0"},
+        {"num_chs": 8, "reduction": 2, "module": "features.layer1"},
+    ]
+    backbone = SequentialBackbone(nn.Sequential(OrderedDict(layers)), info)
+    plain = randomize(WsmsNet(lambda: backbone, residual=True)).eval()
+    compiled = torch.compile(plain, fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images(8)), plain(images(8)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_mambaout", "resnet20_cifar"])
+def test_exported(name):
+    torch.manual_seed(0)
+    model = randomize(timm.create_model(f"wsms_{name}", num_classes=5)).eval()
+    program = torch.export.export(model, (images(),))
+    with torch.no_grad():
+        for seed in (1, 2):
+            torch.testing.assert_close(program.module()(images(seed=seed)), model(images(seed=seed)))

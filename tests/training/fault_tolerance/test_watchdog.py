@@ -1,0 +1,117 @@
+"""Who is named when nothing moves; that the run is ended is in tests/faults."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.helpers.paths import ROOT
+from timm_wsms.training.fault_tolerance.watchdog import Watchdog
+
+
+@pytest.fixture
+def watches():
+    """Of three processes that meet in one store, with a timeout of 2 seconds; the last is behind."""
+    store = torch.distributed.HashStore()
+    processes = [SimpleNamespace(process_index=rank, num_processes=3) for rank in range(3)]
+    watches = [Watchdog(process, 2.0, store) for process in processes]
+    for watchdog in watches:
+        watchdog.note("loading images")
+    for watchdog in watches[:2]:
+        watchdog.note("a step")
+    return watches
+
+
+def test_the_one_that_has_done_least_is_behind(watches):
+    with ThreadPoolExecutor(3) as pool:
+        told = [found.result() for found in [pool.submit(watchdog._agreed) for watchdog in watches]]
+    assert told == ["process 2 is behind, last loading images"] * 3
+
+
+def test_one_that_does_not_answer_is_named(watches):
+    watches[1]._tell(1)
+    with ThreadPoolExecutor(2) as pool:
+        told = [found.result() for found in [pool.submit(watches[rank]._agreed) for rank in (0, 2)]]
+    assert told == ["process 1 does not answer, last a step"] * 2
+
+
+def test_one_that_concludes_when_the_others_have_left_says_what_they_said(watches):
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(Watchdog._agreed, watches))
+    assert watches[0]._culprits() != "process 2 is behind, last loading images"
+    assert watches[0]._agreed() == "process 2 is behind, last loading images"
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """Lets a watchdog come to its end here; returns what it has written, write by write."""
+
+    def end(watchdog):
+        written, left = [], threading.Event()
+        monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append, flush=lambda: None))
+        monkeypatch.setattr(os, "_exit", lambda code: left.set())
+        watchdog.note("works")
+        watchdog._run(left)
+        return written
+
+    return end
+
+
+def test_what_is_told_is_written_at_once(ended):
+    """Otherwise a line of the launcher's may come between it and the end of its line."""
+    watchdog = Watchdog(SimpleNamespace(process_index=0, num_processes=1), timeout=0.2)
+    assert ended(watchdog) == ["\nerror: no progress for 0.2 seconds: works\n"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (torch.distributed.DistNetworkError, None),
+        (torch.distributed.DistStoreError, "the process that holds the store"),
+    ],
+)
+def test_process_0_that_has_ended_has_told_and_one_that_is_stuck_is_named(ended, fault, told):
+    def fails(*_):
+        raise fault("no store")
+
+    store = SimpleNamespace(set=fails, check=fails, get=fails, compare_set=fails)
+    written = ended(Watchdog(SimpleNamespace(process_index=1, num_processes=2), 0.2, store))
+    assert (len(written) == 1 and told in written[0]) if told else written == []
+
+
+WORKS_AND_IS_SUSPENDED = """
+import time
+from types import SimpleNamespace
+from timm_wsms.training.fault_tolerance.watchdog import Watchdog
+watchdog = Watchdog(SimpleNamespace(process_index=0, num_processes=1), timeout=4)
+with watchdog:
+    watchdog.note("works")
+    print("watched", flush=True)
+    for _ in range({notes}):
+        end = time.process_time() + 0.5  # a sleep would be over when the process goes on
+        while time.process_time() < end:
+            pass
+        watchdog.note("works")
+    time.sleep({idle})
+"""
+
+
+@pytest.mark.parametrize(("notes", "idle", "code"), [(6, 0, 0), (0, 30, 75)])
+def test_a_process_that_was_suspended_goes_on_and_one_that_hangs_does_not(notes, idle, code):
+    """Suspended for longer than the timeout."""
+    script = WORKS_AND_IS_SUSPENDED.format(notes=notes, idle=idle)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"watched\n"
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(6)
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(60) == code

@@ -1,0 +1,153 @@
+"""Decodes and transforms images one by one, in worker processes."""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from timm_wsms.data.decode import BadImageError
+from timm_wsms.data.sources import Split
+from timm_wsms.data.stream import Stream
+from timm_wsms.data.transforms import split_off_crop
+
+
+class TransformedImages(torch.utils.data.Dataset):
+    """Maps (epoch, index) to (index, transformed image), or to (index, what is wrong with the image).
+
+    Of a stream, the key is (epoch, index, undecoded image).
+
+    Args:
+        split: where the images come from.
+        transform: from a PIL image to float32 (C, H, W).
+        channels: 3 for images in RGB, 1 for gray ones.
+        seed: with the epoch and the index, of what the transform draws.
+    """
+
+    def __init__(
+        self,
+        split: Split | Stream,
+        transform: Callable[[Image.Image], torch.Tensor],
+        channels: int,
+        seed: tuple[int, ...],
+    ):
+        self.split, self.channels, self.seed = split, channels, seed
+        self.crop, self.transform = split_off_crop(transform)
+
+    def __getitems__(self, keys: list[tuple[Any, ...]]) -> list[tuple[int, torch.Tensor | str]]:
+        with _random_numbers_kept():  # around a whole batch, since it takes a twentieth of what an image takes
+            return [self._sample(*key) for key in keys]
+
+    def _sample(self, epoch: int, index: int, *undecoded: Any) -> tuple[int, torch.Tensor | str]:
+        _seed(*self.seed, epoch, index)
+        try:
+            image = self.split.image(index, *undecoded, crop=self.crop)
+        except BadImageError as error:  # as a value: raised in a worker, it would arrive wrapped in a traceback
+            return index, str(error)
+        return index, self.transform(image if self.channels == 3 else image.convert("L"))
+
+
+def collate(samples: list[tuple[int, torch.Tensor | str]]) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
+    """Stacks samples into (index, images, errors by index)."""
+    index = [index for index, image in samples if isinstance(image, torch.Tensor)]
+    images = [image for _, image in samples if isinstance(image, torch.Tensor)]
+    errors = {index: error for index, error in samples if isinstance(error, str)}
+    return torch.tensor(index, dtype=torch.int64), torch.stack(images) if images else torch.empty(0), errors
+
+
+def outlive_stop_signals(_: int) -> None:
+    """Lets a worker outlive signals that reach all processes: the training process finishes its step with it first.
+
+    torchrun and Slurm send SIGTERM to workers, too. The training process itself ends them with it, and is obeyed.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # Linux has it
+        return
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # comes to the thread, which sees the sender
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(training: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training:
+        pass
+    os._exit(0)  # as torch's own workers do; any other status is a worker's failure to it
+
+
+def _seed(*key: int) -> None:
+    """Seeds the random numbers that transforms draw from: Python's, NumPy's, PyTorch's."""
+    seeds = [int(word) for word in np.random.SeedSequence(key).generate_state(3)]
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])
+    torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would seed the accelerator's generator, too
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Puts back what the random numbers would have been without what happens in here."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class Keys:
+    """A batch sampler that is told each epoch's batches anew, since the workers outlive an epoch.
+
+    Attributes:
+        batches: the keys of each batch's images.
+    """
+
+    def __init__(self) -> None:
+        self.batches: Iterable[list[Any]] = ()
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return iter(self.batches)
+
+
+class ImageWorkers:
+    """Worker processes, or this process itself.
+
+    Args:
+        images: what is asked for each key.
+        count: number of processes; 0 for none but this one.
+    """
+
+    def __init__(self, images: TransformedImages, count: int):
+        self._keys = Keys()
+        self._loader = torch.utils.data.DataLoader(
+            images,
+            batch_sampler=self._keys,
+            num_workers=count,
+            persistent_workers=count > 0,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_stop_signals,
+            generator=torch.Generator(),  # its own, or else it would draw from the training's random numbers
+        )
+        if count:  # they start now, with nothing to do: a fork amid gloo's collectives may hang for good
+            iter(self._loader)
+
+    def decode(self, batches: Iterable[list[Any]]) -> Iterator[tuple[torch.Tensor, torch.Tensor, dict[int, str]]]:
+        """Yields (index, images, errors by index) for the keys of each batch, in their order.
+
+        Raises:
+            RuntimeError: if a worker dies; its message begins with "DataLoader worker".
+        """
+        self._keys.batches = batches
+        try:
+            yield from self._loader
+        except (ConnectionError, EOFError) as error:
+            if not self._loader.num_workers or "in DataLoader worker process" in str(error):  # met in reading an image
+                raise
+            # torch tells of a dead worker, unless it dies while its images are being fetched from it
+            raise RuntimeError(f"DataLoader worker gone amid sending images ({type(error).__name__})") from error

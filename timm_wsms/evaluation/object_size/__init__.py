@@ -1,0 +1,1 @@
+"""Accuracy against the size at which the object appears: curves, tables, plots."""

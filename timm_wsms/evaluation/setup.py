@@ -1,0 +1,103 @@
+"""A model and the images it is to be evaluated on, the same for every command that evaluates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from timm_wsms.data import Loader, Split, data_config, eval_transform, make_loader
+from timm_wsms.errors import UserError
+from timm_wsms.evaluation.model_loading import in_order_of, load_model
+from timm_wsms.evaluation.options import REMEDIES, Options
+from timm_wsms.training.builders import build_accelerator, check_input
+from timm_wsms.training.settings import Settings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Prepared:
+    """A model that fits the data.
+
+    Attributes:
+        network: the timm model, on the accelerator's device.
+        ordered: the same, its logits in the order of the data's classes.
+        data_class: the data's class of each of the network's own logits.
+        config: of its images, from `data_config`.
+        loader: this process's share of the split.
+        remark: what a user should know about the classes; None if there is nothing.
+    """
+
+    network: Any
+    ordered: nn.Module
+    data_class: list[int]
+    config: dict[str, Any]
+    loader: Loader
+    remark: str | None
+
+    def images(self, split: Split, places: Sequence[int]) -> torch.Tensor:
+        """Some images as the loader gives them, (B, C, H, W), on the network's device."""
+        transform, mode = eval_transform(self.config), "RGB" if self.config["input_size"][0] == 3 else "L"
+        images = torch.stack([transform(split.image(place).convert(mode)) for place in places])
+        return images.to(next(self.network.parameters()).device)
+
+
+def start(options: Options, model: str) -> Accelerator:
+    """The accelerator, and the folders for what is to be written.
+
+    Raises:
+        UserError: the device or the precision is not to be had here, or nothing can be written to a folder.
+    """
+    if options.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    accelerator = build_accelerator(Settings(model, precision=options.precision))
+    if options.device not in (None, accelerator.device.type):
+        raise UserError(f"--device {options.device} is not to be had here; Accelerate chose {accelerator.device.type}")
+    if options.json and Path(options.json).is_dir():
+        raise UserError(f"--json {options.json} is a folder; name a file")
+    folders = [Path(options.json).parent] if options.json else []
+    folders += [Path(options.output)] if options.output else []
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made ({error.strerror}); {REMEDIES.place}") from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"nothing can be written to {folder}; {REMEDIES.place}")
+    return accelerator
+
+
+def prepare(name: str, split: Split, options: Options, accelerator: Accelerator) -> Prepared:
+    """Loads a model and makes a loader of the images as it wants them.
+
+    Raises:
+        UserError: it cannot be loaded, or does not fit the data.
+    """
+    model = load_model(name, **options.model_kwargs)
+    if model.num_classes != len(split.class_names):
+        raise UserError(
+            f"{name} has {model.num_classes} classes, but split {split.name!r} of {options.data} has "
+            f"{len(split.class_names)}; name a model or a --label_column that fits, or give --num_classes if the split "
+            "has no image of the last"
+        )
+    settings = options.data_settings()
+    option = settings.option("input_size")
+    if options.input_size:  # before its mean and std are looked at, which are three for three channels
+        check_input(model, name, options.input_size, model.num_classes, option)
+    config = data_config(model, settings, use_test_size=True)
+    check_input(model, name, config["input_size"], model.num_classes, option)
+    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes, "device": accelerator.device}
+    loader = make_loader(split, settings, config, batch_size=options.batch_size, train=False, **share)
+    ordered, remark = in_order_of(model, split.class_names)
+    ordered.to(accelerator.device)
+    if options.channels_last:
+        ordered.to(memory_format=torch.channels_last)
+    order = getattr(ordered, "order", torch.arange(model.num_classes))
+    return Prepared(model, ordered, order.argsort().tolist(), config, loader, remark)

@@ -1,0 +1,85 @@
+"""Files and folders that are there whole or not at all, whatever moment the process is killed at.
+
+Everything is written under another name beside its place, brought to the disk, and renamed.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder that takes `folder`'s place once it is whole and on the disk.
+
+    Raises:
+        OSError: the disk is full, for instance; names the file. What was there before is there still.
+    """
+    temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # killed between the two renamings
+        old.rename(folder)
+    for left_over in (temporary, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _fsync(path)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        _fsync(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        _name(error, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder, under its own name all at once."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def remove_left_overs(parent: Path) -> None:
+    """Removes what killed processes left half written or half removed in a folder."""
+    for left_over in [*parent.glob(".*.new"), *parent.glob(".*.gone")]:
+        shutil.rmtree(left_over, ignore_errors=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Writes a file, or replaces it.
+
+    Raises:
+        OSError: the disk is full, for instance; names the file. What was there before is there still.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _fsync(temporary)
+        temporary.rename(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        _name(error, path)
+        raise
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Says what was being written: writing to an open file names none."""
+    if isinstance(error, OSError):
+        error.filename = error.filename or str(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,141 @@
+"""Fills a checkpoint folder's model card from the template MODEL_CARD.md.
+
+All that a card says comes from the folder's own files. A value the template asks for and no file gives is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import timm
+import torch
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+import timm_wsms  # noqa: F401  registers the names with timm
+from timm_wsms.errors import UserError
+from timm_wsms.evaluation import markdown_table
+from timm_wsms.hub import diagram, results
+
+TEMPLATE = Path(__file__).with_name("MODEL_CARD.md")  # the one at the top of the repository is a link to it
+STAGED = ("wsms_", "ms_")
+
+
+def write(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> Path:
+    """Writes `<folder>/README.md` and returns its path; the arguments and errors are those of `render`."""
+    text = render(folder, repo, template)
+    path = Path(folder) / "README.md"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def render(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> str:
+    """The text of a model card.
+
+    Args:
+        folder: Checkpoint folder: config.json, settings.yaml, metrics.jsonl, results.json, and plots if there are any.
+        repo: `owner/name` on the Hub, where it is or will be; None: it has no place there.
+        template: Jinja's; it sees the names of `values`.
+
+    Raises:
+        UserError: A file is missing, the template asks for a value that no file has, or the front matter is not valid.
+    """
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    try:
+        known = values(folder)
+        text = environment.from_string(template.read_text(encoding="utf-8")).render(known, repo=repo)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} has no {Path(error.filename).name}, which its card needs; train it anew") from error
+    except (jinja2.UndefinedError, KeyError) as error:
+        raise UserError(f"the card of {folder} needs a value that its files do not have: {error}") from error
+    text = re.sub(r"\n{3,}", "\n\n", text)  # what a condition left out leaves blank lines
+    try:
+        ModelCard(text)  # the client's own check of the front matter
+    except ValueError as error:
+        raise UserError(f"the Hub would refuse the card's front matter: {error}") from error
+    return text
+
+
+def values(folder: Path) -> dict[str, Any]:
+    """What a checkpoint folder says about itself, under the names that the template uses."""
+    folder = Path(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
+    last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    found = results.read(folder)
+    name, identifier = data_set(found.data or settings["data"]["source"])
+    known = {
+        "architecture": config["architecture"],
+        "staged": config["architecture"].startswith(STAGED),
+        "config": config["pretrained_cfg"],
+        "num_classes": config["num_classes"],
+        "picture": _picture(folder, config["pretrained_cfg"]["input_size"]),
+        "settings": settings,
+        "hardware": found.hardware,
+        "own": found.rows[-1],
+        "baseline": found.rows[0].model if len(found.rows) > 1 else None,
+        "table": markdown_table(found.rows),
+        "epochs": last["epoch"],
+        "top5": last["test_top5"],
+        "data_name": name,
+        "base_model": base_model(settings),
+        "has_scale_plot": (folder / "scale.png").is_file(),
+    }
+    return {**known, "front_matter": _front_matter(known, identifier).to_yaml()}
+
+
+def _front_matter(known: dict[str, Any], data_id: str | None) -> ModelCardData:
+    figures = {"Top-1 accuracy (%)": known["own"].accuracy, "Top-5 accuracy (%)": known["top5"]}
+    base_model = known["base_model"]
+    return ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        license="apache-2.0",
+        tags=["image-classification", "timm", "timm-wsms"],
+        datasets=[data_id] if data_id else None,
+        base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
+        metrics=["accuracy"],
+        model_name=known["architecture"],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=data_id or known["data_name"],
+                dataset_name=known["data_name"],
+                dataset_split=known["settings"]["data"]["test_split"],
+                metric_type="accuracy",
+                metric_name=name,
+                metric_value=round(value, 2),
+            )
+            for name, value in figures.items()
+        ],
+    )
+
+
+def _picture(folder: Path, input_size: list[int]) -> str:
+    with torch.device("meta"):  # no memory, no arithmetic
+        return diagram.draw(timm.create_model(f"local-dir:{folder}"), input_size)
+
+
+def data_set(source: str) -> tuple[str, str | None]:
+    """Name and Hub name of the data. Of a local folder only its name is told, its path is nobody's business."""
+    if source == "digits":
+        return "scikit-learn digits at 8 to 32 pixels", None
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) and not Path(source).is_dir():
+        return source, source
+    return Path(source).name, None
+
+
+def base_model(settings: dict[str, Any]) -> str | None:
+    """The repo on the Hub whose weights a run started from, if it did."""
+    name = settings["model"]
+    if not settings["model_kwargs"].get("pretrained"):
+        return None
+    if name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:").partition("@")[0]
+    found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return found.hf_hub_id.partition("@")[0] if found and found.hf_hub_id else None

@@ -1,0 +1,64 @@
+"""What publishing would change in a repo, file by file and, in short texts, line by line."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from timm_wsms.hub.client import Remote
+from timm_wsms.hub.download import file_sum
+from timm_wsms.hub.verify_folder import FILES
+
+TEXTS = (".json", ".yaml", ".md")
+MARKS = {True: "~", False: "+"}  # is it there already?
+
+
+def changed(files: dict[str, Path | bytes], there: Remote) -> list[str]:
+    """The files that are not yet there as they are here, and those of an earlier version that would be left over.
+
+    Of what somebody else put into the repo nothing is touched.
+    """
+    new = [name for name, content in files.items() if there.sums.get(name) != _sum_like(content, there.sums.get(name))]
+    return new + [name for name in there.sums if name in FILES and name not in files]
+
+
+def describe(api: HfApi, repo: str, files: dict[str, Path | bytes], there: Remote | None) -> str:
+    """A line for each file (+ new, ~ changed, - removed, = as it is, blank: not ours), then the texts' differences."""
+    there_is = there or Remote("", {}, {}, False)
+    of_interest = changed(files, there_is)
+    lines = [f"{repo}, {there.commit[:7] if there else 'a new repo'}: {sum(map(_size, files.values())):,} bytes in all"]
+    for name in sorted({*files, *there_is.sums}):
+        mark = MARKS[name in there_is.sums] if name in files else "-"
+        if name not in of_interest:
+            mark = "=" if name in files else " "
+        lines.append(f"{mark} {name}  {_size(files[name]) if name in files else there_is.sizes[name]:,} bytes")
+    with tempfile.TemporaryDirectory() as cache:
+        for name in of_interest:
+            if name in files and name in there_is.sums and name.endswith(TEXTS):
+                old = Path(api.hf_hub_download(repo, name, revision=there_is.commit, cache_dir=cache)).read_text()
+                lines += difflib.unified_diff(
+                    old.splitlines(), _text(files[name]).splitlines(), f"{repo}/{name}", name, lineterm="", n=1
+                )
+    return "\n".join(lines)
+
+
+def _sum_like(content: Path | bytes, other: str | None) -> str:
+    """The sum of the kind that the other one is of."""
+    kind = "sha256" if other is not None and len(other) == 64 else "git"
+    if isinstance(content, Path):
+        return file_sum(content, kind)
+    made = hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % len(content))
+    made.update(content)
+    return made.hexdigest()
+
+
+def _size(content: Path | bytes) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+def _text(content: Path | bytes) -> str:
+    return (content.read_bytes() if isinstance(content, Path) else content).decode()

@@ -1,0 +1,175 @@
+"""Publishes a checkpoint folder on the Hugging Face Hub: checks first, then one commit.
+
+    python -m timm_wsms.publish OUT/model --repo owner/name [--private] [--tag v1] [--dry-run] [--register]
+
+`--dry-run` checks everything and shows what would change. The token is that of `hf auth login` or HF_TOKEN. The card is
+filled anew, with the repo's name. Whatever happens before the commit, the repo stays as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from timm_wsms.errors import UserError
+from timm_wsms.hub import card, diff, register
+from timm_wsms.hub.client import Remote, look, look_if_there, retried
+from timm_wsms.hub.errors import in_one_line
+from timm_wsms.hub.verify_folder import FILES, check_folder
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen: see the command line's help."""
+
+    repo: str
+    private: bool = False
+    tag: str | None = None
+    dry_run: bool = False
+    register: str | None = None
+
+
+def publish(folder: Path, options: Options) -> str:
+    """Checks a checkpoint folder and uploads it.
+
+    Returns:
+        The commit that holds it; with `dry_run` an empty string if there is no such repo yet.
+
+    Raises:
+        UserError: The folder is not what it says, or the Hub refuses; one line with the remedy.
+    """
+    check_repo(options.repo)
+    model = check_folder(folder)
+    files = contents(folder, options.repo)
+    if options.register:
+        register.check_default(model, folder, options.register)
+    api = HfApi()
+    with in_one_line(options.repo):
+        before = look_if_there(api, options.repo)
+        if before and options.private and not before.private:
+            raise UserError(f"{options.repo} is there already, and public; make it private on its page")
+        check_tag(api, options, before, files)
+        print(diff.describe(api, options.repo, files, before))
+        if options.dry_run:
+            return before.commit if before else ""
+        check_access(options.repo)
+        commit = upload(api, options, files, before)
+    if options.register:
+        print(register.add(folder, options.register, options.repo, commit))
+    return commit
+
+
+def check_repo(repo: str) -> None:
+    """Check that a name can be a repo's.
+
+    Raises:
+        UserError: It cannot.
+    """
+    with in_one_line(repo):
+        validate_repo_id(repo)
+    if "/" not in repo:
+        raise UserError(f"{repo!r} is no name on the Hub; it has to be owner/name")
+
+
+def check_access(repo: str) -> None:
+    """Check before any work, without asking the Hub, that something can be published there.
+
+    Raises:
+        UserError: The name is none, or there is no token.
+    """
+    check_repo(repo)
+    if not get_token():
+        raise UserError("there is no token; `hf auth login`, or set HF_TOKEN")
+
+
+def check_tag(api: HfApi, options: Options, before: Remote | None, files: dict[str, Path | bytes]) -> None:
+    """Check that a tag is new, or stands already where it would be set."""
+    if before is None or options.tag is None:
+        return
+    refs = retried(lambda: api.list_repo_refs(options.repo))
+    target = {tag.name: tag.target_commit for tag in refs.tags}.get(options.tag)
+    if target is not None and (target != before.commit or diff.changed(files, before)):
+        raise UserError(f"{options.repo} has a tag {options.tag} already, of another commit; choose another name")
+
+
+def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
+    """File in the repo → what goes there: files of the folder, and the card filled for this repo."""
+    files: dict[str, Path | bytes] = {name: folder / name for name in FILES if (folder / name).is_file()}
+    return {**files, "README.md": card.render(folder, repo).encode()}
+
+
+def upload(api: HfApi, options: Options, files: dict[str, Path | bytes], before: Remote | None) -> str:
+    """Makes the repo if need be, uploads what has changed, commits it at once, tags it; returns the commit."""
+    repo = options.repo
+    if before is None:
+        # private said in either case, since an organization may have another default
+        retried(lambda: api.create_repo(repo, private=options.private, exist_ok=True))
+        before = look(api, repo)
+    changed = diff.changed(files, before)
+    commit = before.commit
+    if changed:
+        added = [CommitOperationAdd(name, files[name]) for name in changed if name in files]
+        gone = [CommitOperationDelete(name) for name in changed if name not in files]
+        upload_large(api, repo, added)
+        commit = retried(lambda: commit_once(api, repo, files, before, [*added, *gone]))
+    if tag := options.tag:
+        retried(lambda: api.create_tag(repo, tag=tag, revision=commit, exist_ok=True))
+    return commit
+
+
+def upload_large(api: HfApi, repo: str, added: list[CommitOperationAdd]) -> None:
+    """Uploads the large files, which no commit names yet; the client itself tries again.
+
+    Raises:
+        HTTPError: What the Hub answered in the end.
+        UserError: It failed for another reason.
+    """
+    try:
+        api.preupload_lfs_files(repo, added)
+    except RuntimeError as error:  # what a thread of the client's, or Xet, makes of it
+        if isinstance(error.__cause__, HTTPError):
+            raise error.__cause__ from error
+        why = textwrap.shorten(str(error), 160, placeholder=" …")
+        raise UserError(f"the upload failed ({why}); {repo} is as it was, run it again") from error
+
+
+def commit_once(api: HfApi, repo: str, files: dict[str, Path | bytes], before: Remote, operations: list) -> str:
+    """Commits on top of what was seen before; not again if an earlier try came through and only its answer was lost."""
+    now = look(api, repo)
+    if now.commit != before.commit and not diff.changed(files, now):
+        return now.commit
+    message = f"Publish {Path(repo).name} with timm-wsms"
+    return api.create_commit(repo, operations, commit_message=message, parent_commit=before.commit).oid
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the `model` folder of a run")
+    parser.add_argument("--repo", required=True, help="owner/name on the Hub; made if it is not there")
+    parser.add_argument("--private", action="store_true", help="a repo that only its owner sees")
+    parser.add_argument("--tag", help="name this version")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, show what would change, change nothing"
+    )
+    parser.add_argument(
+        "--register",
+        metavar="TAG",
+        nargs="?",
+        const="",
+        help="make it a pretrained tag, by default the data set's name",
+    )
+    options = vars(parser.parse_args(argv))
+    folder = options.pop("folder")
+    if options["register"] == "":
+        options["register"] = register.data_tag(folder)
+    chosen = Options(**options)
+    commit = publish(folder, chosen)
+    if not chosen.dry_run:
+        print(f"published {chosen.repo} at {commit}")
+        print(f'Load it: import timm, timm_wsms; model = timm.create_model("hf-hub:{chosen.repo}", pretrained=True)')

@@ -1,0 +1,65 @@
+"""Checkpoints that have been published: each is a pretrained tag of its own, ahead of timm's.
+
+published.json lists them; `python -m timm_wsms.publish … --register` adds to it.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from timm.models import PretrainedCfg
+
+FILE = Path(__file__).with_name("published.json")
+DESCRIBES = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "num_classes",
+             "pool_size", "first_conv", "classifier", "license")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published checkpoint.
+
+    Attributes:
+        name: Architecture, `wsms_<backbone>`, built with its default arguments.
+        tag: `<name>.<tag>` loads it.
+        repo: On the Hugging Face Hub.
+        revision: The commit, 40 hexadecimal digits.
+        sha256: Of its model.safetensors.
+        accuracy: Top-1 in percent, as its card says.
+        config: What timm's `PretrainedCfg` says about input and head; the fields of `DESCRIBES`.
+    """
+
+    name: str
+    tag: str
+    repo: str
+    revision: str
+    sha256: str
+    accuracy: float
+    config: dict[str, Any]
+
+    @property
+    def hub_id(self) -> str:
+        """Repo and revision as timm writes them."""
+        return f"{self.repo}@{self.revision}"
+
+    def pretrained_cfg(self) -> PretrainedCfg:
+        """The tag's entry in timm's registry. Its source says that the weights are the network's, not a backbone's."""
+        return PretrainedCfg(hf_hub_id=self.hub_id, source="hf-hub", **self.config)
+
+
+def published() -> list[Published]:
+    """All entries of published.json, the newest first."""
+    names = {field.name for field in fields(Published)}
+    return [Published(**{key: entry[key] for key in names}) for entry in json.loads(FILE.read_text(encoding="utf-8"))]
+
+
+def register(entry: Published) -> None:
+    """Writes an entry into published.json, in front; one of the same name and tag goes."""
+    others = [other for other in published() if (other.name, other.tag) != (entry.name, entry.tag)]
+    text = json.dumps([asdict(one) for one in (entry, *others)], indent=2)
+    FILE.write_text(text + "\n", encoding="utf-8")
+
+
+def sha256(hub_id: str) -> str | None:
+    """What the weights at `repo@revision` have to have, if they are listed."""
+    return next((entry.sha256 for entry in published() if entry.hub_id == hub_id), None)

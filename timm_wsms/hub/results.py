@@ -1,0 +1,47 @@
+"""results.json of a checkpoint folder: the figures of the models trained beside each other, and what they ran on."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm_wsms.evaluation import Row
+
+FILE = "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What results.json holds.
+
+    Attributes:
+        rows: The models that were trained beside each other; the folder's own is the last.
+        hardware: What they were trained on, as `timm_wsms.training.environment.describe_environment` returns it.
+        data: The data set's name on the Hub, where the run read it from a local folder; else None.
+    """
+
+    rows: list[Row]
+    hardware: dict[str, Any]
+    data: str | None
+
+
+def write(folder: Path, rows: Sequence[Row], hardware: Mapping[str, Any], data: str | None = None) -> None:
+    """Writes results.json; for the arguments see `Results`."""
+    content = {"rows": [dataclasses.asdict(row) for row in rows], "hardware": hardware, "data": data}
+    (folder / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Results:
+    """Reads results.json.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    # JSON has no integers as keys
+    rows = [
+        Row(**{**row, "by_size": {int(size): value for size, value in row["by_size"].items()}})
+        for row in content["rows"]
+    ]
+    return Results(rows, content["hardware"], content["data"])

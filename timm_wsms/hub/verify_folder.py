@@ -1,0 +1,120 @@
+"""Whether a checkpoint folder is what it says: its files, config, weights and outputs agree with each other."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from timm_wsms.errors import UserError
+from timm_wsms.hub import results
+from timm_wsms.hub.config_check import check_model_args, check_pretrained_cfg
+from timm_wsms.registry.wsms import NETWORK_ARGS
+from timm_wsms.training.checkpoint_folder import RUN, reference_tensors, run_hash
+
+WEIGHTS, TENSORS = "model.safetensors", "test/tensors.safetensors"
+NEEDED = ("config.json", WEIGHTS, TENSORS, *RUN, results.FILE)
+FILES = (*NEEDED, "README.md", "curves.png", "scale.png")
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".joblib")
+# Of the largest output: what other kernels, versions and numbers of threads make of the same weights.
+TOLERANCE = 1e-3
+
+
+def check_folder(folder: Path) -> Any:
+    """Check all that can be checked without the Hub and without data.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        UserError: Naming the first thing that is not as it has to be.
+    """
+    check_files(folder)
+    check_config(folder)
+    check_run(folder)
+    model = load(folder)
+    check_outputs(model, folder)
+    return model
+
+
+def check_files(folder: Path) -> None:
+    """Check that the folder holds what a published model has, and nothing else."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give the `model` folder of a run")
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    for name in sorted(found - set(FILES)):
+        what = "is pickled, and pickles are not published" if name.endswith(PICKLED) else "is no part of a model"
+        raise UserError(f"{folder / name} {what}; move it out of the folder")
+    if missing := [name for name in NEEDED if name not in found]:
+        raise UserError(f"{folder} has no {missing[0]}; give the `model` folder of a run, or train it anew")
+
+
+def check_config(folder: Path) -> None:
+    """Check config.json as one from a stranger, whether the network is a WSMS one or a plain backbone.
+
+    Raises:
+        UserError: Naming the field.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture, described = config["architecture"], dict(config["pretrained_cfg"])
+        arguments, labels = dict(config.get("model_args", {})), config.get("label_names")
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / 'config.json'} is no config of timm's ({error})") from error
+    if not isinstance(architecture, str) or not timm.is_model(architecture) or "." in architecture:
+        raise UserError(f"the config names an architecture {str(architecture)[:60]!r}, which timm does not know")
+    check_model_args(arguments, NETWORK_ARGS if architecture.startswith(("wsms_", "ms_")) else ())
+    check_pretrained_cfg({**described, "source": "local-dir", "num_classes": config.get("num_classes")}, arguments)
+    if labels is not None and len(labels) != config["num_classes"]:
+        raise UserError(f"the config names {len(labels)} labels for {config['num_classes']} classes")
+
+
+def check_run(folder: Path) -> None:
+    """Check that the weights' file names the run whose settings and metrics lie beside it."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{folder / WEIGHTS} is not a whole safetensors file ({error}); copy it again") from error
+    if metadata.get("format") != "pt" or "run" not in metadata:
+        raise UserError(f"{folder / WEIGHTS} does not say which run it is from; train it anew with this version")
+    if metadata["run"] != run_hash(folder):
+        raise UserError(f"{folder / WEIGHTS} is from another run than {' and '.join(RUN)} beside it")
+    own = results.read(folder).rows[-1]
+    last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    if last.get("test_top1") != own.accuracy:
+        raise UserError(f"{folder / results.FILE} says {own.accuracy} %, metrics.jsonl {last.get('test_top1')} %")
+
+
+def load(folder: Path) -> Any:
+    """The model of a folder, loaded strictly through timm, in eval mode.
+
+    Raises:
+        UserError: Config and weights do not agree.
+    """
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except UserError:
+        raise
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+        why = textwrap.shorten(str(error), 160, placeholder=" …")
+        raise UserError(f"{folder}: config.json and {WEIGHTS} do not agree ({why})") from error
+
+
+def check_outputs(model: Any, folder: Path) -> None:
+    """Check that the model computes from the recorded input what it computed when it was trained."""
+    recorded = load_file(folder / TENSORS)
+    computed = reference_tensors(model, recorded["input"])
+    for name in ("features", "pre_logits", "logits"):
+        if name not in recorded and name != "logits":
+            continue  # features that are no single tensor
+        expected, found = recorded[name], computed[name]
+        bound = TOLERANCE * max(1.0, expected.abs().max().item())
+        same_shape = expected.shape == found.shape
+        if not same_shape or not ((found - expected).abs() <= bound).all():  # false for NaN
+            raise UserError(f"{folder}: the model's {name} are not those recorded in {TENSORS}; train or copy it again")

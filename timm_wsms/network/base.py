@@ -1,0 +1,165 @@
+"""What every network of stages is to timm and to PyTorch: one model, in whose state dict each tensor stands once."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers import ClassifierHead
+from timm.models._input import _get_global_pool
+from torch import nn
+
+from timm_wsms.network.checkpointing_bn import update_statistics_once
+from timm_wsms.network.fx import keep_opaque
+from timm_wsms.network.pyramid import make_pyramid
+from timm_wsms.network.weight_sharing import TimmModel, duplicate_keys, tie
+
+GROUPS = {"stem": r"^\w+_embed|^cls_token", "blocks": r"^\w+\.(\d+)"}  # for layer decay, where a backbone names none
+
+
+class MultiStageNet(nn.Module):
+    """A timm backbone, which is stage 1, and stages that see the image at other sizes.
+
+    Attributes:
+        backbone: Stage 1.
+        stages: The others, keys "2", "3" …; each has a `backbone`, which may share tensors with stage 1's, and the
+            `factor` of its image.
+        head: A head of its own in place of the backbone's; None: the backbone's.
+        num_features: Channels of the features.
+    """
+
+    backbone: TimmModel
+    stages: nn.ModuleDict
+    head: ClassifierHead | None
+    num_features: int
+
+    def __init__(self, backbone: TimmModel):
+        super().__init__()
+        self.backbone = backbone
+        self.stages = nn.ModuleDict()
+        self.head = None
+        self.num_features = backbone.num_features
+        keep_opaque(backbone)
+        self.register_state_dict_post_hook(_drop_duplicates)
+        self.register_load_state_dict_post_hook(_tie_again)
+
+    @property
+    def starts_as_backbone(self) -> bool:
+        """Whether the network makes sense of a backbone's weights without training, its classifier's too."""
+        raise NotImplementedError
+
+    def factors(self) -> list[float]:
+        """Size of each stage's image divided by the image's, stage 1's first, which is 1."""
+        others: list[Any] = [stage.factor for stage in self.stages.values()]
+        return [1.0, *others]
+
+    def pyramid(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """(B, C, H, W) → the images of all stages, stage 1's first, which is the same."""
+        return make_pyramid(image, self.factors())
+
+    def backbones(self) -> list[TimmModel]:
+        """Of all stages, stage 1's first."""
+        return [self.backbone, *(stage.backbone for stage in self.stages.values())]
+
+    def forward_features(self, x: torch.Tensor) -> Any:
+        """(B, in_chans, H, W) → what the head takes."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Any, pre_logits: bool = False) -> Any:
+        """Features → (B, num_classes), or (B, head_hidden_size) with `pre_logits`."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """(B, in_chans, H, W) → (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    # ---- what timm asks of a model
+
+    @property
+    def num_classes(self) -> int:
+        """Size of the classifier; 0 without one."""
+        owner = self.backbone if self.head is None else self.head.fc
+        return getattr(owner, "num_classes", getattr(owner, "out_features", 0))
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the image."""
+        return self.backbone.in_chans
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels of the pre-logits."""
+        return self.backbone.head_hidden_size if self.head is None else self.head.num_features
+
+    @property
+    def global_pool(self) -> str | None:
+        """timm's name for the pooling in front of the classifier."""
+        return _get_global_pool(self.backbone) if self.head is None else self.head.global_pool.pool_type
+
+    def get_classifier(self, name_only: bool = False) -> Any:
+        """The classifier, or its name in this model; a tuple for backbones with more than one."""
+        classifier = self.backbone.get_classifier() if self.head is None else self.head.fc
+        if not name_only:
+            return classifier
+        names = {id(module): name for name, module in self.named_modules()}
+        several = isinstance(classifier, (tuple, list))
+        return tuple(names[id(part)] for part in classifier) if several else names[id(classifier)]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier (0: none), and the pooling unless it is None ("": none)."""
+        if self.head is not None:
+            self.head.reset(num_classes, global_pool)
+        elif global_pool is None:
+            self.backbone.reset_classifier(num_classes)
+        else:
+            self.backbone.reset_classifier(num_classes, global_pool)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass; running statistics are still updated once a step."""
+        for part in self.backbones():
+            part.set_grad_checkpointing(enable)
+        update_statistics_once(self, enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that timm's optimizers leave out of weight decay, each stage's own among them."""
+        names = {f"backbone.{name}" for name in getattr(self.backbone, "no_weight_decay", set)()}
+        own = {f"stages.{number}.{name}" for number in self.stages for name in names}
+        return names | (own & {name for name, _ in self.named_parameters()})  # a shared one has the backbone's name
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        """Regular expressions for timm's layer-wise grouping: a stage's norms go with the backbone's."""
+
+        def inside(pattern: Any) -> Any:
+            if not isinstance(pattern, str):  # a list of (pattern, ordinal)
+                return [(inside(one), ordinal) for one, ordinal in pattern]
+            pattern = re.sub(r"(^|[|(])\^", r"\1", pattern)  # the anchor moves to the front
+            return rf"^(?:stages\.\d+\.)?backbone\.(?:{pattern})"
+
+        own: Any = getattr(self.backbone, "group_matcher", lambda coarse: GROUPS)(coarse=coarse)
+        if callable(own):  # CaiT: a function from a parameter's name to its group
+            return lambda name: own(re.sub(r"^(stages\.\d+\.)?backbone\.", "", name))
+        return {group: inside(pattern) for group, pattern in own.items()}
+
+    # ---- state dict: every tensor once
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._ties = duplicate_keys(self)  # for `assign=True`, which puts in new tensors
+        for key, owner in self._ties:
+            if prefix + owner in state_dict:
+                state_dict[prefix + key] = state_dict[prefix + owner]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "MultiStageNet":
+        ties = duplicate_keys(self)  # before fn puts in new tensors
+        super()._apply(fn, recurse)
+        tie(self, ties)
+        return self
+
+
+def _drop_duplicates(model: MultiStageNet, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    for key, _ in duplicate_keys(model):
+        state_dict.pop(prefix + key, None)  # None: buffers that are not persistent
+
+
+def _tie_again(model: MultiStageNet, _incompatible_keys: Any) -> None:
+    tie(model, model.__dict__.pop("_ties", []))

@@ -1,0 +1,152 @@
+"""The maps of all levels: `forward_intermediates`, and `features_only=True` for detection and segmentation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import Format, nchw_to
+from timm.models._features import FeatureGetterNet, feature_take_indices
+from torch import nn
+
+from timm_wsms.network.base import MultiStageNet
+from timm_wsms.network.integration import Integration
+from timm_wsms.network.layouts import Layout, to_map
+from timm_wsms.network.stages import Stage
+
+
+class FeatureMaps(MultiStageNet):
+    """What a WsmsNet does besides classification: it gives the maps of its levels.
+
+    Attributes:
+        integration: Of the last map; None if there is one stage alone.
+        feature_pyramid: The integration layers of other levels, by their position; empty but for `features_only`.
+        feature_info: timm's list of levels.
+        replaces_last_map: Whether the last of these maps has the channels of f1, so that the integrated replaces it.
+        map_not_in_features: Whether f1 is not among the features (PiT).
+        layout: Of the features.
+        reduction: Of the last map.
+        residual: Whether the integrated map is added.
+    """
+
+    integration: Integration | None
+    feature_pyramid: nn.ModuleDict
+    feature_info: list[dict[str, Any]]
+    replaces_last_map: bool
+    map_not_in_features: bool
+    layout: Layout
+    reduction: int
+    residual: bool
+
+    def merged(self, features: Any, x: torch.Tensor) -> Any:
+        """Features with the integrated map."""
+        raise NotImplementedError
+
+    def shallow_stages(self) -> list[Stage]:
+        """Stages 2, 3 …"""
+        return [*self.stages.values()]  # type: ignore[list-item]
+
+    def make_feature_pyramid(self, gamma: float) -> nn.ModuleDict:
+        """An integration layer for every map that other stages have a counterpart of, but for the last one's."""
+        layers = nn.ModuleDict()
+        for position, entry in enumerate(self.feature_info[: -1 if self.replaces_last_map else None]):
+            stages = [stage for stage in self.shallow_stages() if position in stage.taps]
+            widths = [entry["num_chs"], *(stage.channels[stage.taps[position]] for stage in stages)]
+            if stages:
+                layers[str(position)] = Integration(widths, widths[0], 1, residual=True, gamma=gamma)
+        reference = next(self.backbone.parameters())
+        return layers.to(reference.device, reference.dtype)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The maps of the backbone's levels, as timm's models give them.
+
+        The last one holds the integrated map, if `forward_features` has as many channels. With `feature_pyramid` the
+        others hold those of their own resolution; without it they are the backbone's.
+
+        Args:
+            x: (B, in_chans, H, W).
+            indices: The last n levels if an int, all if None.
+            norm: Apply the backbone's last norm to its maps.
+            stop_early: Leave out what lies behind the deepest of the levels.
+            output_fmt: "NCHW", "NHWC" or "NLC".
+            intermediates_only: Return the list of maps alone.
+
+        Returns:
+            The result of `forward_features` and the maps. With `stop_early` but without the last level, what the
+            backbone's blocks gave so far takes the place of the former.
+        """
+        last = len(self.feature_info) - 1
+        take, _ = feature_take_indices(last + 1, indices)  # type: ignore[arg-type]
+        complete = self.integration is not None and (last in take or not (stop_early or intermediates_only))
+        used = sorted({*take, last} if complete and self.map_not_in_features else {*take})
+        images = self.pyramid(x)
+        alone = intermediates_only and not complete
+        given = self.backbone.forward_intermediates(
+            images[0], indices=used, norm=norm, stop_early=stop_early and not complete, intermediates_only=alone
+        )
+        features, found = (None, given) if alone else given
+        maps = dict(zip(used, found, strict=True))
+        wanted = {position: x for position, x in maps.items() if str(position) in self.feature_pyramid}
+        if complete:
+            f1 = maps[last] if self.map_not_in_features else to_map(features, x, self.reduction, self.layout)
+            wanted[last] = f1
+        others = self._other_stages(images, wanted)
+        for position in wanted:
+            if str(position) in self.feature_pyramid:
+                own = maps[position]
+                maps[position] = own + self.feature_pyramid[str(position)]([own, *others[position]])
+        if complete:
+            integrated = self.integration([f1, *others[last]])  # type: ignore[misc]
+            features = self.merged(features, integrated)
+            if self.replaces_last_map and last in maps:
+                maps[last] = maps[last] + integrated if self.residual else integrated
+        result = [nchw_to(maps[position], Format(output_fmt)) for position in sorted({*take})]
+        return result if intermediates_only else (features, result)
+
+    def _other_stages(
+        self, images: list[torch.Tensor], wanted: dict[int, torch.Tensor]
+    ) -> dict[int, list[torch.Tensor]]:
+        """For some of stage 1's maps, the other stages' maps of the same resolution."""
+        others: dict[int, list[torch.Tensor]] = {position: [] for position in wanted}
+        for stage, image in zip(self.shallow_stages(), images[1:], strict=True):
+            own = {position: like for position, like in wanted.items() if position in stage.taps}
+            for position, x in zip(own, stage.maps(image, own) if own else [], strict=True):
+                others[position].append(x)
+        return others
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what `forward_intermediates` does not need for some of the levels; gives their positions."""
+        last = len(self.feature_info) - 1
+        take, _ = feature_take_indices(last + 1, indices)  # type: ignore[arg-type]
+        integrates = last in take and (self.replaces_last_map or not prune_head)
+        self.backbone.prune_intermediate_layers(take, prune_norm and not integrates, prune_head)
+        if prune_head:
+            self.head = None
+        if not integrates:
+            self.integration = None
+        for position in [*self.feature_pyramid]:
+            if int(position) not in take:
+                del self.feature_pyramid[position]
+        needed = {*map(int, self.feature_pyramid), *([last] if integrates else [])}
+        for number, stage in zip([*self.stages], self.shallow_stages(), strict=True):
+            if needed & {*stage.taps}:
+                stage.prune(needed)
+            else:
+                del self.stages[number]
+        return take
+
+
+class WsmsFeatures(FeatureGetterNet):
+    """The maps of a WsmsNet's levels, each with the stages' maps of its resolution integrated.
+
+    Which levels, if `out_indices` does not say, is what timm gives for the backbone.
+    """

@@ -1,0 +1,211 @@
+"""The weight-shared multi-stage network (Takahashi et al., ACML 2017, Section 3): image → pyramid → stages → head."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.layers import ClassifierHead
+from timm.models._input import _get_global_pool
+from timm.models.coat import CoaT
+from timm.models.efficientnet import EfficientNet
+from timm.models.efficientvim import EfficientViM
+from timm.models.pit import PoolingVisionTransformer
+from timm.models.regnet import RegNet
+from torch import nn
+
+from timm_wsms.errors import UserError, check_choice
+from timm_wsms.network.features import FeatureMaps
+from timm_wsms.network.image_sizes import Size, lookup_by_class
+from timm_wsms.network.integration import Integration, IntegrationKind
+from timm_wsms.network.layouts import Layout, merge, to_map
+from timm_wsms.network.pyramid import choose_factors, halvings
+from timm_wsms.network.stages import Level, is_flat, levels, make_stage, parts
+from timm_wsms.network.unused_layers import remove_head
+from timm_wsms.network.weight_sharing import TimmModel, UnsharedNorms
+
+NO_PATCHES = (PoolingVisionTransformer,)  # forward_features gives class tokens alone
+GIVES_SEVERAL = (CoaT, EfficientViM)  # features, of which `num_features` is the sum, or the width of all
+# Between the last map and the features, which may be as wide.
+AFTER_LAST_MAP: dict[type[nn.Module], str] = {EfficientNet: "conv_head", RegNet: "final_conv"}
+KERNEL_SIZE = {"conv1x1": 1, "conv3x3": 3, "none": 0}
+
+
+class WsmsNet(FeatureMaps):
+    """A timm backbone run on the image, its half-size copy, its quarter-size copy …; the maps are integrated.
+
+    ```
+    image ─┬──────────────► stage 1: the whole backbone       ─► f1 (B, C1, h, w)
+           └ avg-pool 2×2 ─┬► stage 2: its blocks up to R/2   ─► f2 (B, C2, h, w)
+                           └ avg-pool 2×2 ─► stage 3: to R/4  ─► f3 (B, C3, h, w)
+    concat(f1, f2, f3) ─► integration ─► global pool ─► classifier
+    ```
+
+    Args:
+        build_backbone: Returns the backbone, a timm model. Called once without arguments, and once more a stage where
+            nothing is shared or where parameters depend on the image size: then with `img_size` and the like.
+        stages: Number of stages, S; None: 3, or the number of levels of a backbone that has fewer. 1: the backbone.
+        integration: "conv1x1", "conv3x3" or "none" (paper, Fig. 3).
+        integration_channels: Channels of the integrated map, c. None: f1's, or what the paper gives its own backbones.
+        residual: Add the integrated map, weighted by γ, to f1 instead of putting it in f1's place. None: True but for
+            the paper's own backbones.
+        share_weights: False for the paper's MS-Net: the same shape, nothing shared.
+        unshared_norms: Norms of which every stage has its own: "batch" (the paper), "all" or "none"; "statistics": of
+            batch norms the running statistics only, while their scales and shifts are shared.
+        gamma: What γ starts from: 0 leaves the backbone's logits as they are.
+        img_size: Of the images, in pixels, for a backbone whose parameters depend on it; None: its default.
+        feature_pyramid: Integrate the maps of the other levels too, for `forward_intermediates`.
+        pyramid: 1, 1/2, 1/4 …, of which `stages` says how many; no other factors give maps that fit together.
+
+    Raises:
+        UserError: If the backbone or the arguments do not allow it; the message names the remedy.
+    """
+
+    def __init__(
+        self,
+        build_backbone: Callable[..., TimmModel],
+        stages: int | None = None,
+        integration: IntegrationKind = "conv1x1",
+        integration_channels: int | None = None,
+        residual: bool | None = None,
+        share_weights: bool = True,
+        unshared_norms: UnsharedNorms = "batch",
+        gamma: float = 1.0,
+        img_size: int | Size | None = None,
+        feature_pyramid: bool = False,
+        pyramid: Sequence[float] | None = None,
+    ):
+        check_choice("integration", integration, IntegrationKind)
+        check_choice("unshared_norms", unshared_norms, UnsharedNorms)
+        super().__init__(backbone := build_backbone())
+        self.layout = _layout(backbone)
+        for layout in ("output_fmt", "feature_dim"):  # timm's, where a backbone's features are not NCHW
+            if hasattr(backbone, layout):
+                setattr(self, layout, getattr(backbone, layout))
+        cuts = _choose_levels(backbone, stages if pyramid is None else _count_halvings(pyramid, stages))
+        paper = getattr(backbone, "wsms_defaults", {})
+        residual = paper.get("residual", True) if residual is None else residual
+
+        for number, level in enumerate(cuts[1:], start=2):  # the paper's numbers
+            self.stages[str(number)] = make_stage(
+                build_backbone, backbone, level, 2 ** (number - 1), img_size, share_weights, unshared_norms
+            )
+        self.reduction = cuts[0].reduction
+        self.map_not_in_features = isinstance(backbone, NO_PATCHES)
+        self.feature_info = [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]
+        width = self.feature_info[-1]["num_chs"] if isinstance(backbone, GIVES_SEVERAL) else self.num_features
+        as_wide = self.feature_info[-1]["num_chs"] == width
+        self.replaces_last_map = bool(self.stages) and as_wide and not _has_neck(backbone)
+        self.residual = residual
+        self.integration: Integration | None = None
+        if self.stages:
+            widths = [width, *(level.channels for level in cuts[1:])]
+            self._integrate(widths, integration, integration_channels, residual, gamma, paper)
+        if self.replaces_last_map and self.head is not None:
+            self.feature_info[-1]["num_chs"] = self.num_features
+        self.feature_pyramid = self.make_feature_pyramid(gamma) if feature_pyramid else nn.ModuleDict()
+
+    def _integrate(
+        self, widths: list[int], kind: str, channels: int | None, residual: bool, gamma: float, paper: dict[str, Any]
+    ) -> None:
+        """Build the integration layer, and a head of its own where the integrated map is not as wide as f1."""
+        if residual and (kind == "none" or channels not in (None, widths[0])):
+            raise UserError(
+                f"residual adds the integrated map to f1 of {widths[0]} channels, so it needs a convolution and "
+                f"integration_channels={widths[0]}; give residual=False for integration={kind!r}, "
+                f"integration_channels={channels}"
+            )
+        if kind == "none":
+            if channels not in (None, sum(widths)):
+                raise UserError(f"integration='none' gives {sum(widths)} channels; leave out integration_channels")
+            channels = sum(widths)
+        elif channels is None:
+            channels = widths[0] if residual else paper.get("integration_channels", widths[0])
+        if channels < 1:
+            raise UserError(f"integration_channels must be positive, not {channels}")
+        reference = next(self.backbone.parameters())
+        self.integration = Integration(widths, channels, KERNEL_SIZE[kind], residual, gamma)
+        if channels != widths[0]:
+            pool = _get_global_pool(self.backbone) or "avg"
+            drop_rate = getattr(self.backbone, "drop_rate", 0.0)
+            fmt = self.layout
+            self.head = ClassifierHead(channels, self.backbone.num_classes, pool, drop_rate, input_fmt=fmt)
+            self.head.to(reference.device, reference.dtype)
+            self.num_features = channels
+            remove_head(self.backbone)
+        self.integration.to(reference.device, reference.dtype)
+
+    @property
+    def starts_as_backbone(self) -> bool:
+        """Whether γ = 0 gives the backbone's logits."""
+        return self.integration is None or self.residual
+
+    def stage_maps(self, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
+        """(B, in_chans, H, W) → the backbone's features, and S maps (B, C_s, h, w) that wait for their integration."""
+        images = self.pyramid(x)
+        if self.map_not_in_features:
+            features, (f1,) = self.backbone.forward_intermediates(images[0], indices=1)
+        else:
+            features = self.backbone.forward_features(images[0])  # first, since then it draws its random numbers first
+            f1 = features
+        f1 = to_map(f1, x, self.reduction, "NCHW" if self.map_not_in_features else self.layout)  # (B, C1, h, w)
+        others = [stage(image, f1) for stage, image in zip(self.shallow_stages(), images[1:], strict=True)]
+        return features, [f1, *others]
+
+    def forward_features(self, x: torch.Tensor) -> Any:
+        """(B, in_chans, H, W) → the integrated map (B, num_features, h, w), laid out as the backbone's features.
+
+        Where these are tokens, the map is added to those of the patches, and its mean to the class token's.
+        """
+        if self.integration is None:
+            return self.backbone.forward_features(x)
+        features, maps = self.stage_maps(x)
+        return self.merged(features, self.integration(maps))
+
+    def merged(self, features: Any, x: torch.Tensor) -> Any:
+        """The backbone's features with the integrated map (B, C, h, w); of several features in the last."""
+        if isinstance(features, (list, tuple)):  # here, where torch.fx follows; it does not look into `merge`
+            return [*features[:-1], merge(features[-1], x, self.layout, self.residual)]
+        return merge(features, x, self.layout, self.residual)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """(B, num_features, h, w) → (B, num_classes), or (B, head_hidden_size) with `pre_logits`."""
+        head = self.backbone.forward_head if self.head is None else self.head
+        return head(x, pre_logits=pre_logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # here, since torch.fx finds `merge` and the like beside it
+        """(B, in_chans, H, W) → (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _count_halvings(pyramid: Sequence[float], stages: int | None) -> int:
+    factors = choose_factors(pyramid, stages)
+    if factors != halvings(len(factors)):
+        raise UserError(
+            f"fusion='concat' integrates maps of one size, so its pyramid is 1, 0.5, 0.25 …, not {[*pyramid]}; leave "
+            "out pyramid, or give fusion='mean'"
+        )
+    return len(factors)
+
+
+def _choose_levels(backbone: TimmModel, stages: int | None) -> list[Level]:
+    flat = is_flat(backbone)
+    most = len(backbone.feature_info) if flat else len(levels(backbone))
+    if stages is None:
+        stages = min(3, most)
+    if not 1 <= stages <= most:
+        what = "blocks" if flat else "levels"
+        raise UserError(f"stages must be 1 to {most}, the {what} of this backbone; not {stages}")
+    return parts(backbone, stages) if flat else levels(backbone)[:stages]
+
+
+def _has_neck(backbone: TimmModel) -> bool:
+    """Whether a layer stands between the backbone's last map and its features."""
+    path = lookup_by_class(AFTER_LAST_MAP, backbone)
+    return path is not None and not isinstance(backbone.get_submodule(path), nn.Identity)
+
+
+def _layout(backbone: TimmModel) -> Layout:
+    if isinstance(backbone, EfficientViM):
+        return "NCL"
+    fmt = getattr(backbone, "output_fmt", "NCHW")
+    return "NHWC" if str(getattr(fmt, "value", fmt)).upper() == "NHWC" else "NCHW"

@@ -1,0 +1,225 @@
+"""From a name to a network that is known to fit the images."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.models._input import get_model_args
+from timm.optim import create_optimizer_v2
+from torch import nn
+from torch.optim import Optimizer
+
+import timm_wsms  # noqa: F401  registers the names with timm
+from timm_wsms.cli_errors import is_out_of_memory, is_the_hubs
+from timm_wsms.errors import UserError
+from timm_wsms.hub.config_check import check_model_args
+from timm_wsms.network.base import MultiStageNet
+from timm_wsms.network.mean_net import WsmsMeanNet
+from timm_wsms.registry.wsms import NETWORK_ARGS
+from timm_wsms.training.fault_tolerance.step_sync import PATIENCE
+from timm_wsms.training.settings import Settings
+from timm_wsms.training.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# What `accelerate config` and `accelerate launch` set for ways of training that divide a network among processes.
+DIVIDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+
+
+def build_accelerator(settings: Settings) -> "Accelerator":
+    """Builds an `accelerate.Accelerator` for the processes, devices and precision at hand.
+
+    Raises:
+        UserError: the device does not offer the precision, a tracker's package is missing, or `accelerate config` asks
+            for a network in pieces.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    check_trackers(settings.trackers)
+    for variable, name in DIVIDED.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise UserError(
+                f"accelerate is configured for {name}, which keeps a network in pieces; here checkpoints and averages "
+                "hold whole ones, and stages share parameters across such pieces: run `accelerate config` again for "
+                "plain data parallelism (gradient checkpointing and accumulation need less memory too)"
+            )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.precision,
+            log_with=settings.trackers or None,
+            project_dir=settings.output,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except ValueError as error:
+        raise UserError(f"precision {settings.precision} is not to be had here: {error}") from error
+    if settings.precision != "no" and not accelerator.native_amp:  # Accelerate would train in float32 and not say so
+        raise UserError(f"precision {settings.precision} is not to be had on {accelerator.device.type}; take another")
+    return accelerator
+
+
+def check_name(name: str) -> None:
+    """Checks that timm knows a model of this name, which needs neither data nor a network.
+
+    Raises:
+        UserError: it does not; the message names the nearest.
+    """
+    if ":" not in name and not timm.is_model(name):  # `hf-hub:` and `local-dir:` name places, not models
+        nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else 'see timm.list_models("wsms_*")'
+        raise UserError(f"there is no model {name}; {hint}")
+
+
+def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Module:
+    """Builds a model by `timm.create_model`; `num_classes` None: as many as its weights have.
+
+    Raises:
+        UserError: it cannot be built with these arguments; says why.
+    """
+    if "num_classes" in kwargs:
+        raise UserError(f"there are {num_classes} classes in the data; leave out model_kwargs.num_classes")
+    try:
+        network = timm.create_model(name, num_classes=num_classes, **kwargs)
+        if isinstance(network, MultiStageNet):  # or else its own folder would be refused when the run is done
+            check_model_args(get_model_args(network, {}), NETWORK_ARGS)
+        return network
+    except (TypeError, ValueError, AssertionError, OSError, RuntimeError) as error:
+        if isinstance(error, UserError) or is_out_of_memory(error) or is_the_hubs(error):
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        if "size mismatch" in str(error):
+            raise UserError(
+                f"{name}({given}) does not fit its weights ({error}); the data has {num_classes} classes: weights of "
+                "others can be the beginning by --model local-dir:<folder> --model_kwargs.pretrained true"
+            ) from error
+        raise UserError(f"{name}({given}) cannot be built: {error}") from error
+
+
+def scale_head(network: nn.Module, scale: float | None) -> None:
+    """Multiplies the classifier's weights and biases, as timm's `--head-init-scale` does."""
+    if scale is None:
+        return
+    classifier: Any = network.get_classifier()  # type: ignore[operator]
+    for part in classifier if isinstance(classifier, (tuple, list)) else [classifier]:
+        for parameter in part.parameters():
+            parameter.data.mul_(scale)
+
+
+def check_input(
+    network: nn.Module, name: str, input_size: Sequence[int], num_classes: int, option: str = "data.input_size"
+) -> None:
+    """Runs the network once, on one black image in eval mode, which changes nothing in it.
+
+    Args:
+        network: images (b, channels, height, width) to logits (b, classes).
+        name: what to call it in the message.
+        input_size: (channels, height, width).
+        num_classes: logits there have to be.
+        option: what the user sets the size by.
+
+    Raises:
+        UserError: it cannot take images of this size.
+    """
+    size = "×".join(str(length) for length in input_size)
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(1, *input_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{name} cannot take images of {size} (channels × height × width): {error}; set {option}, or "
+            "model_kwargs such as in_chans, img_size or stages"
+        ) from error
+    finally:
+        network.train(was_training)
+    if logits.shape != (1, num_classes):
+        raise UserError(f"{name} gives an output of shape {tuple(logits.shape)} for one image, not (1, {num_classes})")
+
+
+def build_optimizer(network: nn.Module, settings: Settings) -> Optimizer:
+    """Builds the optimizer by timm's `create_optimizer_v2`.
+
+    Raises:
+        UserError: timm has none of this name, or it does not take these arguments.
+    """
+    chosen = settings.optimizer
+    try:
+        return create_optimizer_v2(
+            network,
+            opt=chosen.name,
+            lr=settings.lr,
+            weight_decay=chosen.weight_decay,
+            momentum=chosen.momentum,
+            filter_bias_and_bn=not chosen.decay_norm_and_bias,
+            layer_decay=chosen.layer_decay,
+            **chosen.kwargs,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"optimizer {chosen.name} cannot be built: {error}") from error
+
+
+def adapt(network: nn.Module, settings: Settings, device: torch.device) -> nn.Module:
+    """Changes a network to what the settings want of its norms, memory and training; returns it on the device.
+
+    Raises:
+        UserError: it cannot be done with this network or device.
+    """
+    if settings.sync_bn:
+        network = synchronize_norms(network, settings.model, device)
+    if settings.grad_checkpointing:  # later than the norms, since it gives them hooks
+        checkpoint_activations(network, settings.model)
+    if settings.trains_stages:
+        if not isinstance(network, WsmsMeanNet):
+            raise UserError(
+                f"{settings.model} has no predictions per stage; leave out stage_loss, stage_distill and "
+                "stage_consistency, or choose a wsms_ model with --model_kwargs.fusion mean"
+            )
+        network.set_stagewise_training(features=settings.stage_consistency > 0)
+    return placed(network, settings, device)
+
+
+def placed(network: Any, settings: Settings, device: torch.device) -> Any:
+    """Returns the network on a device, in the memory order of the settings."""
+    return network.to(device, memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format)
+
+
+def checkpoint_activations(network: Any, name: str) -> None:
+    """Lets a network recompute its activations in the backward pass, by timm's `set_grad_checkpointing`.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        network.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"{name} has no gradient checkpointing; leave out grad_checkpointing") from error
+
+
+def synchronize_norms(network: nn.Module, name: str, device: torch.device) -> nn.Module:
+    """Returns the network with batch norms over the images of all processes, by timm's `convert_sync_batchnorm`.
+
+    What is shared stays shared, since the new modules take over the very parameters and buffers, and the activations
+    that timm's norms carry.
+
+    Raises:
+        UserError: there is nothing to convert, or PyTorch cannot do it on this device.
+    """
+    if device.type == "cpu":
+        raise UserError("sync_bn needs GPUs, since PyTorch's SyncBatchNorm does, and this is a CPU; leave it out")
+    converted = convert_sync_batchnorm(network)
+    if not any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules()):
+        raise UserError(f"{name} has no batch normalization; leave out sync_bn")
+    return converted

@@ -1,0 +1,45 @@
+"""A run's folder belongs to one run at a time."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from timm_wsms.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LOCK = "run.lock"
+WAIT = 30.0  # seconds; so long at most does what a killed run has started outlive it
+
+
+@contextlib.contextmanager
+def lock_run_folder(output: Path, accelerator: "Accelerator") -> Iterator[None]:
+    """Keeps other runs out of a run's folder, which is created, as long as this context is entered.
+
+    The lock is the operating system's: it ends with the process, however that ends. On a file system that knows no
+    locks nobody is kept out.
+
+    Raises:
+        UserError: another process is training into the folder.
+    """
+    if not accelerator.is_main_process:
+        yield
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / LOCK, timeout=WAIT)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"another process is training into {output}; wait for its end, or choose another --output"
+        ) from error
+    except (NotImplementedError, OSError):  # no locks there, or a full disk, which the run itself will tell of
+        pass
+    try:
+        yield
+    finally:
+        lock.release()

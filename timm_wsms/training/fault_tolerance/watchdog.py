@@ -1,0 +1,114 @@
+"""Ends a run that hangs, and says which process it hangs in."""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+EXIT_CODE = 75
+
+
+class Watchdog:
+    """Watches, while it is entered, that the process gets on; ends it after `timeout` seconds without progress.
+
+    Time for which the process was suspended (SIGSTOP, `scontrol suspend`) does not count for itself, but to the others.
+
+    All processes do the same things in the same order, so of those that wait for each other the one that has done the
+    fewest is to blame. They tell each other by the store they met in. A launcher then ends the other processes, and
+    torchrun with `--max-restarts` starts all anew.
+
+    Args:
+        accelerator: knows the processes.
+        timeout: seconds.
+        store: what the processes tell each other by; None: the one they met in.
+    """
+
+    def __init__(self, accelerator: "Accelerator", timeout: float, store: Any = None):
+        self.timeout, self._interval = timeout, min(10.0, timeout / 4)
+        self._rank, self._processes = accelerator.process_index, accelerator.num_processes
+        self._done, self._doing, self._since = 0, "", time.monotonic()
+        self._left = threading.Event()
+        self._store = store
+        if (
+            self._processes > 1 and store is None
+        ):  # a connection of its own: the other one is blocked while a process waits
+            self._store = torch.distributed.distributed_c10d._get_default_store().clone()
+
+    def note(self, doing: str) -> None:
+        """Tells what the process turns to. Nothing ("") is anything that may take its time."""
+        self._done, self._doing, self._since = self._done + 1, doing, time.monotonic()
+
+    def __enter__(self) -> "Watchdog":
+        self._left = threading.Event()
+        threading.Thread(target=self._run, args=(self._left,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+        self._doing = ""
+
+    def _run(self, left: threading.Event) -> None:
+        beat, last = 0, time.monotonic()
+        while not left.wait(self._interval):
+            beat, now = beat + 1, time.monotonic()
+            if now - last > 2 * self._interval:  # the process was suspended, or its machine
+                self._since += now - last
+            last = now
+            self._tell(beat)
+            if self._doing and time.monotonic() - self._since > self.timeout:
+                told = self._agreed()
+                if not left.is_set():
+                    if told:  # in one write: others write to the same place at the same time
+                        sys.stderr.write(f"\nerror: no progress for {self.timeout:g} seconds: {told}\n")
+                        sys.stderr.flush()
+                    os._exit(EXIT_CODE)
+
+    def _tell(self, beat: int) -> None:
+        if self._store is not None:
+            # Should the process that holds the store be stuck or gone, `_agreed` will find out.
+            with contextlib.suppress(RuntimeError):
+                self._store.set(f"watch/{self._rank}", json.dumps([self._done, beat, self._doing]))
+
+    def _agreed(self) -> str:
+        """What the first to come to a conclusion says. When it has left, the others would find it silent.
+
+        Nothing if the process that holds the store has ended: it has told why, or the launcher does.
+        """
+        if self._store is None:
+            return self._doing
+        try:
+            return self._store.compare_set("watch/told", "", self._culprits()).decode()
+        except torch.distributed.DistNetworkError:
+            return ""
+        except RuntimeError:
+            return "the process that holds the store (the launcher or process 0) does not answer"
+
+    def _culprits(self) -> str:
+        """Names the processes that are behind, or that do not answer."""
+        before = self._read()
+        for beat in range(-3, 0):  # the others are to hear from this one meanwhile
+            self._tell(beat)
+            time.sleep(self._interval / 2)
+        now = self._read()
+        # One that stopped within the first interval has never been heard of.
+        silent = [rank for rank in range(self._processes) if now.get(rank) == before.get(rank) and rank != self._rank]
+        least = min(done for done, _, _ in now.values())
+        behind = silent or [rank for rank, (done, _, _) in now.items() if done == least]
+        state = "does not answer" if silent else "is behind"
+        last = {rank: f", last {doing}" for rank, (_, _, doing) in now.items() if doing}
+        return "; ".join(f"process {rank} {state}{last.get(rank, '')}" for rank in behind)
+
+    def _read(self) -> dict[int, list[Any]]:
+        keys = {rank: f"watch/{rank}" for rank in range(self._processes)}
+        return {rank: json.loads(self._store.get(key)) for rank, key in keys.items() if self._store.check([key])}
