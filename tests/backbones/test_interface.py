@@ -8,6 +8,7 @@ import torch
 from timm.models import build_model_with_cfg
 from torch import nn
 
+from tests.helpers import networks
 from timm_wsms.backbones.avgpool_resnet import AvgPoolResNet
 
 torch.set_num_threads(1)
@@ -25,8 +26,7 @@ def build(name, **kwargs):
 
 
 def images(name, number=2, channels=3, dtype=torch.float32):
-    side = SIDES[name]
-    return torch.randn(number, channels, side, side, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    return networks.images(SIDES[name], number, dtype=dtype, channels=channels)
 
 
 def test_listed_by_timm():

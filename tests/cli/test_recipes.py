@@ -15,7 +15,7 @@ from PIL import Image
 
 import timm_wsms  # noqa: F401
 import train_accelerate
-from tests.backbones.test_paper_numbers import CIFAR
+from tests.helpers.paper import CIFAR
 from tests.helpers.paths import ROOT
 from timm_wsms.data import data_config, load_splits, make_loader, train_transform
 from timm_wsms.training import checkpoint

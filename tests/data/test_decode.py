@@ -9,20 +9,14 @@ import pytest
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
+from tests.helpers.preprocessing import preprocessing
 from timm_wsms.data import DataSettings, TimmAugmentation, load_splits, make_loader
 from timm_wsms.data.decode import BadImageError, check_head, decode
 from timm_wsms.data.jpeg_crop import JpegCrop
 from timm_wsms.errors import UserError
 
 CROP = JpegCrop(RandomResizedCropAndInterpolation((20, 24), interpolation="bicubic"))
-CONFIG = {
-    "input_size": (3, 24, 24),
-    "interpolation": "bicubic",
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-}
+CONFIG = preprocessing(24, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 RED, GRAY = np.array([200, 30, 60]), np.array([77, 77, 77])
 
 

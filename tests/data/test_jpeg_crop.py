@@ -10,19 +10,13 @@ import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRatio
 
+from tests.helpers.preprocessing import preprocessing
 from timm_wsms.data import DataSettings, Split, TimmAugmentation, make_loader, train_transform
 from timm_wsms.data.decode import undecoded
 from timm_wsms.data.jpeg_crop import JpegCrop, decode_crop, needs_only_decoding, resize
 from timm_wsms.data.transforms import split_off_crop
 
-CONFIG = {
-    "input_size": (3, 40, 32),
-    "interpolation": "bicubic",
-    "mean": (0.4, 0.5, 0.6),
-    "std": (0.2, 0.3, 0.25),
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-}
+CONFIG = preprocessing(40, 32, interpolation="bicubic")
 FORMS = {
     "color": {"quality": 90},
     "444": {"quality": 95, "subsampling": 0},

@@ -16,19 +16,13 @@ import timm.data
 import torch
 
 from tests.helpers.paths import ROOT
+from tests.helpers.preprocessing import preprocessing
 from timm_wsms.data import DataSettings, Split, TimmAugmentation, make_loader, sources
 from timm_wsms.data.decode import undecoded
 from timm_wsms.data.loader import MemoryLoader, PerImageLoader, has_room
 from timm_wsms.errors import UserError
 
-CONFIG = {
-    "input_size": (3, 12, 12),
-    "interpolation": "bilinear",
-    "mean": (0.4, 0.5, 0.6),
-    "std": (0.2, 0.3, 0.25),
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-}
+CONFIG = preprocessing(12)
 GRAY = {**CONFIG, "input_size": (1, 12, 12), "mean": (0.4,), "std": (0.2,)}
 GPU = torch.device("cuda", 0)
 TIMM = DataSettings(augmentation="timm", timm=TimmAugmentation(re_prob=0.5, auto_augment="rand-m5-inc1"), workers=0)

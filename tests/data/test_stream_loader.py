@@ -12,20 +12,14 @@ import timm.data
 import torch
 from PIL import Image
 
+from tests.helpers.preprocessing import preprocessing
 from tests.helpers.streams import contents, places, write_shards
 from timm_wsms.data import DataSettings, Stream, TimmAugmentation, load_data, make_loader
 from timm_wsms.data.columns import Columns
 from timm_wsms.data.stream_loader import lane_count, read_ahead, shuffled, take_turns
 from timm_wsms.errors import UserError
 
-CONFIG = {
-    "input_size": (3, 32, 32),
-    "interpolation": "bilinear",
-    "mean": (0.4, 0.5, 0.6),
-    "std": (0.2, 0.3, 0.25),
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-}
+CONFIG = preprocessing(32)
 TRAIN, TEST = (9, 7, 11, 3, 12, 8), (4, 1, 5)
 PLAIN = DataSettings(streaming=True, shuffle_buffer=10, lanes=6, workers=0)
 TIMM = replace(PLAIN, augmentation="timm", timm=TimmAugmentation(re_prob=0.5, auto_augment="rand-m5-inc1"))

@@ -9,6 +9,7 @@ import timm.data
 import torch
 from PIL import Image
 
+from tests.helpers.preprocessing import preprocessing
 from timm_wsms.data import (
     DataSettings,
     TimmAugmentation,
@@ -21,14 +22,7 @@ from timm_wsms.data import (
 from timm_wsms.data.transforms import normalize
 from timm_wsms.errors import UserError
 
-CONFIG = {
-    "input_size": (3, 12, 10),
-    "interpolation": "bilinear",
-    "mean": (0.4, 0.5, 0.6),
-    "std": (0.2, 0.3, 0.25),
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-}
+CONFIG = preprocessing(12, 10)
 
 
 @pytest.fixture(scope="module")

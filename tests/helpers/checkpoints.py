@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import timm_wsms  # noqa: F401  registers the names
+from tests.helpers import networks
 
 torch.set_num_threads(1)
 
@@ -52,7 +53,7 @@ def start(name, overlay, **kwargs):
 
 def images(channels=3, side=64, batch=4):
     """Images (batch, channels, side, side), always the same."""
-    return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(1))
+    return networks.images(side, batch, channels=channels)
 
 
 def run(model, training, x=None):
@@ -67,3 +68,17 @@ def logits_differ(model, backbone, training, x):
     found, expected = run(model, training, x), run(backbone, training, x)
     assert found.shape == expected.shape and found.isfinite().all() and found.std() > 0
     return 0.0 if torch.equal(found, expected) else (found - expected).abs().max().item()
+
+
+class Evil:
+    """Unpickled, it leaves a trace."""
+
+    ran = False
+
+    def __reduce__(self):
+        return set_ran, ()
+
+
+def set_ran():
+    """What must never be called."""
+    Evil.ran = True

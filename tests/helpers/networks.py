@@ -34,10 +34,14 @@ def build(form="batch", seed=0, **kwargs):
 
 
 def randomize(model, seed=0):
+    """Norms, biases and scales as after training, so that no default hides one that was left out.
+
+    With a seed other than 0 the other weights change too.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if tensor.is_floating_point() and tensor.ndim == 1:
+            if tensor.is_floating_point() and tensor.numel() == max((*tensor.shape, 1)):  # (C,), or (C, 1, 1)
                 noise = torch.rand(tensor.shape, generator=generator).to(tensor.dtype)
                 tensor.copy_(noise / 2 - 0.25 if name.endswith(("bias", "running_mean")) else noise + 0.5)
             elif tensor.is_floating_point() and seed:
@@ -45,8 +49,10 @@ def randomize(model, seed=0):
     return model
 
 
-def images(side=64, number=2, seed=1, dtype=torch.float32):
-    return torch.randn(number, 3, side, side, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+def images(side=64, number=2, seed=1, dtype=torch.float32, channels=3):
+    """Noise (number, channels, side, side), always the same; `side` may be (height, width)."""
+    size = side if isinstance(side, tuple) else (side, side)
+    return torch.randn(number, channels, *size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def logits(model, dtype=torch.float32):

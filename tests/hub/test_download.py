@@ -9,11 +9,8 @@ import timm_wsms  # noqa: F401
 from tests.helpers.hub_client import Client
 from tests.helpers.hub_endpoints import READ, WRITE, Repo
 from tests.helpers.hub_server import Fault
-from tests.helpers.paths import ROOT
-from tests.hub.test_publish import LOGITS, refused
+from tests.helpers.publishing import LOGITS, MODEL, REPO, refused
 
-MODEL = ROOT / "hub" / "models" / "wsms_resnet20_cifar10"
-REPO = "someone/small"
 WEIGHTS = load_file(MODEL / "model.safetensors")
 
 

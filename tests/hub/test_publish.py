@@ -11,17 +11,10 @@ from safetensors import safe_open
 import timm_wsms  # noqa: F401
 from tests.helpers.hub_endpoints import READ, WRITE, Repo
 from tests.helpers.hub_server import Fault
-from tests.helpers.paths import ROOT
+from tests.helpers.publishing import LOGITS, MODEL, REPO, publish, refused
 from timm_wsms.training.checkpoint_folder import run_hash
 
-MODEL = ROOT / "hub" / "models" / "wsms_resnet20_cifar10"
-REPO = "someone/small"
 NO_WAIT = {"Retry-After": "0"}
-LOGITS = """
-model = timm.create_model("hf-hub:{}", pretrained=True).eval()
-with torch.no_grad():
-    result = model(torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)).tolist()
-"""
 
 
 @pytest.fixture
@@ -30,22 +23,9 @@ def folder(tmp_path):
     return Path(shutil.copytree(MODEL, tmp_path / "model"))
 
 
-def publish(client, *arguments, folder=MODEL, token=WRITE):
-    return client.command("publish", folder, "--repo", REPO, *arguments, token=token)
-
-
 def newest(hub):
     repo = hub.repos[REPO]
     return repo.commits[repo.branch]
-
-
-def refused(answer):
-    """The one line of a command that refused."""
-    code, _, told = answer
-    lines = [line for line in told.splitlines() if line.startswith("error")]
-    assert code == 2 and len(lines) == 1 and told.splitlines()[-1] == lines[0], told
-    assert WRITE not in told and READ not in told
-    return lines[0]
 
 
 def test_round_trip(hub, client):

@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from tests.hub.test_publish import MODEL, REPO, publish
+from tests.helpers.publishing import MODEL, REPO, publish
 from timm_wsms.errors import UserError
 from timm_wsms.hub import register
 from timm_wsms.training.checkpoint_folder import reference_tensors

@@ -13,8 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.helpers.checkpoints import Evil
 from tests.helpers.paths import ROOT
-from tests.registry.test_warm_start_errors import Evil
 from timm_wsms.errors import UserError
 from timm_wsms.hub import results
 from timm_wsms.hub.verify_folder import check_config, check_folder

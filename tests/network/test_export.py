@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import timm_wsms  # noqa: F401
+from tests.helpers import networks
 
 SIDE = 64  # pixels
 FIXED = {"img_size": SIDE}
@@ -31,7 +32,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def images(number, seed=1):
-    return torch.randn(number, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    return networks.images(SIDE, number, seed)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import timm_wsms  # noqa: F401  registers the names
+from tests.helpers.networks import images, randomize
 from timm_wsms.network.features import WsmsFeatures
 
 torch.set_num_threads(1)
@@ -30,21 +31,6 @@ each = pytest.mark.parametrize("name", BACKBONES)
 
 def image(name, number=2):
     return images(BACKBONES[name][0], number)
-
-
-def images(side, number=2):
-    return torch.randn(number, 3, side, side, generator=torch.Generator().manual_seed(1))
-
-
-def randomize(model):
-    """Norms as after training, so that no default hides one that was left out."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if tensor.is_floating_point() and tensor.numel() == max((*tensor.shape, 1)):
-                noise = torch.rand(tensor.shape, generator=generator)
-                tensor.copy_(noise / 2 - 0.25 if name.endswith(("bias", "running_mean")) else noise + 0.5)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d, freeze_batch_norm
 from torch import nn
 
 import timm_wsms  # registers the names
+from tests.helpers.networks import images
 from timm_wsms.network.fuse import fuse
 
 # Batch norms that stay in stages 1, 2, 3, counted by hand: those that follow an addition, a concatenation, a pooling.
@@ -32,7 +33,7 @@ LEFT = {
 }
 
 
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give batch norms statistics, biases and weights, some of them negative, that no default would hide."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -58,13 +59,13 @@ def batch_norms(model: nn.Module) -> list:
 
 
 def image(side: int = 64, seed: int = 1, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return images(side, seed=seed, dtype=dtype)
 
 
 @pytest.mark.parametrize("name", LEFT)
 @pytest.mark.parametrize("prefix", ["", "wsms_"])
 def test_outputs_stay_and_the_norms_go(name, prefix):
-    model = randomize(timm.create_model(prefix + name, num_classes=7).double())
+    model = randomize_norms(timm.create_model(prefix + name, num_classes=7).double())
     before = copy.deepcopy(model.state_dict())
     fused = fuse(model, image())
 
@@ -81,7 +82,7 @@ def test_outputs_stay_and_the_norms_go(name, prefix):
 
 @pytest.mark.parametrize("name", ["wsms_resnet18", "wsms_densenet121", "wsms_efficientnet_b0", "wsms_regnety_002"])
 def test_outputs_in_float32(name):
-    model = randomize(timm.create_model(name, num_classes=7))
+    model = randomize_norms(timm.create_model(name, num_classes=7))
     fused, x = fuse(model, image().float()), image().float()
     logits = model(x)
     tolerance = {"rtol": 0, "atol": 1e-5 * max(1, logits.abs().max().item())}
@@ -97,7 +98,7 @@ def test_outputs_in_float32(name):
 
 @pytest.mark.parametrize("name", ["wsms_levit_128s", "tiny_vit_5m_224", "wsms_repvit_m0_9", "wsms_test_resnet"])
 def test_blocks_that_timm_deploys_and_the_default_image(name):
-    model = randomize(timm.create_model(name).double())
+    model = randomize_norms(timm.create_model(name).double())
     fused, x = fuse(model), image(model.pretrained_cfg["input_size"][-1])
     logits = model(x)  # timm's own `fuse` methods work in float32
     torch.testing.assert_close(fused(x), logits, rtol=0, atol=1e-5 * logits.abs().max().item())
@@ -106,7 +107,7 @@ def test_blocks_that_timm_deploys_and_the_default_image(name):
 
 
 def test_each_stage_gets_weights_of_its_own():
-    model = randomize(timm.create_model("wsms_resnet18"))
+    model = randomize_norms(timm.create_model("wsms_resnet18"))
     fused = fuse(model, image().float())
     for number in ("2", "3"):
         theirs, own = fused.backbone.conv1, fused.stages[number].backbone.conv1
@@ -123,13 +124,13 @@ def test_each_stage_gets_weights_of_its_own():
 def test_maps_on_the_way_stay():
     # the stem's convolution, a map that forward_intermediates gives, is read by nothing but the first block's norm
     form = {"layers": (1, 1), "channels": (32, 64), "stem_type": "", "norm_layer": BatchNormAct2d}
-    model = randomize(timm.create_model("resnetv2_50", **form).double())
+    model = randomize_norms(timm.create_model("resnetv2_50", **form).double())
     fused = fuse(model, image())
     for map_before, map_after in zip(
         model.forward_intermediates(image())[1], fused.forward_intermediates(image())[1], strict=True
     ):
         torch.testing.assert_close(map_after, map_before, rtol=1e-9, atol=1e-9)
-    pyramid = randomize(timm.create_model("densenet121", features_only=True).double())
+    pyramid = randomize_norms(timm.create_model("densenet121", features_only=True).double())
     for map_before, map_after in zip(pyramid(image()), fuse(pyramid, image())(image()), strict=True):
         torch.testing.assert_close(map_after, map_before, rtol=1e-9, atol=1e-9)
 
@@ -229,7 +230,7 @@ TOYS = {  # what: (layer, run, norm, is it folded?)
 @pytest.mark.parametrize("what", TOYS)
 def test_only_a_norm_that_alone_reads_a_layer_is_folded(what, caplog):
     layer, run, norm, folded = TOYS[what]
-    model = randomize(Toy(layer(), run, norm()).double())
+    model = randomize_norms(Toy(layer(), run, norm()).double())
     with caplog.at_level(logging.WARNING, "timm_wsms"):
         fused = fuse(model, image(16))
     torch.testing.assert_close(fused(image(16)), model(image(16)), rtol=1e-10, atol=1e-10)
@@ -238,14 +239,14 @@ def test_only_a_norm_that_alone_reads_a_layer_is_folded(what, caplog):
 
 
 def test_frozen_norms_are_folded_too():
-    model = freeze_batch_norm_2d(randomize(timm.create_model("wsms_test_resnet").double()))
+    model = freeze_batch_norm_2d(randomize_norms(timm.create_model("wsms_test_resnet").double()))
     fused = fuse(model, image())
     torch.testing.assert_close(fused(image()), model(image()), rtol=1e-9, atol=1e-9)
     assert not any("running_var" in module._buffers for module in fused.modules())
 
 
 def test_a_network_in_training_with_checkpointing():
-    model = randomize(timm.create_model("wsms_test_resnet").double())
+    model = randomize_norms(timm.create_model("wsms_test_resnet").double())
     expected = model(image())
     model.set_grad_checkpointing()
     model.train()

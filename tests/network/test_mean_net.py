@@ -13,7 +13,7 @@ from torch.func import functional_call
 import timm_wsms
 from tests.helpers.checkpoints import checkpoint_of, run, start, trained
 from tests.helpers.networks import EXACT, gradients, images, randomize, sharing
-from tests.network.test_pyramid import mean_of_blocks, triangles
+from tests.helpers.resampling import mean_of_blocks, triangles
 from timm_wsms import UserError, WsmsMeanNet, WsmsNet
 from timm_wsms.network.pyramid import make_pyramid
 

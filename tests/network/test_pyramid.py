@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.helpers.networks import images
+from tests.helpers.resampling import mean_of_blocks, triangles
 from timm_wsms import UserError
 from timm_wsms.network.pyramid import choose_factors, make_pyramid
 
@@ -10,23 +12,7 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def image(height=12, width=9):
-    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def mean_of_blocks(x, side):
-    """Each new pixel is the mean of side × side old ones."""
-    height, width = x.shape[-2] // side, x.shape[-1] // side
-    x = x[..., : height * side, : width * side]
-    return x.unflatten(3, (width, side)).unflatten(2, (height, side)).mean((3, 5))
-
-
-def triangles(old, new):
-    """(new, old): what each old pixel weighs in a new one; triangles as wide as two pixels of the coarser grid."""
-    scale = old / new
-    centers = (torch.arange(new, dtype=torch.float64) + 0.5) * scale - 0.5
-    distances = (centers[:, None] - torch.arange(old)).abs() / max(scale, 1.0)
-    weights = (1 - distances).clamp(min=0)
-    return weights / weights.sum(1, keepdim=True)
+    return images((height, width), dtype=torch.float64)
 
 
 def test_halvings_are_means_of_blocks():

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import timm_wsms
+from tests.helpers.networks import images, randomize, tensors
 from timm_wsms.network.stages import Level, Stage, end_like, find_taps, is_flat, levels, parts, preactivation_end
 from timm_wsms.network.weight_sharing import copy_sharing
 
@@ -25,31 +26,8 @@ def on_meta(name, **kwargs):
         return timm.create_model(name, **kwargs)
 
 
-def randomize(model):
-    """Norms as after training; no layer scale or residual branch that is (nearly) switched off."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if tensor.is_floating_point() and tensor.ndim <= 1:
-                noise = torch.rand(tensor.shape, generator=generator).to(tensor.dtype)
-                signed = name.endswith(("bias", "running_mean"))
-                tensor.copy_(noise / 2 - 0.25 if signed else noise + 0.5)
-            elif tensor.is_floating_point() and tensor.numel() == max(tensor.shape):  # a scale, (C, 1, 1)
-                tensor.copy_(torch.rand(tensor.shape, generator=generator).to(tensor.dtype) + 0.5)
-    return model
-
-
-def images(side=64, number=2, dtype=torch.float32):
-    return torch.randn(number, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
 def half(x):
     return (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
-
-
-def tensors(module):
-    """Every parameter and buffer by name, shared ones under each of their names."""
-    return dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
 
 
 def cut(backbone, level, divisor=2):

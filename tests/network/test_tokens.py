@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import timm_wsms  # noqa: F401  registers the names
+from tests.helpers.networks import images
 
 torch.set_num_threads(1)
 PATCH, HEADS = 16, 2
@@ -25,10 +26,6 @@ def network(name):
             elif key.endswith(("pos_embed", "_token")):
                 tensor.copy_(torch.randn_like(tensor))  # each stage's own
     return model
-
-
-def images():
-    return torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def half(x):
@@ -119,8 +116,8 @@ def test_logits_and_gradients_are_those_of_the_network_written_by_hand(name, tra
     values = {key: value.clone() for key, value in model.state_dict().items()}
     for key, _ in model.named_parameters():
         values[key].requires_grad_()
-    found = model.train(training)(images())
-    expected = ByHand(values, DEPTHS[name], training).logits(images())
+    found = model.train(training)(images(160, 3, dtype=torch.float64))
+    expected = ByHand(values, DEPTHS[name], training).logits(images(160, 3, dtype=torch.float64))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     target = torch.tensor([1, 3, 0])
     F.cross_entropy(found, target).backward()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import timm_wsms  # noqa: F401  registers the names
+from tests.helpers.networks import images, tensors
 from timm_wsms.network.weight_sharing import build_sharing, copy_sharing, duplicate_keys, share_dictionaries, tie
 
 torch.set_num_threads(1)
@@ -15,15 +16,6 @@ NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 def build(name, seed=0, **kwargs):
     torch.manual_seed(seed)
     return timm.create_model(name, **kwargs)
-
-
-def images(side=64, number=2):
-    return torch.randn(number, 3, side, side, generator=torch.Generator().manual_seed(1))
-
-
-def tensors(module):
-    """Every parameter and buffer by name, shared ones under each of their names."""
-    return dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
 
 
 # ---- backbones that take images of any size

@@ -10,12 +10,13 @@ from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 import timm_wsms  # registers the names
+from tests.helpers.networks import images
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 LEVELS = {1: 4, 2: 3, 3: 2}  # stage: how many of layer1 … layer4 it runs (paper, Fig. 2)
 
 
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize_all(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every tensor, γ and the running statistics too, values that no default would hide."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -28,11 +29,11 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def network(**kwargs) -> timm_wsms.WsmsNet:
-    return randomize(timm.create_model("wsms_resnet18", num_classes=5, **kwargs).double())
+    return randomize_all(timm.create_model("wsms_resnet18", num_classes=5, **kwargs).double())
 
 
 def image(seed: int = 1) -> torch.Tensor:
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return images(seed=seed, dtype=torch.float64)
 
 
 class ByHand(nn.Module):

@@ -10,7 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from timm.models import _builder, _hub
 
-from tests.helpers.checkpoints import checkpoint_of, images, run, start, trained, write
+from tests.helpers.checkpoints import Evil, checkpoint_of, images, run, start, trained, write
 from timm_wsms import UserError
 
 
@@ -88,20 +88,6 @@ def test_of_a_hub_folder_only_safetensors_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(_hub, "hf_hub_download", download)
     assert "someone/model of the Hugging Face Hub is not in the cache" in refused("hf-hub:someone/model")
     assert asked == [("someone/model", "config.json"), ("someone/model", "model.safetensors")]
-
-
-class Evil:
-    """Unpickled, it leaves a trace."""
-
-    ran = False
-
-    def __reduce__(self):
-        return set_ran, ()
-
-
-def set_ran():
-    """What must never be called."""
-    Evil.ran = True
 
 
 def test_pickle_that_would_run_code_does_not(tmp_path):

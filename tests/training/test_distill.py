@@ -6,11 +6,12 @@ import torch
 from torch.nn import functional as F
 
 import timm_wsms  # noqa: F401  registers the names
+from tests.helpers.preprocessing import preprocessing
 from timm_wsms.errors import UserError
 from timm_wsms.training.distill import build_task, build_teacher
 from timm_wsms.training.settings import DistillSettings, Settings
 
-CONFIG = {"input_size": (3, 64, 64), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
+CONFIG = preprocessing(64)
 
 
 def settings(teacher: str = "test_resnet", alpha: float = 0.3, temperature: float = 2.0, **kwargs) -> Settings:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from tests.helpers.preprocessing import preprocessing
 from timm_wsms.data import DataSettings, Split, make_loader
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import predict
@@ -23,7 +24,7 @@ from timm_wsms.evaluation.object_size.curve import (
 )
 from timm_wsms.object_scaling import rescale_object
 
-CONFIG = {"input_size": (3, 16, 16), "crop_pct": 1.0, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+CONFIG = preprocessing(16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
 @pytest.fixture

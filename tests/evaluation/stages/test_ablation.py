@@ -9,13 +9,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 import timm_wsms  # noqa: F401  registers the names
+from tests.helpers.preprocessing import preprocessing
 from timm_wsms.data import DataSettings, Split, make_loader
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import predict
 from timm_wsms.evaluation.stages.ablation import predict_without_stages, stage_drops
 from timm_wsms.object_scaling import rescale_object
 
-CONFIG = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+CONFIG = preprocessing(32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 FACTORS = (0.5, 1.0, 2.0)
 
 

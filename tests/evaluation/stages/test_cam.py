@@ -7,6 +7,7 @@ import timm
 import torch
 
 import timm_wsms  # noqa: F401  registers the names
+from tests.helpers import networks
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.stages.cam import several_stages, spread, stage_heat_maps
 
@@ -26,7 +27,7 @@ def build(name, **kwargs):
 
 @pytest.fixture
 def images():
-    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return networks.images(32)
 
 
 def test_plain_network_gives_the_class_activation_map(images):
