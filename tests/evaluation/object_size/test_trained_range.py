@@ -1,5 +1,7 @@
 """Sizes seen in training: against sizes that timm's own transform draws."""
 
+import random
+
 import numpy as np
 import pytest
 import timm.data
@@ -7,6 +9,8 @@ import yaml
 from PIL import Image
 
 from tests.helpers.paths import ROOT
+from tests.helpers.preprocessing import preprocessing
+from timm_wsms.data import DataSettings, TimmAugmentation, eval_transform, train_transform
 from timm_wsms.evaluation.object_size.trained_range import trained_sizes, was_trained
 
 
@@ -75,3 +79,31 @@ def test_unknown(tmp_path):
 def test_marks():
     assert [was_trained(factor, (0.7, 1.4)) for factor in (0.5, 0.5**0.5, 1.0, 2**0.5, 2.0)] == [0, 1, 1, 1, 0]
     assert not was_trained(1.0, None)
+
+
+@pytest.mark.parametrize("jitter", [0.5, 1.0, 2.0])
+def test_scale_jitter_times_the_scale_of_the_crop(tmp_path, jitter):
+    data = {"augmentation": "timm", "timm": {"scale": [0.5, 1.0]}}
+    least, most = trained_sizes(folder(tmp_path, **data, scale_jitter=[jitter, jitter]), 0.875)
+    assert (least, most) == pytest.approx((jitter * 0.875, jitter * 0.875 * 2**0.5))
+    assert trained_sizes(folder(tmp_path, **data, scale_jitter=[0.5, jitter * 2]), 0.875) == pytest.approx(
+        (0.4375, most * 2)
+    )
+    sizes = drawn_jittered(0.875, jitter, (0.5, 1.0))
+    whole = sizes[sizes > 0.8 * least]  # a crop may cut the bar
+    assert whole.min() == pytest.approx(least, rel=0.06) and whole.max() == pytest.approx(most, rel=0.06)
+
+
+def drawn_jittered(crop_pct: float, jitter: float, scale: tuple[float, float]) -> np.ndarray:
+    """Widths of a bar in images of the training's transform, relative to its width at evaluation."""
+    pixels = np.zeros((256, 256, 3), np.uint8)
+    pixels[8:248, 118:138] = 255  # away from the edges, so that the border is black
+    config = preprocessing(128, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=crop_pct)
+    augmentation = TimmAugmentation(scale=scale, ratio=(1, 1), hflip=0, color_jitter=None)
+    settings = DataSettings(
+        augmentation="timm", timm=augmentation, scale_jitter=(jitter, jitter), scale_border="edge", decoding="full"
+    )
+    random.seed(0)
+    image, transform = Image.fromarray(pixels), train_transform(config, settings)
+    widths = [transform(image)[0, 64].sum().item() for _ in range(300)]
+    return np.array(widths) / eval_transform(config)(image)[0, 64].sum().item()

@@ -1,0 +1,83 @@
+"""`data.train_sizes`: every training batch at one of several sizes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torchvision.transforms.functional import resize
+
+from tests.data.test_loader import lazy_split, memory_split
+from tests.helpers.preprocessing import preprocessing
+from tests.helpers.streams import write_shards
+from timm_wsms.data import DataSettings, TimmAugmentation, load_data, make_loader
+from timm_wsms.errors import UserError
+
+CONFIG = preprocessing(20)
+SIDES = [12, 20, 24]
+PAD = DataSettings(augmentation="pad_crop_flip", train_sizes=SIDES, workers=0)
+TIMM = DataSettings(augmentation="timm", timm=TimmAugmentation(re_prob=0.3), train_sizes=SIDES, workers=0)
+
+
+def loader_of(split, settings, *, epoch=3, start=0, train=True, batch_size=2, **arguments):
+    loader = make_loader(split, settings, CONFIG, batch_size=batch_size, train=train, seed=5, **arguments)
+    loader.set_epoch(epoch, start)
+    return loader
+
+
+def sides(batches) -> list[int]:
+    shapes = [tuple(batch.images.shape[1:]) for batch in batches]
+    assert all(shape[0] == 3 and shape[1] == shape[2] for shape in shapes)
+    return [shape[1] for shape in shapes]
+
+
+@pytest.mark.parametrize("settings", [PAD, TIMM], ids=lambda settings: settings.augmentation)
+def test_each_batch_has_one_of_the_sizes_and_holds_the_largest_batch_resized(settings):
+    split = memory_split(60, 30, 30)
+    batches = list(loader_of(split, settings))
+    drawn = sides(batches)
+    assert len(drawn) == 30 and set(drawn) == set(SIDES)
+    assert sides(loader_of(split, settings, epoch=4)) != drawn  # drawn anew
+    largest = make_loader(
+        split, replace(settings, train_sizes=None), preprocessing(24), batch_size=2, train=True, seed=5
+    )
+    largest.set_epoch(3)
+    for batch, whole, side in zip(batches, largest, drawn, strict=True):
+        assert torch.equal(batch.index, whole.index) and torch.equal(batch.labels, whole.labels)
+        expected = whole.images if side == 24 else resize(whole.images, [side, side], antialias=True)
+        torch.testing.assert_close(batch.images, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [PAD, TIMM], ids=lambda settings: settings.augmentation)
+def test_sizes_are_the_same_in_all_processes_and_after_a_resume(settings):
+    split = lazy_split(memory_split(48))
+    alone = sides(loader_of(split, settings, batch_size=4))
+    for rank in (0, 1):
+        of_rank = list(loader_of(split, settings, rank=rank, world_size=2))
+        assert sides(of_rank) == alone
+        for start in (1, 7):
+            tail = list(loader_of(split, settings, rank=rank, world_size=2, start=start))
+            assert len(tail) == 12 - start
+            for batch, expected in zip(tail, of_rank[start:], strict=True):
+                assert all(torch.equal(*fields) for fields in zip(batch, expected, strict=True))
+
+
+def test_a_stream_has_the_same_sizes_on_any_number_of_processes_and_after_a_resume(tmp_path):
+    source = str(write_shards(tmp_path / "shards"))
+    settings = replace(TIMM, source=source, streaming=True, shuffle_buffer=10)
+    split = load_data(settings, 0)[0]
+    alone = sides(loader_of(split, settings, batch_size=4))
+    assert len(alone) == 12 and set(alone) == set(SIDES)
+    whole = list(loader_of(split, settings, rank=1, world_size=2))
+    assert sides(whole) == alone
+    for batch, expected in zip(loader_of(split, settings, rank=1, world_size=2, start=5), whole[5:], strict=True):
+        assert all(torch.equal(*fields) for fields in zip(batch, expected, strict=True))
+
+
+def test_evaluation_stays_at_the_input_size():
+    assert set(sides(loader_of(memory_split(6), PAD, train=False))) == {20}
+
+
+@pytest.mark.parametrize("given", [[], [0, 20], [-3]])
+def test_no_sizes_are_refused(given):
+    with pytest.raises(UserError, match=r"data\.train_sizes is .* give sides in pixels"):
+        load_data(DataSettings(train_sizes=given), 0)
