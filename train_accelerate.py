@@ -6,297 +6,194 @@ Works alike on one CPU or GPU (then `python train_accelerate.py …` does too), 
 settings: `python train_accelerate.py --help`. Accelerate starts one process only on CPUs; for two processes there:
 
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 train_accelerate.py --recipe recipes/NAME.yaml
+
+Reads top to bottom: `main` builds the models and trains one after the other, `train` loops over epochs, `train_epoch`
+over optimizer steps, and `train_step` has the arithmetic of one step. Four things make a run survive faults, and can
+be skipped on first reading: `CheckpointManager` saves and resumes, `StepSync` lets all processes decide alike after
+each step, `Watchdog` ends a run that hangs, and `ShutdownSignal` notes that the run was asked to stop.
 """
 
-import dataclasses
-import json
+import math
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
-from torch import nn
 
-from timm_wsms import cli_errors, evaluation
-from timm_wsms.data import Loader, Split, data_config, load_data, make_loader
-from timm_wsms.errors import UserError
-from timm_wsms.files import atomic_folder, atomic_write_text
+from timm_wsms import cli_errors
+from timm_wsms.data.sources import progress as progress_bar
+from timm_wsms.evaluation import Row
+from timm_wsms.files import atomic_folder
 from timm_wsms.hub import card, publish, results
-from timm_wsms.training import checkpoint
-from timm_wsms.training.builders import (
-    adapt,
-    build,
-    build_accelerator,
-    build_optimizer,
-    check_input,
-    check_name,
-    scale_head,
-)
-from timm_wsms.training.checkpoint_folder import run_hash, save_model_folder
-from timm_wsms.training.checkpoint_manager import CheckpointManager, no_better
-from timm_wsms.training.distill import Teacher, build_teacher
+from timm_wsms.training import report
+from timm_wsms.training.builders import build_accelerator
+from timm_wsms.training.checkpoint_manager import CheckpointManager
 from timm_wsms.training.dry_run import dry_run
 from timm_wsms.training.environment import describe_environment
-from timm_wsms.training.epoch import EpochProgress, InFloat32, micro_batch_size
 from timm_wsms.training.fault_tolerance import elastic
 from timm_wsms.training.fault_tolerance.run_lock import lock_run_folder
 from timm_wsms.training.fault_tolerance.signals import ShutdownSignal
 from timm_wsms.training.fault_tolerance.step_sync import StepSync
 from timm_wsms.training.fault_tolerance.watchdog import Watchdog
-from timm_wsms.training.loss import build_mix
-from timm_wsms.training.resume_check import check_same_run
-from timm_wsms.training.schedule import Schedule
-from timm_wsms.training.settings import Settings, dump, parse, plan, portable
+from timm_wsms.training.run import Run, build_runs, check_settings
+from timm_wsms.training.run_state import EpochResult, RunState, StepResult, not_finite
+from timm_wsms.training.settings import parse
 from timm_wsms.training.trackers import tracking
-from timm_wsms.training.trainer import Trainer
-
-
-@dataclass
-class Run:
-    """One model to train: the recipe's `baseline` or its `model`."""
-
-    settings: Settings
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    teacher: Teacher | None
-    data_config: dict
-    train_loader: Loader
-    test_loader: Loader
-
-    @property
-    def output(self) -> Path:
-        return Path(self.settings.output)
+from timm_wsms.training.trainer import DeviceBatches, Trainer
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Trains the models that a recipe asks for, and prints the results."""
     # 1. Settings, data and networks. Whatever can be refused is refused here, before anything is written.
     settings = parse(argv)
-    if elastic.continues(Path(settings.output)):
+    output = Path(settings.output)
+    if elastic.continues(output):
         settings.resume = "auto"
-    if not settings.dry_run:
-        checkpoint.check_output(Path(settings.output), settings.resume)
-    for one in plan(settings):
-        check_name(one.model)
+    check_settings(settings)
     if settings.hub.push:
         publish.check_access(settings.hub.push)
     accelerator = build_accelerator(settings)
-    with accelerator.main_process_first():  # the others then find the data in the cache
-        splits = load_data(settings.data, settings.seed)
-    runs = [prepare(one, splits, accelerator) for one in plan(settings)]
-    accelerator.wait_for_everyone()
+    runs = build_runs(settings, accelerator)
     if settings.dry_run:
         for run in runs:
-            trainer = Trainer(run.network, run.optimizer, run.teacher, run.settings, accelerator)
-            needs = dry_run(trainer, run.train_loader, run.test_loader, run.schedule, run.settings, accelerator)
-            accelerator.print(f"{run.settings.model}: {needs}")
+            accelerator.print(f"{run.settings.model}: {dry_run(Trainer(run, accelerator), train_step)}")
         return
 
     # 2. Training, one model after the other.
-    rows: list[evaluation.Row] = []
-    with lock_run_folder(Path(settings.output), accelerator), ShutdownSignal() as stop:
-        elastic.mark(Path(settings.output), accelerator)
+    rows: list[Row] = []
+    with lock_run_folder(output, accelerator), ShutdownSignal() as shutdown:
+        elastic.mark(output, accelerator)
         for run in runs:
-            where = f"{accelerator.num_processes} × {accelerator.device.type}"
-            accelerator.print(
-                f"\n{run.settings.model}: {evaluation.parameters(run.network) / 1e6:.3f} M parameters, {where}"
-            )
-            # An accelerator for each, since it holds a gradient scaler with a state of its own.
-            rows.append(train(run, rows, build_accelerator(run.settings), stop))
+            accelerator.print(report.start_line(run, accelerator))
+            # One accelerator per model, since it holds a gradient scaler with a state of its own.
+            rows.append(train(run, rows, build_accelerator(run.settings), shutdown))
 
     # 3. Results.
     accelerator.end_training()
-    if not accelerator.is_main_process:
-        return
-    print("\n" + evaluation.text_table(rows))
-    if any(row.by_size for row in rows):
-        curves = {row.model: row.by_size for row in rows}
-        print("\nAccuracy against object size:", evaluation.plot_sizes(curves, runs[-1].output / "scale.png"))
-    folder = runs[-1].output / "model"
-    print(f"Checkpoint folder: {folder}")
-    print(f'Load it: import timm, timm_wsms; model = timm.create_model("local-dir:{folder}", pretrained=True)')
-    if settings.hub.push:
-        print(f"Publishing it; should that fail: python hub/publish.py {folder} --repo {settings.hub.push}")
-        publish.publish(folder, publish.Options(settings.hub.push, settings.hub.private, settings.hub.tag))
+    if accelerator.is_main_process:
+        report.print_results(rows, output)
+        if settings.hub.push:
+            folder = output / "model"
+            print(f"Publishing it; should that fail: python hub/publish.py {folder} --repo {settings.hub.push}")
+            publish.publish(folder, publish.Options(settings.hub.push, settings.hub.private, settings.hub.tag))
 
 
-def prepare(settings: Settings, splits: tuple[Split, Split], accelerator: Accelerator) -> Run:
-    """Builds all that a run needs, and checks that it fits together."""
-    if checkpoint.newest(Path(settings.output)):
-        for change in check_same_run(settings, Path(settings.output) / "settings.yaml"):
-            accelerator.print(f"resuming with {change}")
-    train_split, test_split = splits
-    set_seed(settings.seed)
-    network = build(settings.model, settings.model_kwargs, len(train_split.class_names))
-    scale_head(network, settings.head_init_scale)
-    config = data_config(network, settings.data)
-    check_input(network, settings.model, config["input_size"], len(train_split.class_names))
-    for side in settings.data.train_sizes or ():
-        size = (config["input_size"][0], side, side)
-        check_input(network, settings.model, size, len(train_split.class_names), "data.train_sizes")
-    share = {
-        "batch_size": micro_batch_size(settings, accelerator.num_processes),
-        "rank": accelerator.process_index,
-        "world_size": accelerator.num_processes,
-        "device": accelerator.device,
-    }
-    train_loader = make_loader(train_split, settings.data, config, train=True, seed=settings.seed, **share)
-    test_loader = make_loader(test_split, settings.data, config, train=False, **share)
-    if len(train_loader) < settings.grad_accumulation:
-        raise UserError(f"{len(train_split)} training images do not fill a batch; lower --batch_size")
-    build_mix(settings, len(train_split.class_names), train_loader.batch_size)  # refuses what cannot be paired
-    teacher = build_teacher(settings, config, len(train_split.class_names))
-    network = adapt(network, settings, accelerator.device)
-    optimizer = build_optimizer(network, settings)
-    schedule = Schedule(optimizer, settings, len(train_loader) // settings.grad_accumulation)
-    return Run(settings, network, optimizer, schedule, teacher, config, train_loader, test_loader)
-
-
-def train(run: Run, rows: list[evaluation.Row], accelerator: Accelerator, stop: ShutdownSignal) -> evaluation.Row:
+def train(run: Run, rows: list[Row], accelerator: Accelerator, shutdown: ShutdownSignal) -> Row:
     """Trains and evaluates one model, and writes its folder; `rows` are the results of the models before it."""
     settings = run.settings
-    trainer = Trainer(run.network, run.optimizer, run.teacher, settings, accelerator)
+    trainer = Trainer(run, accelerator)
     watchdog = Watchdog(accelerator, settings.hang_timeout)
-    sync = StepSync(accelerator, stop, settings.checkpoint_every_minutes, watchdog)
-    ema = trainer.ema and trainer.ema.module
-    manager = CheckpointManager(settings, run.network, run.optimizer, ema, run.train_loader, accelerator, sync)
-    done, so_far = manager.resume()
-    trainer.set_epoch(done + 1)
-    metrics = manager.metrics
-    if accelerator.is_main_process:  # not sooner: a run that cannot be resumed with them keeps its own
-        run.output.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(run.output / "settings.yaml", dump(settings))
+    sync = StepSync(accelerator, shutdown, settings.checkpoint_every_minutes, watchdog)
+    checkpoints = CheckpointManager(trainer, sync)
+    state = checkpoints.resume()
+    trainer.set_epoch(state.epoch)
+    report.write_settings(run, accelerator)  # not sooner: a run that cannot be resumed with them keeps its own
 
     with tracking(settings, accelerator) as track:
-
-        def conclude(row: dict) -> None:
-            if to_be_measured(row["epoch"], settings) and "test_top1" not in row:
-                watchdog.note("")  # takes its time
-                row |= measure(trainer, run.test_loader, accelerator)
-            track(row)
-            accelerator.print(progress_line(row, settings))
-            if accelerator.is_main_process:
-                write_metrics(run.output / "metrics.jsonl", metrics)
-
-        if metrics and not so_far.update:
-            conclude(metrics[-1])  # comes after the checkpoint, so it may have been interrupted
-        for epoch in range(done + 1, settings.epochs + 1):
-            if no_better(metrics, settings.early_stop):
+        if state.metrics and not state.progress.update:
+            conclude_epoch(trainer, state, sync, track)  # comes after the checkpoint, so it may have been interrupted
+        for epoch in range(state.epoch, settings.epochs + 1):
+            if state.stopped_improving(settings.early_stop):
                 accelerator.print(f"no better accuracy in {settings.early_stop} epochs: the run ends")
                 break
             with watchdog:
-                result = trainer.train_epoch(
-                    *(run.train_loader, run.schedule),
-                    epoch=epoch,
-                    so_far=so_far,
-                    sync=sync,
-                    after_update=manager.in_epoch(epoch),
-                )
-            so_far = EpochProgress()
-            metrics.append({"epoch": epoch, **dataclasses.asdict(result)})
-            if epoch % settings.checkpoint_every == 0 or (settings.keep_best and to_be_measured(epoch, settings)):
-                manager.save(epoch)
-            conclude(metrics[-1])
-        manager.save(len(metrics))
-        row = finish(run, trainer.final, metrics, rows, accelerator)
-        track(metrics[-1])
+                result = train_epoch(trainer, state, checkpoints)
+            state.end_epoch(result)
+            checkpoints.after_epoch(state, evaluated=report.is_evaluated(epoch, settings))
+            conclude_epoch(trainer, state, sync, track)
+        checkpoints.save(state)
+
+        figures, row = report.evaluate_final(trainer)
+        state.metrics[-1] |= figures
+        report.write_metrics(run.output, state, accelerator)
+        if accelerator.is_main_process:
+            with atomic_folder(run.output / "model") as folder:
+                report.write_model_files(folder, trainer, state, [*rows, row])
+                results.write(folder, [*rows, row], describe_environment(accelerator.num_processes, accelerator.device))
+                card.write(folder)
+        report.print_accuracy(run, row, accelerator)
+        accelerator.wait_for_everyone()
+        track(state.metrics[-1])
     return row
 
 
-def to_be_measured(epoch: int, settings: Settings) -> bool:
-    """Whether to measure the accuracy after an epoch; after the last one `finish` does."""
-    return epoch % settings.eval_every == 0 and epoch < settings.epochs
+def conclude_epoch(trainer: Trainer, state: RunState, sync: StepSync, track: Callable[[dict], None]) -> None:
+    """Evaluates the last epoch, if that is due and not done, and tells of it."""
+    settings, row = trainer.settings, state.metrics[-1]
+    if report.is_evaluated(row["epoch"], settings) and "test_top1" not in row:
+        sync.note("")  # may take its time
+        row |= report.evaluate_epoch(trainer)
+    track(row)
+    trainer.accelerator.print(report.progress_line(row, settings))
+    report.write_metrics(trainer.run.output, state, trainer.accelerator)
 
 
-def measure(trainer: Trainer, loader: Loader, accelerator: Accelerator) -> dict[str, float]:
-    """The accuracy of the average if there is one, and of the weights as they are."""
-    raw = evaluate(trainer.model, loader, accelerator)[0]
-    if trainer.ema is None:
-        return raw
-    return evaluate(trainer.final, loader, accelerator)[0] | of_raw_weights(raw)
+def train_epoch(trainer: Trainer, state: RunState, checkpoints: CheckpointManager) -> EpochResult:
+    """Trains for the epoch that `state` is in, or for the rest of it.
 
-
-def of_raw_weights(figures: dict[str, float]) -> dict[str, float]:
-    """Renames the figures of the weights that are not averaged, which stand beside the average's."""
-    return {name.replace("test_", "test_raw_"): value for name, value in figures.items()}
-
-
-def progress_line(row: dict, settings: Settings) -> str:
-    """What is told of an epoch."""
-    line = f"epoch {row['epoch']}/{settings.epochs}  loss {row['train_loss']:.4f}"
-    line += f"  {row['images_per_second']:.0f} images/s, {row['data_wait']:.0%} of the time waiting for them"
-    if row["skipped"]:
-        line += f"  {row['skipped']} steps left out, not finite"
-    for name, label in (("test_top1", "test"), ("test_raw_top1", "without averaging")):
-        line += f"  {label} {row[name]:.2f} %" if name in row else ""
-    return line
-
-
-def finish(
-    run: Run, final: nn.Module, metrics: list[dict], rows: list[evaluation.Row], accelerator: Accelerator
-) -> evaluation.Row:
-    """Evaluates the model in float32, as its folder will hold it, and writes the folder."""
-    figures, by_size = evaluate(InFloat32(final), run.test_loader, accelerator, run.output)
-    metrics[-1] |= {**figures, "by_size": by_size} if by_size else figures
-    if final is not run.network:
-        metrics[-1] |= of_raw_weights(evaluate(InFloat32(run.network), run.test_loader, accelerator)[0])
-    row = evaluation.Row(
-        portable(run.settings).model,
-        evaluation.parameters(final),
-        evaluation.multiplications(final, run.data_config["input_size"]),
-        figures["test_top1"],
-        by_size,
-        figures["test_top5"],
-    )
-    if accelerator.is_main_process:
-        write_metrics(run.output / "metrics.jsonl", metrics)
-        write_model_folder(run, final, metrics, [*rows, row], accelerator)
-    for loader in (run.train_loader, run.test_loader):
-        met = set().union(*gather_object([loader.left_out]))  # epoch by epoch an image comes to another process
-        if skipped := loader.split.skipped + len(met):
-            accelerator.print(f"{skipped} images of split {loader.split.name} left out, which cannot be decoded")
-    measured = len(run.test_loader.split) - len(met)
-    accelerator.print(f"{row.model}: {row.accuracy:.2f} % of {measured} test images")
-    accelerator.wait_for_everyone()
-    return row
-
-
-def evaluate(
-    model: nn.Module, loader: Loader, accelerator: Accelerator, folder: Path | None = None
-) -> tuple[dict[str, float], dict[int, float]]:
-    """Top-1 and top-5 accuracy, and top-1 for each object size where sizes are known, in percent.
-
-    Into `folder`, if given, goes what each class is taken for.
+    Raises:
+        UserError: more steps than allowed had a loss or gradient that is not finite.
+        Stopped: the run was asked to stop, and is saved.
     """
-    split = loader.split
-    found = evaluation.predict(model, loader, accelerator, len(split), progress=True)
-    by_size = {} if split.object_sizes is None else evaluation.accuracy_by_size(found, split.object_sizes)
-    if folder and accelerator.is_main_process:
-        evaluation.write_classes(found, split.class_names, folder)
-    return {"test_top1": evaluation.top1(found), "test_top5": evaluation.top5(found)}, by_size
+    settings, epoch, steps = trainer.settings, state.epoch, trainer.steps_per_epoch
+    batches = trainer.start_epoch(epoch, state.progress.update)
+    started, waited = time.perf_counter(), 0.0
+    updates = range(state.progress.update, steps)
+    what = f"epoch {epoch}/{settings.epochs}"
+    for update in progress_bar(updates, what, unit="step", initial=updates.start, total=steps):
+        step = train_step(trainer, batches, epoch, update, checkpoints.sync)
+        if step.flags.bad and state.progress.skipped >= settings.max_skipped_steps:
+            checkpoints.save(state)
+            raise not_finite(step, epoch, update, "the weights before it are saved; ")
+        now = time.perf_counter()
+        state.progress = state.progress.after(step, now - started, batches.waited - waited)
+        started, waited = now, batches.waited
+        checkpoints.after_step(state, step.flags)
+    return trainer.epoch_result(epoch, state.progress)
 
 
-def write_metrics(path: Path, metrics: list[dict]) -> None:
-    atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in metrics))
+def train_step(trainer: Trainer, batches: DeviceBatches, epoch: int, update: int, sync: StepSync) -> StepResult:
+    """One optimizer step: forward and backward passes of its micro-batches, then the update of weights and average.
 
-
-def write_model_folder(
-    run: Run, final: nn.Module, metrics: list[dict], rows: list[evaluation.Row], accelerator: Accelerator
-) -> None:
-    """Writes `<output>/model`, which holds all that is needed to use the model and to know where it comes from."""
-    example = next(iter(run.test_loader)).images[:2]
-    with atomic_folder(run.output / "model") as folder:
-        (folder / "settings.yaml").write_text(dump(portable(run.settings)), encoding="utf-8")
-        write_metrics(folder / "metrics.jsonl", metrics)
-        results.write(folder, rows, describe_environment(accelerator.num_processes, accelerator.device))
-        names = run.test_loader.split.class_names
-        save_model_folder(final, folder, run.data_config, names, example, run=run_hash(folder))
-        evaluation.plot_curves(metrics, folder / "curves.png", title=rows[-1].model)
-        if rows[-1].by_size:
-            evaluation.plot_sizes({row.model: row.by_size for row in rows}, folder / "scale.png")
-        card.write(folder)
+    Args:
+        trainer: model, optimizer, schedule, loss and average.
+        batches: this process's micro-batches.
+        epoch: counted from 1.
+        update: number of the step within the epoch, counted from 0.
+        sync: lets the processes agree on whether the step is sound.
+    """
+    accelerator, model, parts = trainer.accelerator, trainer.model, trainer.settings.grad_accumulation
+    number = (epoch - 1) * trainer.steps_per_epoch + update
+    where = f"step {update + 1} of epoch {epoch}"
+    trainer.schedule.set(number)
+    trainer.seed_step(epoch, update)
+    trainer.buffers.save()
+    total = torch.zeros((), device=accelerator.device)  # stays there: reading it would wait for the device
+    indices = []
+    for part in range(1, parts + 1):
+        sync.note(f"loading images for {where}")
+        index, images, labels = next(batches)
+        indices.append(index)
+        sync.note(f"computing {where}")
+        # Processes exchange gradients once per step, with its last micro-batch.
+        with accelerator.no_sync(model) if part < parts else nullcontext():
+            loss = trainer.task(images, labels)["loss"] / parts
+            accelerator.backward(loss)
+        total += loss.detach()
+    sync.note(f"waiting for the others after {where}")
+    value, norm = trainer.clip_gradients(total)
+    flags = sync.exchange(bad=not math.isfinite(value + norm))
+    if flags.bad:
+        trainer.discard_step()
+    else:
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        if trainer.ema is not None:
+            trainer.ema.update(trainer.network, number + 1 if trainer.ema.use_warmup else None)
+    return StepResult(value, norm, torch.cat(indices), flags)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What several rooms use: evaluation mode for a while."""
+"""What several rooms use: evaluation mode for a while, and a model in float32."""
 
 from __future__ import annotations
 
@@ -24,3 +24,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+class InFloat32(nn.Module):
+    """A model that computes without mixed precision, also inside an autocast context."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            return self.model(images)

@@ -25,9 +25,15 @@ from benchmarks.common.variant_sweep import parser, search
 from timm_wsms import evaluation
 from timm_wsms.data import Loader, Split, data_config, load_splits, make_loader
 from timm_wsms.training.builders import build, build_accelerator, build_optimizer
-from timm_wsms.training.epoch import InFloat32, train_epoch
+from timm_wsms.training.checkpoint_manager import CheckpointManager
+from timm_wsms.training.fault_tolerance.step_sync import StepSync
+from timm_wsms.training.run import Run
+from timm_wsms.training.run_state import RunState
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, parse
+from timm_wsms.training.trainer import Trainer
+from timm_wsms.utils import InFloat32
+from train_accelerate import train_epoch
 
 WHAT = "top-1 on CIFAR-10's test set in %, after equal short trainings; gains are taken seed by seed"
 Halve = Callable[[torch.Tensor], torch.Tensor]
@@ -114,16 +120,17 @@ def train(variant: Variant, settings: Settings, splits: tuple[Split, Split]) -> 
     network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(network, variant, settings)
     schedule = Schedule(optimizer, settings, len(train_loader))
-    model, stepper = accelerator.prepare(nn.Sequential(network), optimizer)
+    run = Run(settings, network, optimizer, schedule, None, config, train_loader, test_loader)
+    trainer, state = Trainer(run, accelerator), RunState()
+    checkpoints = CheckpointManager(trainer, StepSync(accelerator))
     started = time.perf_counter()
-    losses = [
-        train_epoch(model, train_loader, stepper, schedule, accelerator, settings, epoch=epoch).train_loss
-        for epoch in range(1, settings.epochs + 1)
-    ]
+    while state.epoch <= settings.epochs:
+        state.end_epoch(train_epoch(trainer, state, checkpoints))
     seconds = time.perf_counter() - started
     found = evaluation.predict(InFloat32(network), test_loader, accelerator, len(splits[1]))
-    run = {"test_top1": evaluation.top1(found), "train_loss": losses[-1], "train_seconds": round(seconds)}
-    return run | what_stages_contribute(network, test_loader)
+    top1, loss = evaluation.top1(found), state.metrics[-1]["train_loss"]
+    figures = {"test_top1": top1, "train_loss": loss, "train_seconds": round(seconds)}
+    return figures | what_stages_contribute(network, test_loader)
 
 
 def what_stages_contribute(network: nn.Module, loader: Loader, limit: int = 2500) -> dict[str, Any]:

@@ -25,11 +25,17 @@ from timm_wsms import evaluation
 from timm_wsms.data import Split, data_config, load_splits, make_loader
 from timm_wsms.network.base import MultiStageNet
 from timm_wsms.training.builders import build, build_accelerator, build_optimizer
+from timm_wsms.training.checkpoint_manager import CheckpointManager
 from timm_wsms.training.distill import Task
-from timm_wsms.training.epoch import InFloat32, train_epoch
+from timm_wsms.training.fault_tolerance.step_sync import StepSync
 from timm_wsms.training.loss import build_loss
+from timm_wsms.training.run import Run
+from timm_wsms.training.run_state import RunState
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, parse
+from timm_wsms.training.trainer import Trainer
+from timm_wsms.utils import InFloat32
+from train_accelerate import train_epoch
 
 WHAT = "top-1 in % on MNIST-scale at 28×28; gains are taken seed by seed"
 FEWER = [31, 61, 92]  # channels with which the paper's integration layer fits into 0.5 M parameters
@@ -159,16 +165,20 @@ def train(variant: Variant | None, settings: Settings, splits: tuple[Split, Spli
     network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(network, settings)
     schedule = Schedule(optimizer, settings, len(train_loader))
-    model, stepper = accelerator.prepare(nn.Sequential(network), optimizer)
-    task = make_task(model, variant, settings) if isinstance(network, Combined) else None
+    run = Run(settings, network, optimizer, schedule, None, config, train_loader, test_loader)
+    trainer, state = Trainer(run, accelerator), RunState()
+    trainer.set_epoch(1)
+    if isinstance(network, Combined):
+        trainer.task = make_task(trainer.model, variant, settings)
+    checkpoints = CheckpointManager(trainer, StepSync(accelerator))
     started = time.perf_counter()
-    for epoch in range(1, settings.epochs + 1):
-        result = train_epoch(model, train_loader, stepper, schedule, accelerator, settings, epoch=epoch, task=task)
+    while state.epoch <= settings.epochs:
+        state.end_epoch(train_epoch(trainer, state, checkpoints))
     seconds = time.perf_counter() - started
     found = evaluation.predict(InFloat32(network), test_loader, accelerator, len(splits[1]))
     return {
         "test_top1": evaluation.top1(found),
-        "train_loss": result.train_loss,
+        "train_loss": state.metrics[-1]["train_loss"],
         "train_seconds": round(seconds),
         "parameters": evaluation.parameters(network),
     }

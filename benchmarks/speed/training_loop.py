@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.training_loop --source FOLDER_OF_CIFAR10
 
-The script's side is `train_epoch` with all that an epoch of train_accelerate.py does: loader and augmentation,
+The script's side is its `train_epoch` with all that an epoch of train_accelerate.py does: loader and augmentation,
 schedule, Accelerate, progress bar. The bare side is a forward pass, a backward pass and an update on batches that lie
 ready in memory, so that the loader's time counts against the script too. Both train one and the same network, since two
 copies of it, at other places in memory, differ in speed by as much as the loops do; rounds alternate, and which side
@@ -28,9 +28,14 @@ from torch.nn import functional as F
 from benchmarks.common.environment import ROOT, record
 from timm_wsms.data import Batch, data_config, load_splits, make_loader
 from timm_wsms.training.builders import build, build_optimizer
-from timm_wsms.training.epoch import train_epoch
+from timm_wsms.training.checkpoint_manager import CheckpointManager
+from timm_wsms.training.fault_tolerance.step_sync import StepSync
+from timm_wsms.training.run import Run
+from timm_wsms.training.run_state import RunState
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, parse
+from timm_wsms.training.trainer import Trainer
+from train_accelerate import train_epoch
 
 TARGET = 0.97
 
@@ -75,13 +80,14 @@ def measure(settings: Settings, rounds: int) -> dict[str, Any]:
         network.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, settings)
     bare = BareLoop(network, optimizer, settings, accelerator.device)
-    script = ScriptLoop(network, optimizer, settings, accelerator, len(loader))
-    script(loader, epoch=1)  # warms up
+    schedule = Schedule(optimizer, settings, len(loader))
+    script = ScriptLoop(Run(settings, network, optimizer, schedule, None, config, loader, loader), accelerator)
+    script()  # warms up
     bare(batches)
     speeds: dict[str, list[float]] = {"script": [], "bare": []}
     for number in range(rounds):
         for side in ("script", "bare") if number % 2 == 0 else ("bare", "script"):
-            speeds[side].append(script(loader, epoch=number + 2) if side == "script" else bare(batches))
+            speeds[side].append(script() if side == "script" else bare(batches))
     started = time.perf_counter()
     for _ in loader:
         pass
@@ -99,30 +105,14 @@ def measure(settings: Settings, rounds: int) -> dict[str, Any]:
 class ScriptLoop:
     """An epoch as train_accelerate.py runs it; gives images per second."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        settings: Settings,
-        accelerator: Accelerator,
-        updates: int,
-    ):
-        self.network, self.settings, self.accelerator = network, settings, accelerator
-        self.schedule = Schedule(optimizer, settings, updates)
-        # inside a Sequential, as in train_accelerate.py, the network keeps its own forward
-        self.model, self.optimizer = accelerator.prepare(nn.Sequential(network), optimizer)
+    def __init__(self, run: Run, accelerator: Accelerator):
+        self.trainer, self.state = Trainer(run, accelerator), RunState()
+        self.checkpoints = CheckpointManager(self.trainer, StepSync(accelerator))
 
-    def __call__(self, loader: Any, epoch: int) -> float:
-        return train_epoch(
-            self.model,
-            loader,
-            self.optimizer,
-            self.schedule,
-            self.accelerator,
-            self.settings,
-            epoch=epoch,
-            network=self.network,
-        ).images_per_second
+    def __call__(self) -> float:
+        result = train_epoch(self.trainer, self.state, self.checkpoints)
+        self.state.end_epoch(result)
+        return result.images_per_second
 
 
 class BareLoop:

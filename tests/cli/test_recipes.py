@@ -19,6 +19,8 @@ from tests.helpers.paper import CIFAR
 from tests.helpers.paths import ROOT
 from timm_wsms.data import data_config, load_splits, make_loader, train_transform
 from timm_wsms.training import checkpoint
+from timm_wsms.training.builders import build_optimizer
+from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, parse
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -85,7 +87,7 @@ def test_the_papers_settings_and_network(name):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.0051)
     assert model.pretrained_cfg["architecture"].startswith("wsms_")
     assert settings.optimizer.name == optimizer
-    (group,) = train_accelerate.build_optimizer(model, settings).param_groups  # one: all parameters decay
+    (group,) = build_optimizer(model, settings).param_groups  # one: all parameters decay
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-4, optimizer == "sgd")
     assert settings.ema_decay is None
     assert settings.clip_grad is None
@@ -111,11 +113,11 @@ def test_the_modern_recipe_is_procedure_a2():
     assert (settings.loss, settings.bce_threshold, settings.label_smoothing) == ("bce", 0.2, 0)
     assert (settings.mixup, settings.cutmix, settings.model_kwargs) == (0.1, 1.0, {"drop_path_rate": 0.05})
     model = timm.create_model(settings.model, num_classes=2, **settings.model_kwargs)
-    optimizer = train_accelerate.build_optimizer(model, settings)
+    optimizer = build_optimizer(model, settings)
     assert type(optimizer).__name__ == "Lamb"
     decays = {p.ndim > 1: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {True: 0.02, False: 0}
-    schedule = train_accelerate.Schedule(optimizer, settings, 625)
+    schedule = Schedule(optimizer, settings, 625)
     assert [schedule.set(epoch * 625) for epoch in (0, 5)] == pytest.approx(
         [1e-4, 1e-6 + (5e-3 - 1e-6) * (1 + np.cos(np.pi * 5 / 300)) / 2]
     )

@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 import train_accelerate
 from tests.helpers.training_runs import FEW, ROOT, launch, metrics, without_times
-from timm_wsms import cli_errors
+from timm_wsms import cli_errors, evaluation
 from timm_wsms.data import DataSettings, load_splits, make_loader
 from timm_wsms.errors import UserError
-from timm_wsms.training import checkpoint, epoch, trainer
+from timm_wsms.training import checkpoint
+from timm_wsms.training.builders import build_optimizer
+from timm_wsms.training.run import micro_batch_size
 from timm_wsms.training.settings import Settings
 
 
@@ -167,9 +169,9 @@ def test_the_weights_are_those_of_a_bare_loop(tmp_path, monkeypatch, precision, 
 
 
 def test_the_final_accuracy_is_measured_in_float32(tmp_path, monkeypatch):
-    predict, measured = train_accelerate.evaluation.predict, []
+    predict, measured = evaluation.predict, []
     monkeypatch.setattr(
-        train_accelerate.evaluation,
+        evaluation,
         "predict",
         lambda model, *rest, **kw: measured.append(model) or predict(model, *rest, **kw),
     )
@@ -187,28 +189,25 @@ def test_the_final_accuracy_is_measured_in_float32(tmp_path, monkeypatch):
 
 def test_weight_decay_can_leave_out_norms_and_biases():
     model = timm.create_model("resnet20_cifar", num_classes=10)
-    one = train_accelerate.build_optimizer(model, Settings("a"))
+    one = build_optimizer(model, Settings("a"))
     assert [(len(group["params"]), group["weight_decay"]) for group in one.param_groups] == [
         (len(list(model.parameters())), 1e-4)
     ]
     settings = Settings("a")
     settings.optimizer.decay_norm_and_bias = False
     decayed = [
-        p
-        for group in train_accelerate.build_optimizer(model, settings).param_groups
-        if group["weight_decay"]
-        for p in group["params"]
+        p for group in build_optimizer(model, settings).param_groups if group["weight_decay"] for p in group["params"]
     ]
     assert {id(p) for p in decayed} == {id(p) for p in model.parameters() if p.ndim > 1}
 
 
 def test_the_batch_has_to_be_divisible():
     settings = Settings("a", batch_size=24, grad_accumulation=2)
-    assert [epoch.micro_batch_size(settings, processes) for processes in (1, 2, 3)] == [12, 6, 4]
+    assert [micro_batch_size(settings, processes) for processes in (1, 2, 3)] == [12, 6, 4]
     with pytest.raises(UserError, match=r"batch_size 24 .* 5 processes .* multiple of 10"):
-        epoch.micro_batch_size(settings, 5)
+        micro_batch_size(settings, 5)
     with pytest.raises(UserError, match="batch_size"):
-        epoch.micro_batch_size(settings, 48)
+        micro_batch_size(settings, 48)
 
 
 # --- resuming
@@ -220,14 +219,14 @@ RESUMED = [
 
 
 def interrupt_in(epoch_number: int, monkeypatch) -> None:
-    train_epoch = epoch.train_epoch
+    train_epoch = train_accelerate.train_epoch
 
-    def interrupted(*arguments, **keywords):
-        if keywords["epoch"] == epoch_number:
+    def interrupted(trainer, state, checkpoints):
+        if state.epoch == epoch_number:
             raise KeyboardInterrupt
-        return train_epoch(*arguments, **keywords)
+        return train_epoch(trainer, state, checkpoints)
 
-    monkeypatch.setattr(trainer, "train_epoch", interrupted)
+    monkeypatch.setattr(train_accelerate, "train_epoch", interrupted)
 
 
 def test_an_interrupted_and_resumed_run_gives_the_same_weights(tmp_path, monkeypatch, capsys):

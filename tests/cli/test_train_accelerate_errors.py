@@ -18,7 +18,6 @@ from tests.helpers.streams import write_shards
 from tests.helpers.training_runs import FEW, ROOT, command, launch, metrics
 from timm_wsms import cli_errors
 from timm_wsms.errors import UserError
-from timm_wsms.training import trainer
 
 
 def refused(capsys, output: Path, *arguments: str) -> str:
@@ -187,12 +186,12 @@ def test_a_real_read_only_disk_is_one_line(tmp_path):
 def test_out_of_memory_names_the_settings_that_lower_it(tmp_path, monkeypatch, capsys):
     for fault in (lambda: torch.empty(2**46), torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
 
-        def train_epoch(*_, fault=fault, **__):
+        def train_step(*_, fault=fault):
             if isinstance(fault, BaseException):
                 raise fault
             fault()  # more than the address space has room for
 
-        monkeypatch.setattr(trainer, "train_epoch", train_epoch)
+        monkeypatch.setattr(train_accelerate, "train_step", train_step)
         arguments = ["--model", "resnet20_cifar", *FEW, "--output", str(tmp_path), "--resume", "auto"]
         assert cli_errors.run(lambda: train_accelerate.main(arguments)) == 2  # noqa: B023
         line = capsys.readouterr().err.splitlines()[-1]

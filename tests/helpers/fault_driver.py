@@ -14,9 +14,9 @@ import torch
 
 import train_accelerate
 from timm_wsms import cli_errors
-from timm_wsms.training import epoch
 from timm_wsms.training.fault_tolerance.elastic import restarted
 from timm_wsms.training.schedule import Schedule
+from timm_wsms.training.trainer import DeviceBatches
 
 
 def order(fault: str) -> None:
@@ -24,7 +24,7 @@ def order(fault: str) -> None:
     what, process, number = fault.split()
     if process != os.environ.get("RANK", "0") or restarted():
         return
-    set_rate, timed = Schedule.set, epoch._timed
+    set_rate, load = Schedule.set, DeviceBatches._load
     now = -1
 
     def set_(self: Schedule, update: int) -> float:
@@ -32,20 +32,20 @@ def order(fault: str) -> None:
         now = update
         return set_rate(self, update)
 
-    def faulty(batches):  # comes when images are asked for, which is once in every micro step
-        batch, seconds = timed(batches)
+    def faulty(self: DeviceBatches):  # comes when images are asked for, which is once in every micro step
+        batch = load(self)
         if number not in ("always", str(now)):
-            return batch, seconds
+            return batch
         if what == "hang":
             time.sleep(1000)
         elif what == "nan":
-            return batch._replace(images=torch.full_like(batch.images, float("nan"))), seconds
+            return batch._replace(images=torch.full_like(batch.images, float("nan")))
         else:
             os.kill(os.getpid(), getattr(signal, what))
             time.sleep(0.1)
-        return batch, seconds
+        return batch
 
-    Schedule.set, epoch._timed = set_, faulty  # type: ignore[method-assign]
+    Schedule.set, DeviceBatches._load = set_, faulty  # type: ignore[method-assign]
 
 
 def serve() -> None:

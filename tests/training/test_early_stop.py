@@ -2,7 +2,7 @@
 
 import pytest
 
-from timm_wsms.training.checkpoint_manager import no_better
+from timm_wsms.training.run_state import RunState
 
 
 def stops_after(accuracies: list[float | None], epochs: int | None) -> int | None:
@@ -11,7 +11,7 @@ def stops_after(accuracies: list[float | None], epochs: int | None) -> int | Non
         {"epoch": number} | ({} if accuracy is None else {"test_top1": accuracy})
         for number, accuracy in enumerate(accuracies, start=1)
     ]
-    return next((number for number in range(len(rows) + 1) if no_better(rows[:number], epochs)), None)
+    return next((number for number in range(len(rows) + 1) if RunState(rows[:number]).stopped_improving(epochs)), None)
 
 
 @pytest.mark.parametrize(

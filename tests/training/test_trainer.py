@@ -18,7 +18,7 @@ import train_accelerate
 from timm_wsms import evaluation
 from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
 from timm_wsms.errors import UserError
-from timm_wsms.training import checkpoint
+from timm_wsms.training import checkpoint, report
 
 SMALL = [
     *("--model", "wsms_resnet20_cifar", "--data.train_limit", "40", "--data.test_limit", "21", "--batch_size", "16"),
@@ -229,9 +229,9 @@ def test_an_epoch_whose_evaluation_was_interrupted_is_told_of_after_the_resume(t
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(evaluation, "predict", interrupted)
         train(tmp_path, *arguments)
-    written, write_metrics = [], train_accelerate.write_metrics
+    written, write_metrics = [], report.write_metrics
     monkeypatch.setattr(
-        train_accelerate, "write_metrics", lambda *a: written.append(copy.deepcopy(a[1])) or write_metrics(*a)
+        report, "write_metrics", lambda *a: written.append(copy.deepcopy(a[1].metrics)) or write_metrics(*a)
     )
     rows = train(tmp_path, *arguments)
     assert re.search(r"resumed after epoch 1.*\nepoch 1/2 .* test \d", capsys.readouterr().out)
@@ -254,6 +254,6 @@ def test_a_dry_run_tells_memory_and_hours_and_writes_nothing(tmp_path, monkeypat
     first, second = capsys.readouterr().out.splitlines()
     for line, name in ((first, "resnet20_cifar"), (second, "wsms_resnet20_cifar")):
         assert line.startswith(f"{name}: peak memory ")
-        assert "GiB a process since its start; about" in line and "seconds a step" in line
+        assert "GiB per process since its start; about" in line and "seconds per step" in line
     assert len(updates) == 4  # two each
     assert list(tmp_path.iterdir()) == []

@@ -1,25 +1,21 @@
-"""What a run will need, from two of its steps."""
+"""What a run will need, estimated from two of its steps."""
 
-import contextlib
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from timm_wsms.data import Loader, Stream
-from timm_wsms.training.epoch import EpochProgress
-from timm_wsms.training.fault_tolerance.step_sync import StepFlags
-from timm_wsms.training.schedule import Schedule
-from timm_wsms.training.settings import Settings
-from timm_wsms.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from timm_wsms.data import Stream
+from timm_wsms.training.fault_tolerance.step_sync import StepSync
+from timm_wsms.training.run_state import StepResult, not_finite
+from timm_wsms.training.trainer import DeviceBatches, Trainer
 
 STEPS = 2  # the first one compiles, starts workers and allocates; the second tells the speed
+
+TrainStep = Callable[[Trainer, DeviceBatches, int, int, StepSync], StepResult]
 
 
 @dataclass(frozen=True)
@@ -41,61 +37,61 @@ class Estimate:
     streamed: bool
 
     def __str__(self) -> str:
+        since_start = " since its start" if self.since_start else ""
+        buffer = ", not counting the time to fill the shuffle buffer in each epoch" if self.streamed else ""
         return (
-            f"peak memory {self.memory / 2**30:.2f} GiB a process{' since its start' * self.since_start}; "
-            f"about {self.seconds / 3600:.2g} hours at {self.step:.3g} seconds a step, from a single one"
-            f"{', not counting the time to fill the shuffle buffer in each epoch' * self.streamed}"
+            f"peak memory {self.memory / 2**30:.2f} GiB per process{since_start}; "
+            f"about {self.seconds / 3600:.2g} hours at {self.step:.3g} seconds per step, from a single one{buffer}"
         )
 
 
-class _Enough(Exception):  # noqa: N818  it is no error
-    """The steps are done."""
-
-
-def dry_run(
-    trainer: Trainer,
-    train_loader: Loader,
-    test_loader: Loader,
-    schedule: Schedule,
-    settings: Settings,
-    accelerator: "Accelerator",
-) -> Estimate:
+def dry_run(trainer: Trainer, train_step: TrainStep) -> Estimate:
     """Trains for two steps, as in the last epoch, when nothing is frozen any more, and evaluates one batch.
 
     The network is another one afterwards. Every process has to call it.
+
+    Args:
+        trainer: of the run; nothing is written.
+        train_step: the training script's own.
+
+    Raises:
+        UserError: a loss or gradient is not finite, and no step may be left out.
     """
-    times: list[float] = []
-    updates = len(train_loader) // settings.grad_accumulation
-
-    def after_update(so_far: EpochProgress, _: StepFlags) -> None:
-        times.append(so_far.seconds)
-        if so_far.update >= min(STEPS, updates):
-            raise _Enough
-
+    run, settings, accelerator = trainer.run, trainer.settings, trainer.accelerator
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)  # an earlier network's is none of this one's
-    with contextlib.suppress(_Enough):
-        trainer.train_epoch(train_loader, schedule, epoch=settings.epochs, after_update=after_update)
-    step = times[-1] - (times[-2] if len(times) > 1 else 0.0)
-    evaluation = _evaluation_batch(trainer, test_loader, accelerator)
+    sync, steps, seconds_per_step = StepSync(accelerator), trainer.steps_per_epoch, 0.0
+    batches = trainer.start_epoch(settings.epochs)
+    for update in range(min(STEPS, steps)):
+        started = time.perf_counter()
+        result = train_step(trainer, batches, settings.epochs, update, sync)
+        seconds_per_step = time.perf_counter() - started
+        if result.flags.bad and not settings.max_skipped_steps:
+            raise not_finite(result, settings.epochs, update)
     evaluations = -(-settings.epochs // settings.eval_every) * (1 if trainer.ema is None else 2)
-    seconds = settings.epochs * updates * step + evaluations * len(test_loader) * evaluation
-    needs = torch.tensor([_peak_memory(accelerator.device), seconds, step], dtype=torch.float64)
-    memory, seconds, step = accelerator.gather(needs[None].to(accelerator.device)).amax(0).tolist()
-    since_start, streamed = accelerator.device.type != "cuda", isinstance(train_loader.split, Stream)
-    return Estimate(int(memory), seconds, step, since_start, streamed)
+    seconds = settings.epochs * steps * seconds_per_step
+    seconds += evaluations * len(run.test_loader) * _evaluation_batch(trainer)
+    # Of all processes, the one that needs most.
+    needs = torch.tensor([_peak_memory(accelerator.device), seconds, seconds_per_step], dtype=torch.float64)
+    memory, seconds, seconds_per_step = accelerator.gather(needs[None].to(accelerator.device)).amax(0).tolist()
+    return Estimate(
+        int(memory),
+        seconds,
+        seconds_per_step,
+        since_start=accelerator.device.type != "cuda",
+        streamed=isinstance(run.train_loader.split, Stream),
+    )
 
 
-def _evaluation_batch(trainer: Trainer, loader: Loader, accelerator: "Accelerator") -> float:
+def _evaluation_batch(trainer: Trainer) -> float:
     """Evaluates one batch; returns the seconds that took."""
-    batch = next(iter(loader), None)
+    batch = next(iter(trainer.run.test_loader), None)
     if batch is None:  # more processes than images
         return 0.0
-    _, images, _ = batch
     started = time.perf_counter()
     trainer.final.eval()
-    with torch.no_grad(), accelerator.autocast():
-        trainer.final(images.to(accelerator.device)).sum().item()  # waits for the device
+    with torch.no_grad(), trainer.accelerator.autocast():
+        trainer.final(batch.images.to(trainer.accelerator.device)).sum().item()  # waits for the device
     return time.perf_counter() - started
 
 

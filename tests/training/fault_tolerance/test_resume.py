@@ -12,7 +12,7 @@ import train_accelerate
 from tests.helpers.fault_runs import EVERYTHING, SMALL, TORCHRUN, finished, images, left_by
 from tests.helpers.streams import write_shards
 from timm_wsms import cli_errors
-from timm_wsms.training import epoch
+from timm_wsms.training.trainer import DeviceBatches
 
 
 def data(folder, source: str) -> list[str]:
@@ -29,13 +29,13 @@ def data(folder, source: str) -> list[str]:
 
 def interrupted_after_every_step(monkeypatch, arguments) -> int:
     """Runs, is told to stop in the first step, and resumes, until the run is done. Returns how often that took."""
-    timed = epoch._timed
+    load = DeviceBatches._load
 
     def signalled(batches):
         os.kill(os.getpid(), signal.SIGUSR1)
-        return timed(batches)
+        return load(batches)
 
-    monkeypatch.setattr(epoch, "_timed", signalled)
+    monkeypatch.setattr(DeviceBatches, "_load", signalled)
     for attempt in range(50):
         done = []
         assert cli_errors.run(lambda done=done: done.append(train_accelerate.main(arguments))) == 0

@@ -1,0 +1,157 @@
+"""What a run measures, prints and writes: accuracies, metrics.jsonl, tables, and the files of its model folder."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from timm_wsms import evaluation
+from timm_wsms.data import Loader
+from timm_wsms.files import atomic_write_text
+from timm_wsms.training.checkpoint_folder import run_hash, save_model_folder
+from timm_wsms.training.run import Run
+from timm_wsms.training.run_state import RunState
+from timm_wsms.training.settings import Settings, dump, portable
+from timm_wsms.training.trainer import Trainer
+from timm_wsms.utils import InFloat32
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def start_line(run: Run, accelerator: "Accelerator") -> str:
+    """What is printed before a model is trained."""
+    millions = evaluation.parameters(run.network) / 1e6
+    where = f"{accelerator.num_processes} × {accelerator.device.type}"
+    return f"\n{run.settings.model}: {millions:.3f} M parameters, {where}"
+
+
+def write_settings(run: Run, accelerator: "Accelerator") -> None:
+    """Writes settings.yaml into the run's output folder, which is created."""
+    if accelerator.is_main_process:
+        run.output.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(run.output / "settings.yaml", dump(run.settings))
+
+
+def is_evaluated(epoch: int, settings: Settings) -> bool:
+    """Whether the accuracy is measured after an epoch; after the last one `evaluate_final` does it."""
+    return epoch % settings.eval_every == 0 and epoch < settings.epochs
+
+
+def evaluate_epoch(trainer: Trainer) -> dict[str, float]:
+    """The accuracy of the average if there is one, and of the weights as they are, in the training's precision."""
+    loader, accelerator = trainer.run.test_loader, trainer.accelerator
+    raw, _ = evaluate(trainer.model, loader, accelerator)
+    if trainer.ema is None:
+        return raw
+    return evaluate(trainer.final, loader, accelerator)[0] | _of_raw_weights(raw)
+
+
+def evaluate_final(trainer: Trainer) -> tuple[dict[str, Any], evaluation.Row]:
+    """Evaluates the final model in float32, as its folder will hold it.
+
+    Returns:
+        What it adds to the last epoch's metrics, and the model's row in the table of results.
+    """
+    run, final, accelerator = trainer.run, trainer.final, trainer.accelerator
+    figures, by_size = evaluate(InFloat32(final), run.test_loader, accelerator, run.output)
+    row = evaluation.Row(
+        portable(run.settings).model,
+        evaluation.parameters(final),
+        evaluation.multiplications(final, run.data_config["input_size"]),
+        figures["test_top1"],
+        by_size,
+        figures["test_top5"],
+    )
+    metrics: dict[str, Any] = dict(figures)
+    if by_size:
+        metrics["by_size"] = by_size
+    if final is not run.network:
+        metrics |= _of_raw_weights(evaluate(InFloat32(run.network), run.test_loader, accelerator)[0])
+    return metrics, row
+
+
+def evaluate(
+    model: nn.Module, loader: Loader, accelerator: "Accelerator", folder: Path | None = None
+) -> tuple[dict[str, float], dict[int, float]]:
+    """Top-1 and top-5 accuracy, and top-1 for each object size where sizes are known, in percent.
+
+    Args:
+        model: images to logits.
+        loader: this process's share of the images.
+        accelerator: gives the precision and the other processes.
+        folder: for the tables and plots of what each class is taken for; None: none are written.
+    """
+    split = loader.split
+    found = evaluation.predict(model, loader, accelerator, len(split), progress=True)
+    by_size = {} if split.object_sizes is None else evaluation.accuracy_by_size(found, split.object_sizes)
+    if folder and accelerator.is_main_process:
+        evaluation.write_classes(found, split.class_names, folder)
+    return {"test_top1": evaluation.top1(found), "test_top5": evaluation.top5(found)}, by_size
+
+
+def _of_raw_weights(figures: dict[str, float]) -> dict[str, float]:
+    """Renames the figures of the weights that are not averaged, which stand beside the average's."""
+    return {name.replace("test_", "test_raw_"): value for name, value in figures.items()}
+
+
+def progress_line(row: dict[str, Any], settings: Settings) -> str:
+    """What is printed after an epoch."""
+    line = f"epoch {row['epoch']}/{settings.epochs}  loss {row['train_loss']:.4f}"
+    line += f"  {row['images_per_second']:.0f} images/s, {row['data_wait']:.0%} of the time waiting for them"
+    if row["skipped"]:
+        line += f"  {row['skipped']} steps left out, not finite"
+    for name, label in (("test_top1", "test"), ("test_raw_top1", "without averaging")):
+        line += f"  {label} {row[name]:.2f} %" if name in row else ""
+    return line
+
+
+def write_metrics(folder: Path, state: RunState, accelerator: "Accelerator") -> None:
+    """Writes metrics.jsonl: one line of JSON per epoch."""
+    if accelerator.is_main_process:
+        lines = [json.dumps(row) + "\n" for row in state.metrics]
+        atomic_write_text(folder / "metrics.jsonl", "".join(lines))
+
+
+def write_model_files(folder: Path, trainer: Trainer, state: RunState, rows: list[evaluation.Row]) -> None:
+    """Writes all that a model folder holds but its card and results: weights, config, settings, metrics, curves.
+
+    Args:
+        folder: usually from `atomic_folder`.
+        trainer: of the model.
+        state: with all epochs done.
+        rows: results of this model, the last, and of those trained before it.
+    """
+    run = trainer.run
+    (folder / "settings.yaml").write_text(dump(portable(run.settings)), encoding="utf-8")
+    write_metrics(folder, state, trainer.accelerator)
+    names = run.test_loader.split.class_names
+    example = next(iter(run.test_loader)).images[:2]
+    save_model_folder(trainer.final, folder, run.data_config, names, example, run=run_hash(folder))
+    evaluation.plot_curves(state.metrics, folder / "curves.png", title=rows[-1].model)
+    if rows[-1].by_size:
+        evaluation.plot_sizes({row.model: row.by_size for row in rows}, folder / "scale.png")
+
+
+def print_accuracy(run: Run, row: evaluation.Row, accelerator: "Accelerator") -> None:
+    """Prints a model's accuracy and how many images were left out. Every process has to call it."""
+    from accelerate.utils import gather_object
+
+    for loader in (run.train_loader, run.test_loader):
+        met = set().union(*gather_object([loader.left_out]))  # epoch by epoch an image comes to another process
+        if skipped := loader.split.skipped + len(met):
+            accelerator.print(f"{skipped} images of split {loader.split.name} left out, which cannot be decoded")
+    measured = len(run.test_loader.split) - len(met)
+    accelerator.print(f"{row.model}: {row.accuracy:.2f} % of {measured} test images")
+
+
+def print_results(rows: list[evaluation.Row], output: Path) -> None:
+    """Prints the table of all models, and how to load the last one; draws accuracy against object size."""
+    print("\n" + evaluation.text_table(rows))
+    if any(row.by_size for row in rows):
+        curves = {row.model: row.by_size for row in rows}
+        print("\nAccuracy against object size:", evaluation.plot_sizes(curves, output / "scale.png"))
+    folder = output / "model"
+    print(f"Checkpoint folder: {folder}")
+    print(f'Load it: import timm, timm_wsms; model = timm.create_model("local-dir:{folder}", pretrained=True)')

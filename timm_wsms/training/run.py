@@ -1,0 +1,127 @@
+"""From settings to all that a run needs, checked to fit together before anything is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from timm_wsms.data import Loader, Split, Stream, data_config, load_data, make_loader
+from timm_wsms.errors import UserError
+from timm_wsms.training import checkpoint
+from timm_wsms.training.builders import adapt, build, build_optimizer, check_input, check_name, scale_head
+from timm_wsms.training.distill import Teacher, build_teacher
+from timm_wsms.training.loss import build_mix
+from timm_wsms.training.resume_check import check_same_run
+from timm_wsms.training.schedule import Schedule
+from timm_wsms.training.settings import Settings, plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Run:
+    """One model to train: the recipe's `baseline` or its `model`.
+
+    Attributes:
+        settings: of this run.
+        network: a timm model, on its device, without wrappers.
+        optimizer: of all its parameters; frozen ones have no gradient, so it leaves them alone.
+        schedule: sets the optimizer's learning rate.
+        teacher: for distillation, if there is to be one.
+        data_config: the images' preprocessing, from `data_config`.
+        train_loader: this process's micro-batches.
+        test_loader: this process's share of the test images.
+    """
+
+    settings: Settings
+    network: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    teacher: Teacher | None
+    data_config: dict[str, Any]
+    train_loader: Loader
+    test_loader: Loader
+
+    @property
+    def output(self) -> Path:
+        """The folder for its result."""
+        return Path(self.settings.output)
+
+
+def check_settings(settings: Settings) -> None:
+    """Checks what needs neither data nor a network: the output folder and the models' names.
+
+    Raises:
+        UserError: the folder holds another run or cannot be written to, or timm does not know a model.
+    """
+    if not settings.dry_run:
+        checkpoint.check_output(Path(settings.output), settings.resume)
+    for one in plan(settings):
+        check_name(one.model)
+
+
+def build_runs(settings: Settings, accelerator: "Accelerator") -> list[Run]:
+    """Loads the data and builds the runs that a recipe asks for. Every process has to call it.
+
+    Raises:
+        UserError: something cannot be loaded or built, or does not fit the rest; says what to change.
+    """
+    with accelerator.main_process_first():  # the others then find the data in the cache
+        splits = load_data(settings.data, settings.seed)
+    runs = [build_run(one, splits, accelerator) for one in plan(settings)]
+    accelerator.wait_for_everyone()
+    return runs
+
+
+def build_run(settings: Settings, splits: tuple[Split | Stream, Split | Stream], accelerator: "Accelerator") -> Run:
+    """Builds one run; `splits` are the training and the test images. Errors are those of `build_runs`."""
+    from accelerate.utils import set_seed
+
+    if checkpoint.newest(Path(settings.output)):
+        for change in check_same_run(settings, Path(settings.output) / "settings.yaml"):
+            accelerator.print(f"resuming with {change}")
+    train_split, test_split = splits
+    classes = len(train_split.class_names)
+    set_seed(settings.seed)
+    network = build(settings.model, settings.model_kwargs, classes)
+    scale_head(network, settings.head_init_scale)
+    config = data_config(network, settings.data)
+    check_input(network, settings.model, config["input_size"], classes)
+    for side in settings.data.train_sizes or ():
+        size = (config["input_size"][0], side, side)
+        check_input(network, settings.model, size, classes, "data.train_sizes")
+    share = {
+        "batch_size": micro_batch_size(settings, accelerator.num_processes),
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "device": accelerator.device,
+    }
+    train_loader = make_loader(train_split, settings.data, config, train=True, seed=settings.seed, **share)
+    test_loader = make_loader(test_split, settings.data, config, train=False, **share)
+    if len(train_loader) < settings.grad_accumulation:
+        raise UserError(f"{len(train_split)} training images do not fill a batch; lower --batch_size")
+    build_mix(settings, classes, train_loader.batch_size)  # refuses what cannot be paired
+    teacher = build_teacher(settings, config, classes)
+    network = adapt(network, settings, accelerator.device)
+    optimizer = build_optimizer(network, settings)
+    schedule = Schedule(optimizer, settings, len(train_loader) // settings.grad_accumulation)
+    return Run(settings, network, optimizer, schedule, teacher, config, train_loader, test_loader)
+
+
+def micro_batch_size(settings: Settings, num_processes: int) -> int:
+    """Images of one forward pass in one process.
+
+    Raises:
+        UserError: `batch_size` cannot be divided.
+    """
+    parts = num_processes * settings.grad_accumulation
+    size, remainder = divmod(settings.batch_size, parts)
+    if remainder or not size:
+        raise UserError(
+            f"batch_size {settings.batch_size} cannot be divided among {num_processes} processes × grad_accumulation "
+            f"{settings.grad_accumulation}; choose a multiple of {parts}"
+        )
+    return size
