@@ -12,6 +12,9 @@ INSTALLED := $(VENV)/.installed
 
 ARGS ?=
 TEST_PROCESSES ?= 2
+# A file stays in one process, whose fixtures its tests share; tests/conftest.py starts the longest files first.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+ORDINARY := not sweep and not browser and not gpu
 RECIPE ?= recipes/quickstart.yaml
 # A run has a folder of its own: nothing is overwritten, and `make train OUTPUT=outputs/… ARGS="--resume auto"` goes on
 # with a run that was interrupted.
@@ -20,7 +23,7 @@ OUTPUT ?= outputs/$(basename $(notdir $(RECIPE)))-$(shell date +%Y%m%d-%H%M%S)
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $$($(BIN)/python -c "import torch; print(torch.get_num_threads())")
 
-.PHONY: help install train test test-gpu sweep demo demo-test check format
+.PHONY: help install train test test-slow test-all durations test-gpu sweep demo demo-test check format
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,8 +34,16 @@ install: $(INSTALLED)  ## set up .venv with the package and its tools
 train: $(INSTALLED)  ## train the quick start on the embedded digits: WSMS beside its plain backbone
 	$(LAUNCH) train_accelerate.py --recipe $(RECIPE) --output $(OUTPUT) $(ARGS)
 
-test: $(INSTALLED)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not sweep and not browser and not gpu" -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+test: $(INSTALLED)  ## run the quick tests: a few minutes
+	$(PYTEST) -m "not slow and $(ORDINARY)" $(ARGS)
+
+test-slow: $(INSTALLED)  ## run the slow ones: launchers, faults, exports, every family of timm, benchmarks
+	$(PYTEST) -m "slow and $(ORDINARY)" $(ARGS)
+
+test-all: test test-slow  ## run the quick tests, then the slow ones
+
+durations: $(INSTALLED)  ## measure how long each test file takes, for the order in which they run: tests/durations.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(ORDINARY)" --measure-durations $(ARGS)
 
 test-gpu: $(INSTALLED)  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)

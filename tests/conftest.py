@@ -1,13 +1,52 @@
 """What every test starts from; the Hub on loopback and its client for those that ask for them."""
 
 import gc
+import json
 import logging
+import math
+import os
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 
 from tests.helpers.hub_client import Client
 from tests.helpers.hub_server import Hub
+
+DURATIONS = Path(__file__).with_name("durations.json")
+measured: Counter[str] = Counter()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--measure-durations", action="store_true", help="record each file's seconds in durations.json")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Each process of pytest-xdist takes the longest of the files that are left, so that all end together."""
+    if hasattr(config, "workerinput"):
+        durations = json.loads(DURATIONS.read_text())
+        items.sort(key=lambda item: -durations.get(_file(item), math.inf))  # stable: a file stays together
+
+
+def _file(item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Counts processor time, which another program does not change much, of the test and its processes."""
+    start = sum(os.times()[:4])
+    result = yield
+    measured[_file(item)] += sum(os.times()[:4]) - start
+    return result
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--measure-durations"):
+        durations = json.loads(DURATIONS.read_text()) | {file: round(seconds, 1) for file, seconds in measured.items()}
+        known = {file: durations[file] for file in sorted(durations) if (session.config.rootpath / file).exists()}
+        DURATIONS.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def pytest_collection_finish():

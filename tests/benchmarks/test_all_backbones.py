@@ -14,6 +14,8 @@ from tests.helpers.paths import ROOT
 from timm_wsms import UserError, WsmsNet
 from timm_wsms.registry import stageable
 
+pytestmark = pytest.mark.slow  # one backbone of every family of timm
+
 TABLE = ROOT / "benchmarks" / "results" / "coverage.csv"
 REASONS = json.loads(stageable.TABLE.read_text())["not_stageable"]
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow  # a benchmark
+
 
 @pytest.fixture
 def benchmark():

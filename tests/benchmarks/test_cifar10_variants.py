@@ -9,6 +9,8 @@ from tests.helpers.paths import ROOT
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import parse
 
+pytestmark = pytest.mark.slow  # a benchmark
+
 
 @pytest.fixture
 def why():

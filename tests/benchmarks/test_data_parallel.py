@@ -10,6 +10,8 @@ import timm
 import timm_wsms  # noqa: F401  registers the names
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow  # a benchmark
+
 
 @pytest.fixture
 def scaling():

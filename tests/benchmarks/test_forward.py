@@ -12,6 +12,8 @@ from torch import nn
 
 import timm_wsms  # noqa: F401
 
+pytestmark = pytest.mark.slow  # a benchmark
+
 
 @pytest.fixture
 def forms(monkeypatch):

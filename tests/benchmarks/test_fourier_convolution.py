@@ -11,6 +11,8 @@ from benchmarks.common.fourier_convolution import FourierConvolution, fourier_co
 from benchmarks.speed import fourier_cost
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow  # a benchmark
+
 
 @pytest.mark.parametrize(
     ("batch", "channels", "kernel", "size"),

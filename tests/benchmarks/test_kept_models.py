@@ -7,6 +7,8 @@ import huggingface_hub.utils._cache_assets as assets
 import pytest
 from accelerate.state import AcceleratorState
 
+pytestmark = pytest.mark.slow  # a benchmark
+
 
 def test_it_runs_on_digits(monkeypatch, tmp_path):
     monkeypatch.setattr(assets, "HF_ASSETS_CACHE", str(tmp_path / "cache"))

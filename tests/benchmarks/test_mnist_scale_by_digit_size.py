@@ -14,6 +14,8 @@ import timm_wsms  # noqa: F401
 from benchmarks.mnist_scale import by_digit_size
 from benchmarks.mnist_scale import data as mnist_scale_data
 
+pytestmark = pytest.mark.slow  # a benchmark
+
 SPLITS = {"train": 10, "validation": 10, "test": 60}
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 from benchmarks.mnist_scale import variants as mnist_variants
 
+pytestmark = pytest.mark.slow  # a benchmark
+
 IMAGES = torch.randn(6, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3, 4, 5])
 

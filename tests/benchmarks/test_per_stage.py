@@ -1,11 +1,14 @@
 """benchmarks/object_size/per_stage.py tells stages apart."""
 
+import pytest
 import timm
 import torch
 
 import timm_wsms  # noqa: F401
 from benchmarks.object_size import per_stage
 from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
+
+pytestmark = pytest.mark.slow  # a benchmark
 
 
 def test_each_stage_by_itself(monkeypatch):

@@ -7,6 +7,8 @@ import sys
 import pytest
 import timm
 
+pytestmark = pytest.mark.slow  # a benchmark
+
 TESTS = """
 import pytest, timm
 from timm import list_models, create_model, list_pretrained

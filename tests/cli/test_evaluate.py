@@ -96,6 +96,7 @@ def test_it_gives_what_the_training_run_measured(run, tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(run, tmp_path):
     one = figures(tmp_path, *digits(run / "model"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -278,6 +279,7 @@ def test_faults_are_told_in_the_commands_own_options(run, monkeypatch, capsys, f
     assert says in refused(capsys, *digits(run / "model"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "fault", "code", "says"),
     [

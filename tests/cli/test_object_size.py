@@ -166,6 +166,7 @@ def test_short_names():
     assert object_size.labels(["x/a", "y/a"]) == ["x/a", "y/a"]
 
 
+@pytest.mark.slow
 def test_command():
     found = subprocess.run(
         [sys.executable, "-m", "timm_wsms.object_size", "no_such_model", *FEW], capture_output=True, text=True, cwd=ROOT

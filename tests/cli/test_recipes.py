@@ -187,6 +187,7 @@ def data(tmp_path_factory) -> dict[str, Path]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_starts(name, data, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)

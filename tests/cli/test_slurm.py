@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow  # starts two processes
+
 SRUN = """#!/bin/bash
 [[ $1 == --kill-on-bad-exit=1 ]] && shift
 pids=()

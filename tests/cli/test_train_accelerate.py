@@ -263,6 +263,7 @@ def test_an_interrupted_and_resumed_run_gives_the_same_weights(tmp_path, monkeyp
 # --- on two processes
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     # Without batch normalization, whose statistics are those of each process's own images.
     arguments = [

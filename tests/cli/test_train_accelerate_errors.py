@@ -214,6 +214,7 @@ def test_a_fault_of_the_programs_keeps_its_traceback():
 # --- as a program
 
 
+@pytest.mark.slow
 def test_as_a_program_bad_input_is_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(command("--model", "resnet21", "--output", "x"), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
@@ -223,6 +224,7 @@ def test_as_a_program_bad_input_is_one_line_and_exit_code_2(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
 def test_under_a_launcher_ours_is_the_first_line(tmp_path, launcher):
     done = launch("--model", "resnet21", "--output", "x", cwd=tmp_path, launcher=launcher)

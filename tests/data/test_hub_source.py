@@ -18,6 +18,8 @@ from timm_wsms.data import DataSettings
 from timm_wsms.data.hub_source import open_source
 from timm_wsms.errors import UserError
 
+pytestmark = pytest.mark.slow  # starts processes
+
 ASK = """
 import json, os, sys
 from timm_wsms.data import DataSettings, load_data

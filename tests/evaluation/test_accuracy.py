@@ -168,6 +168,7 @@ def run_process(folder):
     accelerator.end_training()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -11,6 +11,8 @@ from tests.helpers.hub_endpoints import READ, WRITE, Repo
 from tests.helpers.hub_server import Fault
 from tests.helpers.publishing import LOGITS, MODEL, REPO, refused
 
+pytestmark = pytest.mark.slow  # starts the Hub's client
+
 WEIGHTS = load_file(MODEL / "model.safetensors")
 
 

@@ -14,6 +14,8 @@ from tests.helpers.hub_server import Fault
 from tests.helpers.publishing import LOGITS, MODEL, REPO, publish, refused
 from timm_wsms.training.checkpoint_folder import run_hash
 
+pytestmark = pytest.mark.slow  # starts the Hub's client
+
 NO_WAIT = {"Retry-After": "0"}
 
 

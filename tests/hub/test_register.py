@@ -59,6 +59,7 @@ def listed(client, tmp_path):
     client.python(AGAIN.format("", ""))
 
 
+@pytest.mark.slow
 def test_a_published_tag(hub, client, listed):
     code, shown, told = publish(client, "--register")
     assert code == 0, told

@@ -30,6 +30,7 @@ def test_compiled_as_one_graph(form, training):
         torch.testing.assert_close(parameter.grad, expected.grad, **CLOSE, msg=lambda text, name=name: name + text)
 
 
+@pytest.mark.slow
 def test_compiled_to_machine_code():
     """A backbone of two layers: every kernel takes the C++ compiler seconds."""
     torch.manual_seed(0)

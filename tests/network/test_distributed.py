@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import timm_wsms  # noqa: F401  registers the names
 
+pytestmark = pytest.mark.slow  # starts two processes
+
 PROCESSES = 2
 BATCH = 4  # a process
 FUSIONS = ("concat", "mean")

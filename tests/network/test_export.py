@@ -16,6 +16,8 @@ from torch import nn
 import timm_wsms  # noqa: F401
 from tests.helpers import networks
 
+pytestmark = pytest.mark.slow  # full-size backbones
+
 SIDE = 64  # pixels
 FIXED = {"img_size": SIDE}
 BACKBONES = {

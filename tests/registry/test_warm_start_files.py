@@ -14,6 +14,8 @@ from torch import nn
 import timm_wsms
 from tests.helpers.checkpoints import checkpoint_of, images, logits_differ, start, trained
 
+pytestmark = pytest.mark.slow  # full-size backbones
+
 TABLE = json.loads((Path(timm_wsms.__file__).parent / "registry" / "stageable.json").read_text())
 SMALL = {"depth": 3, "embed_dim": 96, "num_heads": 3}
 SWIN = {"img_size": 128, "embed_dim": 24, "depths": (1, 1, 2, 1), "window_size": 4}

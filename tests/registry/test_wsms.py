@@ -348,6 +348,7 @@ print(json.dumps({"ratio": seconds / timm_seconds, "built": built, "loaded": sor
 """
 
 
+@pytest.mark.slow
 def test_import_is_quick_and_light():
     """Under a twelfth of the processor time of `import timm`: the best of five, since other programs run too.
 

@@ -226,6 +226,7 @@ import demo.networks, demo.pictures, demo.views
 """
 
 
+@pytest.mark.slow
 def test_the_demo_needs_no_package_of_the_train_extra():
     names = ["accelerate", "datasets", "jinja2", "jsonargparse", "matplotlib", "sklearn", "scipy", "simplejpeg"]
     paths = os.pathsep.join([str(SPACE), str(ROOT)])

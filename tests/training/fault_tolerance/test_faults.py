@@ -12,6 +12,8 @@ import pytest
 
 from tests.helpers.fault_runs import SMALL, TORCHRUN, Server, finished, images, killed_and_resumed, left_by, wait_for
 
+pytestmark = pytest.mark.slow  # runs under launchers, with faults
+
 
 def ended(server: Server, log: Path, code: int, *arguments: str, fault: str = "") -> str:
     """Runs to the end, which comes with this exit code; returns what was printed."""

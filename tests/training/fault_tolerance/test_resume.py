@@ -14,6 +14,8 @@ from tests.helpers.streams import write_shards
 from timm_wsms import cli_errors
 from timm_wsms.training.trainer import DeviceBatches
 
+pytestmark = pytest.mark.slow  # whole training runs, some under torchrun
+
 
 def data(folder, source: str) -> list[str]:
     """Settings for images that are decoded one by one, from an image folder or from a stream in several files."""

@@ -10,6 +10,8 @@ from tests.helpers.training_runs import FEW
 from timm_wsms.errors import UserError
 from timm_wsms.training.fault_tolerance import run_lock
 
+pytestmark = pytest.mark.slow  # starts a process
+
 OTHER = """
 import sys
 from filelock import FileLock

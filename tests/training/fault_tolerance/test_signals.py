@@ -15,6 +15,8 @@ from tests.helpers.fault_runs import ACCELERATE, SMALL, TORCHRUN, start, wait_fo
 from timm_wsms import cli_errors, evaluation
 from timm_wsms.training import checkpoint
 
+pytestmark = pytest.mark.slow  # runs under launchers
+
 LONG = ["--model", "resnet20_cifar", *SMALL, "--schedule.name", "constant", "--epochs", "500", "--eval_every", "500"]
 
 

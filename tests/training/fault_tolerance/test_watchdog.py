@@ -103,6 +103,7 @@ with watchdog:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("notes", "idle", "code"), [(6, 0, 0), (0, 30, 75)])
 def test_a_process_that_was_suspended_goes_on_and_one_that_hangs_does_not(notes, idle, code):
     """Suspended for longer than the timeout."""
