@@ -1,4 +1,5 @@
-"""Weight-shared multi-stage networks for timm: importing this package registers `wsms_<name>` and `ms_<name>`.
+"""Weight-shared multi-stage networks for timm: importing this package registers `wsms_<name>`,
+`ms_<name>` and `wsmean_<name>`.
 
 ```python
 import timm, timm_wsms
@@ -11,9 +12,10 @@ from timm_wsms.network.fuse import fuse
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.recalibrate import recalibrate
 from timm_wsms.network.wsms_net import WsmsNet
+from timm_wsms.registry.why_not import why_not
 from timm_wsms.registry.wsms import register, register_all
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "WsmsMeanNet", "WsmsNet", "fuse", "recalibrate", "register"]
+__all__ = ["UserError", "WsmsMeanNet", "WsmsNet", "fuse", "recalibrate", "register", "why_not"]
 
 register_all()

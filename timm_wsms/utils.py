@@ -1,12 +1,14 @@
-"""What several rooms use: evaluation mode for a while, and a model in float32."""
+"""What several rooms use: evaluation mode for a while, a model in float32, and which of several maps are asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from timm_wsms.errors import UserError
 
 
 @contextmanager
@@ -36,3 +38,23 @@ class InFloat32(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(images.device.type, enabled=False):
             return self.model(images)
+
+
+def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+    """Which of a backbone's maps `forward_intermediates` gives, as timm's models count them.
+
+    Args:
+        count: Number of maps.
+        indices: The last n if an int; all if None; a negative index counts from the end.
+
+    Returns:
+        Their positions, in the order of `indices`, and the largest.
+
+    Raises:
+        UserError: If there are no such maps.
+    """
+    wanted = range(count - indices, count) if isinstance(indices, int) else range(count) if indices is None else indices
+    taken = [count + index if index < 0 and not isinstance(indices, int) else index for index in wanted]
+    if not taken or not all(0 <= index < count for index in taken):
+        raise UserError(f"there are {count} maps, counted from 0; indices={indices} asks for others, or for none")
+    return taken, max(taken)

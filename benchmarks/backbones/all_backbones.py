@@ -35,7 +35,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import _registry as registry
 
 from benchmarks.backbones.checks import CHECKS, Row, check
 from benchmarks.common.environment import ROOT
@@ -105,9 +104,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def backbones() -> list[str]:
     """timm's own architectures, without those that anybody else has registered."""
-    return [
-        name for name in timm.list_models() if registry.model_entrypoint(name).__module__.startswith("timm.models.")
-    ]
+    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("timm.models.")]
 
 
 def describe(name: str) -> Row:
@@ -116,7 +113,8 @@ def describe(name: str) -> Row:
         backbone: Any = timm.create_model(name)
     resolutions = {entry["reduction"] for entry in backbone.feature_info}
     fixed = backbone.default_cfg.get("fixed_input_size")
-    row = dict.fromkeys(FIELDS, "") | {"name": name, "file": registry._model_to_module[name], "timm": timm.__version__}
+    file = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+    row = dict.fromkeys(FIELDS, "") | {"name": name, "file": file, "timm": timm.__version__}
     row["kind"] = "flat" if len(resolutions) == 1 else "fixed" if fixed else "free"
     row["backbone_params"] = str(sum(parameter.numel() for parameter in backbone.parameters()))
     return row

@@ -8,7 +8,6 @@ import sys
 import pytest
 import timm
 import torch
-from timm.models import _registry as registry
 
 from tests.helpers.paths import ROOT
 from timm_wsms import UserError, WsmsNet
@@ -61,7 +60,7 @@ def test_the_smallest_backbone_of_each_model_file(check, name):
 
 
 def test_every_model_file_of_timm_is_there():
-    files = {key for key in registry._module_to_models if hasattr(timm.models, key)}
+    files = {key for key in timm.models.list_modules() if hasattr(timm.models, key)}
     assert {row["timm"] for row in rows()} != {timm.__version__} or files == set(SAMPLE)
     assert len(rows()) == len({row["name"] for row in rows()}) > 1300
 

@@ -71,7 +71,7 @@ def test_a_flipped_byte_is_found_and_mended(repo, hub, client, tmp_path, where, 
     config = (MODEL / "config.json").read_bytes()
     spoil(repo, config__json=b'{"note": "' + b"a" * 5_000 + b'",' + config[1:])  # with any of these flipped it is JSON
     hub.faults.append(Fault(where, flip=True))
-    assert f"UserError: {name} of {REPO} came damaged: its sum is not the Hub's" in create(client, tmp_path)
+    assert f"UserError: {name} of {REPO} is corrupted: its sum is not the Hub's" in create(client, tmp_path)
     assert torch.equal(torch.tensor(create(client, tmp_path)), WEIGHTS["head.fc.weight"])
 
 
@@ -81,7 +81,7 @@ def test_a_damaged_cache_is_found(repo, client, tmp_path):
     content = bytearray(blob.read_bytes())
     content[-1] ^= 1
     blob.write_bytes(content)
-    assert "model.safetensors of someone/small came damaged" in create(client, tmp_path)
+    assert "model.safetensors of someone/small is corrupted" in create(client, tmp_path)
     assert torch.equal(torch.tensor(create(client, tmp_path)), WEIGHTS["head.fc.weight"])
 
 
@@ -147,7 +147,7 @@ def test_places_that_are_not_there(repo, client, place, words):
 
 def test_verify_finds_what_is_not_right(repo, hub, client):
     hub.faults.append(Fault("GET .*settings.yaml", flip=True))
-    assert f"settings.yaml of {REPO} came damaged" in refused(client.command("verify", REPO))
+    assert f"settings.yaml of {REPO} is corrupted" in refused(client.command("verify", REPO))
     hub.faults.append(Fault("GET .*results.json", cut=100, times=99))
     code, _, told = client.command("verify", REPO, largest_file=500_000)
     assert code == 2 and "the disk is full; free some space, or set HF_HOME" in told

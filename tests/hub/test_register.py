@@ -92,4 +92,4 @@ result = [model.num_classes, list(cfg["mean"]), cfg["tag"], model.state_dict()["
 
     listed.write_text(listed.read_text().replace(entry["sha256"], "0" * 64))  # not what was registered
     told = client.python("timm.create_model('wsms_resnet20_cifar.cifar10', pretrained=True)")
-    assert told.startswith("UserError: model.safetensors of someone/small@") and "came damaged" in told
+    assert told.startswith("UserError: model.safetensors of someone/small@") and "is corrupted" in told

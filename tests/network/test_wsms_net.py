@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models._manipulate import group_with_matcher
+from timm.models import group_parameters
 from torch import nn
 
 import timm_wsms  # registers the names
@@ -186,8 +186,7 @@ def test_any_number_of_stages_up_to_the_levels(stages):
 @pytest.mark.parametrize("coarse", [True, False])
 def test_layers_are_grouped_as_the_backbones(name, coarse):
     def groups(model: nn.Module) -> dict[str, int]:
-        matcher = model.group_matcher(coarse=coarse)
-        return group_with_matcher(model.named_parameters(), matcher, return_values=False, reverse=True)
+        return group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
 
     own, expected = groups(timm.create_model(f"wsms_{name}")), groups(timm.create_model(name))
     heads = {key for key in expected if f"backbone.{key}" not in own}

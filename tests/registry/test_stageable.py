@@ -28,6 +28,13 @@ def test_the_table_answers_for_every_architecture_of_its_timm():
     assert len(TABLE["stageable"]) > 1300
 
 
+def test_those_that_take_one_size_only_are_known():
+    assert {*TABLE["not_mean"]} <= {*TABLE["stageable"]}
+    for name in ("efficientformer_l1", "test_resnet", "test_vit"):
+        assert stageable.reason_against_mean(name) == TABLE["not_mean"].get(name)
+    assert "efficientformer_l1" in TABLE["not_mean"] and "test_vit" not in TABLE["not_mean"]
+
+
 def check(name: str) -> None:
     assert (stageable.reason_against(name) is None) == (name in TABLE["stageable"])
     if name in TABLE["not_stageable"]:
@@ -49,6 +56,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stageable, "TABLE", tmp_path / "stageable.json")
     monkeypatch.setattr(timm, "list_models", lambda: ["test_resnet", "test_nfnet", "wsms_test_resnet"])
     table = {"timm": timm.__version__, "stageable": [], "not_stageable": {"test_nfnet": "as found before"}}
+    table["not_mean"] = {}
     stageable.TABLE.write_text(json.dumps(table))
     stageable.main()
     assert json.loads(stageable.TABLE.read_text()) == {**table, "stageable": ["test_resnet"]}

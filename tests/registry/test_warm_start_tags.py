@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 import timm
-from timm.models import _registry as registry
+from timm.models import get_arch_pretrained_cfgs
 
 import timm_wsms
 
 TABLE = json.loads((Path(timm_wsms.__file__).parent / "registry" / "stageable.json").read_text())
 STAGEABLE = [name for name in TABLE["stageable"] if timm.is_model(name)]
-TAGS = [tag for name in STAGEABLE for tag in registry._model_with_tags[name]]
+NOT_MEAN = TABLE["not_mean"]
+TAGS = [tag for name in STAGEABLE for tag in get_arch_pretrained_cfgs(name)]
 WHERE = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "tag")
 WHAT = ("input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct",
         "test_crop_pct", "crop_mode", "mean", "std", "num_classes", "label_offset", "label_names", "pool_size",
@@ -44,6 +45,16 @@ def test_nothing_points_to_a_place_made_up_from_the_new_name():
         assert not any("wsms" in str(getattr(cfg, field)) for field in WHERE), tag
 
 
+def test_the_averaging_form_has_the_same_tags():
+    for tag in TAGS:
+        if tag.split(".")[0] not in NOT_MEAN:
+            own, ours = timm.get_pretrained_cfg(tag), timm.get_pretrained_cfg(f"wsmean_{tag}")
+            for field in (*WHERE, *WHAT):
+                assert getattr(ours, field) == getattr(own, field), (tag, field)
+            for field in NAMES_IN_MODEL:  # the backbone's head, whatever the backbone
+                assert getattr(ours, field) == inside(getattr(own, field)), (tag, field)
+
+
 def test_names_of_modules_hold_in_the_network():
     compared = 0
     for tag in TAGS:
@@ -63,15 +74,16 @@ def test_the_default_tag_is_the_backbones():
         own, ours = timm.get_pretrained_cfg(name), timm.get_pretrained_cfg(f"wsms_{name}")
         assert (own is None) == (ours is None)
         assert own is None or (ours.tag, ours.hf_hub_id, ours.url) == (own.tag, own.hf_hub_id, own.url)
-        mine, theirs = registry._model_with_tags[f"wsms_{name}"], registry._model_with_tags[name]
-        assert mine == [f"wsms_{tag}" for tag in theirs]  # the same order: the first is the default
+        for prefix in ("wsms_",) if name in NOT_MEAN else ("wsms_", "wsmean_"):
+            mine, theirs = (get_arch_pretrained_cfgs(which) for which in (f"{prefix}{name}", name))
+            assert [*mine] == [f"{prefix}{tag}" for tag in theirs]  # the same order: the first is the default
 
 
 def test_timm_lists_what_it_lists_of_the_backbones():
     own = {tag for tag in timm.list_models(pretrained=True) if tag.split(".")[0] in {*STAGEABLE}}
-    assert timm.list_models("wsms_*", pretrained=True) == sorted(
-        (f"wsms_{tag}" for tag in own), key=registry._natural_key
-    )
+    means = {tag for tag in own if tag.split(".")[0] not in NOT_MEAN}
+    for prefix, expected in (("wsms_", own), ("wsmean_", means)):
+        assert {*timm.list_models(f"{prefix}*", pretrained=True)} == {f"{prefix}{tag}" for tag in expected}
     assert len(own) > 1_700  # 1,786 in timm 1.0.31
     for tag in own:
         assert timm.get_pretrained_cfg(f"wsms_{tag}").has_weights

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from timm.models import _registry as registry
-from timm.models import register_model
+from timm.models import get_arch_pretrained_cfgs, get_deprecated_models, is_model_in_modules, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 import timm_wsms
 from timm_wsms import UserError, WsmsNet
 from timm_wsms.backbones import NAMES
+from timm_wsms.timm_private import registry
 
 TABLE = json.loads((Path(timm_wsms.__file__).parent / "registry" / "stageable.json").read_text())
 STAGEABLE = [name for name in (*TABLE["stageable"], *NAMES) if timm.is_model(name)]
@@ -43,41 +43,38 @@ def refused(name="wsms_test_resnet", **kwargs):
 # ---- names
 
 
-def test_every_backbone_that_can_be_staged_has_both_names():
+def test_every_backbone_that_can_be_staged_has_all_names():
     assert len(STAGEABLE) > 1300
-    for prefix in ("wsms_", "ms_"):
+    for prefix in ("wsms_", "ms_", "wsmean_"):
         listed = timm.list_models(f"{prefix}*")
-        assert {f"{prefix}{name}" for name in STAGEABLE} <= set(listed)
+        names = {name for name in STAGEABLE if prefix != "wsmean_" or name not in TABLE["not_mean"]}
+        assert {f"{prefix}{name}" for name in names} <= set(listed)
         assert len(listed) == len(set(listed))
         if timm.__version__ == TABLE["timm"]:  # a newer timm has names that the table does not know
-            assert {name.removeprefix(prefix) for name in listed} == set(STAGEABLE)
+            assert {name.removeprefix(prefix) for name in listed} == names
 
 
 def test_timm_lists_them_as_a_module_of_their_own():
-    expected = {*timm.list_models("wsms_*"), *timm.list_models("ms_*")}
+    expected = {*timm.list_models("wsms_*"), *timm.list_models("ms_*"), *timm.list_models("wsmean_*")}
     assert set(timm.list_models(module="wsms")) == expected
-    assert all(registry.is_model_in_modules(name, ["wsms"]) for name in ("wsms_resnet50", "ms_resnet50"))
+    assert all(is_model_in_modules(f"{prefix}resnet50", ["wsms"]) for prefix in ("wsms_", "ms_", "wsmean_"))
     assert "resnet50" in timm.list_models(module="resnet")  # which are still where they were
     assert not expected & set(timm.list_models(module="resnet"))
 
 
 def test_no_name_has_two_prefixes():
-    assert not [name for name in registry._model_entrypoints if name.startswith(("wsms_wsms", "wsms_ms", "ms_ms"))]
+    prefixes = ("wsms_", "ms_", "wsmean_")
+    twice = tuple(f"{first}{second}" for first in prefixes for second in prefixes)
+    assert not [name for name in timm.list_models() if name.startswith(twice)]
 
 
-def test_a_backbone_that_cannot_be_staged_is_answered_with_the_reason():
-    reasons = TABLE["not_stageable"]
-    for name in ("crossvit_9_240", "mobilenetv5_300m_enc", "gemma4_vit_167m_enc"):
-        for prefix in ("wsms_", "ms_"):
-            message = refused(prefix + name)
-            assert message.startswith(f"{name} cannot be staged: {reasons[name]}")
-            assert "timm.list_models('wsms_*')" in message
-    assert not {f"wsms_{name}" for name in reasons} & set(timm.list_models("wsms_*"))
-    assert not {f"ms_{name}" for name in reasons} & set(timm.list_models("ms_*"))
-
-
-def test_an_unknown_name_is_unknown_to_timm():
-    assert not timm.is_model("wsms_no_such_backbone")
+def test_a_backbone_that_cannot_be_staged_is_not_registered():
+    names = [f"{prefix}{name}" for prefix in ("wsms_", "ms_", "wsmean_") for name in TABLE["not_stageable"]]
+    names += [f"wsmean_{name}" for name in TABLE["not_mean"]] + ["wsms_no_such_backbone"]
+    assert len(names) > 12 and not [name for name in names if timm.is_model(name)]
+    assert not {*names} & get_deprecated_models().keys()
+    with pytest.raises(RuntimeError, match=r"Unknown model \(wsms_crossvit_9_240\)"):
+        timm.create_model("wsms_crossvit_9_240")
 
 
 # ---- tags
@@ -86,8 +83,8 @@ def test_an_unknown_name_is_unknown_to_timm():
 def test_tags_are_the_backbones_own():
     compared = 0
     for name in STAGEABLE:
-        tags = [tag for tag in registry._model_with_tags[name]]
-        assert [f"wsms_{tag}" for tag in tags] == registry._model_with_tags[f"wsms_{name}"]
+        tags = [*get_arch_pretrained_cfgs(name)]
+        assert [f"wsms_{tag}" for tag in tags] == [*get_arch_pretrained_cfgs(f"wsms_{name}")]
         assert timm.is_model_pretrained(f"wsms_{name}") == timm.is_model_pretrained(name)
         for tag in tags:
             own, ours = timm.get_pretrained_cfg(tag), timm.get_pretrained_cfg(f"wsms_{tag}")
@@ -108,7 +105,7 @@ def test_pretrained_names_are_the_backbones():
 
 def test_ms_names_have_no_tags():
     for name in timm.list_models("ms_*"):
-        assert not registry._model_with_tags.get(name)
+        assert not get_arch_pretrained_cfgs(name)
         assert not timm.is_model_pretrained(name)
     model = on_meta("ms_resnet50")
     assert model.default_cfg["architecture"] == "ms_resnet50"
@@ -118,7 +115,7 @@ def test_ms_names_have_no_tags():
     assert model.default_cfg["input_size"] == own.input_size
 
 
-@pytest.mark.parametrize("prefix", ["wsms_", "ms_"])
+@pytest.mark.parametrize("prefix", ["wsms_", "ms_", "wsmean_"])
 @pytest.mark.parametrize("name", SAMPLE)
 def test_default_cfg_is_true(name, prefix):
     model, own = on_meta(prefix + name), timm.get_pretrained_cfg(name)
@@ -134,7 +131,7 @@ def test_default_cfg_is_true(name, prefix):
     for key in ("mean", "std", "input_size", "crop_pct", "interpolation", "pool_size"):
         assert cfg[key] == getattr(own, key)
     features = model.forward_features(torch.zeros(1, *cfg["input_size"], device="meta"))
-    if features.ndim == 4:
+    if prefix != "wsmean_" and features.ndim == 4:
         height_and_width = features.shape[1:3] if model.layout == "NHWC" else features.shape[2:]
         assert height_and_width == cfg["pool_size"]
     assert cfg["architecture"] == prefix + name
@@ -181,7 +178,8 @@ def test_a_backbone_registered_later(registered):
 
 
 def test_entrypoints_say_what_they_are():
-    for name, words in (("wsms_resnet50", "weight-shared multi-stage"), ("ms_resnet50", "as a multi-stage")):
+    for name, words in (("wsms_resnet50", "weight-shared multi-stage"), ("ms_resnet50", "as a multi-stage"),
+                        ("wsmean_resnet50", "averaged")):  # fmt: skip
         entrypoint = timm.model_entrypoint(name)
         assert entrypoint.__name__ == name and words in entrypoint.__doc__ and "`resnet50`" in entrypoint.__doc__
 
@@ -368,6 +366,14 @@ def test_import_is_quick_and_light():
 
 
 def test_public_names():
-    assert set(timm_wsms.__all__) == {"UserError", "WsmsMeanNet", "WsmsNet", "fuse", "recalibrate", "register"}
+    assert set(timm_wsms.__all__) == {
+        "UserError",
+        "WsmsMeanNet",
+        "WsmsNet",
+        "fuse",
+        "recalibrate",
+        "register",
+        "why_not",
+    }
     assert all(getattr(timm_wsms, name).__doc__ for name in timm_wsms.__all__)
     assert issubclass(UserError, ValueError)

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers import create_classifier, get_device_dtype
 from timm.models import checkpoint, checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import nn
+
+from timm_wsms.utils import take_indices
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
@@ -135,7 +136,7 @@ class SequentialBackbone(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
         ends = self.feature_ends
-        take, last = feature_take_indices(len(ends), indices)
+        take, last = take_indices(len(ends), indices)
         maps = []
         for position, layer in enumerate(self.features):
             x = self._run(layer, x)
@@ -150,7 +151,7 @@ class SequentialBackbone(nn.Module):
     ) -> list[int]:
         """Remove the layers behind the deepest of the chosen levels, and the classifier."""
         ends = self.feature_ends
-        take, last = feature_take_indices(len(ends), indices)
+        take, last = take_indices(len(ends), indices)
         ends_early = last < len(ends) - 1
         self.features = self.features[: ends[last] + 1]
         if ends_early:

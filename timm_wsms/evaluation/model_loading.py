@@ -13,7 +13,7 @@ from torch import nn
 
 from timm_wsms.cli_errors import is_out_of_memory
 from timm_wsms.errors import UserError
-from timm_wsms.training.builders import check_name
+from timm_wsms.registry.why_not import check_name
 
 LOCAL = "local-dir:"
 FILES = ("config.json", "model.safetensors")

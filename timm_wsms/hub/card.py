@@ -22,7 +22,7 @@ from timm_wsms.evaluation import markdown_table
 from timm_wsms.hub import diagram, results
 
 TEMPLATE = Path(__file__).with_name("MODEL_CARD.md")  # the one at the top of the repository is a link to it
-STAGED = ("wsms_", "ms_")
+STAGED = ("wsms_", "ms_", "wsmean_")
 
 
 def write(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> Path:

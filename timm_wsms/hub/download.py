@@ -4,8 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-from timm.models._hub import download_from_hf
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from timm_wsms.errors import UserError
 
@@ -26,7 +25,8 @@ def fetch(hub_id: str, filename: str, cache_dir: Any = None, sha256: str | None 
     Raises:
         UserError: The file is not what the Hub has. It has been removed, so that the next try fetches it anew.
     """
-    path = Path(download_from_hf(hub_id, filename, cache_dir=cache_dir))
+    repo, _, revision = hub_id.partition("@")
+    path = Path(hf_hub_download(repo, filename, revision=revision or None, cache_dir=cache_dir))
     _check(path, hub_id, sha256)
     return path
 
@@ -56,4 +56,4 @@ def _check(path: Path, hub_id: str, sha256: str | None) -> None:
         return
     path.unlink()
     blob.unlink(missing_ok=True)
-    raise UserError(f"{path.name} of {hub_id} came damaged: its sum is not the Hub's. It is removed; load it again")
+    raise UserError(f"{path.name} of {hub_id} is corrupted: its sum is not the Hub's. It is removed; download it again")

@@ -24,8 +24,8 @@ def check_default(model: Any, folder: Path, tag: str) -> None:
     if not re.fullmatch(r"[a-z0-9_]+", tag):
         raise UserError(f"--register {tag}: a tag consists of small letters, digits and underscores")
     name, described = read(folder)
-    if not name.startswith("wsms_"):
-        raise UserError(f"only wsms_ names have tags of their own; {name} is loaded by its place on the Hub")
+    if not name.startswith(("wsms_", "wsmean_")):
+        raise UserError(f"{name} can have no tags of its own; load it by its place on the Hub")
     plain = timm.create_model(name, pretrained_cfg=described)
     try:
         plain.load_state_dict(model.state_dict())

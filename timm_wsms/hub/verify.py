@@ -88,7 +88,7 @@ def download(repo: str, revision: str | None, cache: str) -> tuple[Path, str]:
             retried(lambda name=name: hf_hub_download(repo, name, revision=there.commit, cache_dir=cache))  # type: ignore
         )
         if file_sum(path, "sha256" if len(there.sums[name]) == 64 else "git") != there.sums[name]:
-            raise UserError(f"{name} of {repo} came damaged: its sum is not the Hub's; run it again")
+            raise UserError(f"{name} of {repo} is corrupted: its sum is not the Hub's; run it again")
         config = path if name == "config.json" else config
     return config.parent, there.commit
 

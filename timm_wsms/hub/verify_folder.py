@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from timm_wsms.errors import UserError
 from timm_wsms.hub import results
 from timm_wsms.hub.config_check import check_model_args, check_pretrained_cfg
-from timm_wsms.registry.wsms import NETWORK_ARGS
+from timm_wsms.registry.arguments import NETWORK_ARGS, prefix_of
 from timm_wsms.training.checkpoint_folder import RUN, reference_tensors, run_hash
 
 WEIGHTS, TENSORS = "model.safetensors", "test/tensors.safetensors"
@@ -68,7 +68,7 @@ def check_config(folder: Path) -> None:
         raise UserError(f"{folder / 'config.json'} is no config of timm's ({error})") from error
     if not isinstance(architecture, str) or not timm.is_model(architecture) or "." in architecture:
         raise UserError(f"the config names an architecture {str(architecture)[:60]!r}, which timm does not know")
-    check_model_args(arguments, NETWORK_ARGS if architecture.startswith(("wsms_", "ms_")) else ())
+    check_model_args(arguments, NETWORK_ARGS if prefix_of(architecture) else ())
     check_pretrained_cfg({**described, "source": "local-dir", "num_classes": config.get("num_classes")}, arguments)
     if labels is not None and len(labels) != config["num_classes"]:
         raise UserError(f"the config names {len(labels)} labels for {config['num_classes']} classes")

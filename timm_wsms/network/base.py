@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead
-from timm.models._input import _get_global_pool
 from torch import nn
 
 from timm_wsms.network.checkpointing_bn import update_statistics_once
@@ -15,6 +14,17 @@ from timm_wsms.network.pyramid import make_pyramid
 from timm_wsms.network.weight_sharing import TimmModel, duplicate_keys, tie
 
 GROUPS = {"stem": r"^\w+_embed|^cls_token", "blocks": r"^\w+\.(\d+)"}  # for layer decay, where a backbone names none
+
+
+def pooling(backbone: TimmModel) -> str | None:
+    """timm's name for a backbone's pooling, as it is now: the head knows, since it may have been reset."""
+    head = getattr(backbone, "head", None)
+    for holder, name in (head, "global_pool"), (head, "pool_type"), (backbone, "global_pool"):
+        pool = getattr(holder, name, None)
+        pool = getattr(pool, "pool_type", pool)  # a pooling layer
+        if isinstance(pool, str):
+            return pool
+    return None
 
 
 class MultiStageNet(nn.Module):
@@ -94,7 +104,7 @@ class MultiStageNet(nn.Module):
     @property
     def global_pool(self) -> str | None:
         """timm's name for the pooling in front of the classifier."""
-        return _get_global_pool(self.backbone) if self.head is None else self.head.global_pool.pool_type
+        return pooling(self.backbone) if self.head is None else self.head.global_pool.pool_type
 
     def get_classifier(self, name_only: bool = False) -> Any:
         """The classifier, or its name in this model; a tuple for backbones with more than one."""

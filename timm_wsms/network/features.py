@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from timm.layers import Format, nchw_to
-from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import nn
 
 from timm_wsms.network.base import MultiStageNet
 from timm_wsms.network.integration import Integration
 from timm_wsms.network.layouts import Layout, to_map
 from timm_wsms.network.stages import Stage
+from timm_wsms.timm_private import FeatureGetterNet
+from timm_wsms.utils import take_indices
 
 
 class FeatureMaps(MultiStageNet):
@@ -83,7 +84,7 @@ class FeatureMaps(MultiStageNet):
             backbone's blocks gave so far takes the place of the former.
         """
         last = len(self.feature_info) - 1
-        take, _ = feature_take_indices(last + 1, indices)  # type: ignore[arg-type]
+        take, _ = take_indices(last + 1, indices)
         complete = self.integration is not None and (last in take or not (stop_early or intermediates_only))
         used = sorted({*take, last} if complete and self.map_not_in_features else {*take})
         images = self.pyramid(x)
@@ -126,7 +127,7 @@ class FeatureMaps(MultiStageNet):
     ) -> list[int]:
         """Remove what `forward_intermediates` does not need for some of the levels; gives their positions."""
         last = len(self.feature_info) - 1
-        take, _ = feature_take_indices(last + 1, indices)  # type: ignore[arg-type]
+        take, _ = take_indices(last + 1, indices)
         integrates = last in take and (self.replaces_last_map or not prune_head)
         self.backbone.prune_intermediate_layers(take, prune_norm and not integrates, prune_head)
         if prune_head:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead
-from timm.models._input import _get_global_pool
 from timm.models.coat import CoaT
 from timm.models.efficientnet import EfficientNet
 from timm.models.efficientvim import EfficientViM
@@ -14,6 +13,7 @@ from timm.models.regnet import RegNet
 from torch import nn
 
 from timm_wsms.errors import UserError, check_choice
+from timm_wsms.network.base import pooling
 from timm_wsms.network.features import FeatureMaps
 from timm_wsms.network.image_sizes import Size, lookup_by_class
 from timm_wsms.network.integration import Integration, IntegrationKind
@@ -125,7 +125,7 @@ class WsmsNet(FeatureMaps):
         reference = next(self.backbone.parameters())
         self.integration = Integration(widths, channels, KERNEL_SIZE[kind], residual, gamma)
         if channels != widths[0]:
-            pool = _get_global_pool(self.backbone) or "avg"
+            pool = pooling(self.backbone) or "avg"
             drop_rate = getattr(self.backbone, "drop_rate", 0.0)
             fmt = self.layout
             self.head = ClassifierHead(channels, self.backbone.num_classes, pool, drop_rate, input_fmt=fmt)

@@ -8,19 +8,19 @@ Building a network to find out takes a second, and there are over a thousand nam
 import json
 import logging
 import warnings
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import _registry as registry
 
+from timm_wsms.errors import UserError
+from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.stages import is_flat, levels
 from timm_wsms.network.wsms_net import WsmsNet
-
-TABLE = Path(__file__).parent / "stageable.json"
+from timm_wsms.registry.why_not import TABLE
 
 UNEVEN = "its maps are neither halved from level to level nor kept at one resolution"
+ONE_SIZE_ONLY = "it takes images of one size only"
 NO_HEAD = "it has no classification head"
 UNUSED = "its blocks mix all resolutions, so that a stage cut from it has parameters without use"
 
@@ -35,6 +35,20 @@ def reason_against(name: str) -> str | None:
     if reason is not None and "meta tensors" in reason:  # some read a value on their way
         reason = _reason(name, torch.device("cpu"))
     return reason
+
+
+def reason_against_mean(name: str) -> str | None:
+    """Why an architecture that can be staged cannot be averaged over image sizes; None if it can.
+
+    Args:
+        name: Of an architecture in timm's registry.
+    """
+    with torch.device("meta"):
+        try:
+            WsmsMeanNet(lambda **arguments: timm.create_model(name, **arguments), pyramid=[1, 0.5])
+        except UserError:
+            return ONE_SIZE_ONLY
+    return None
 
 
 def _reason(name: str, device: torch.device) -> str | None:
@@ -82,19 +96,22 @@ def main() -> None:
     logging.disable(logging.WARNING)
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     if table.get("timm") != timm.__version__:
-        table = {"timm": timm.__version__, "stageable": [], "not_stageable": {}}
-    ours = registry._module_to_models["wsms"]
+        table = {"timm": timm.__version__, "stageable": [], "not_stageable": {}, "not_mean": {}}
+    ours = {*timm.list_models(module="wsms")}
     for name in timm.list_models():
         if name in ours or name in table["stageable"] or name in table["not_stageable"]:
             continue
         reason = reason_against(name)
         if reason is None:
             table["stageable"].append(name)
+            if reason := reason_against_mean(name):
+                table["not_mean"][name] = reason
         else:
             table["not_stageable"][name] = reason
         print(name, reason or "", flush=True)
         TABLE.write_text(json.dumps(table, indent=1) + "\n")
     print(f"{len(table['stageable'])} architectures can be staged, {len(table['not_stageable'])} cannot")
+    print(f"{len(table['not_mean'])} of those that can cannot be averaged over image sizes")
 
 
 if __name__ == "__main__":

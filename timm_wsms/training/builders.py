@@ -1,6 +1,5 @@
 """From a name to a network that is known to fit the images."""
 
-import difflib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import timm
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.models._input import get_model_args
+from timm.models import get_model_args
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
@@ -19,7 +18,7 @@ from timm_wsms.errors import UserError
 from timm_wsms.hub.config_check import check_model_args
 from timm_wsms.network.base import MultiStageNet
 from timm_wsms.network.mean_net import WsmsMeanNet
-from timm_wsms.registry.wsms import NETWORK_ARGS
+from timm_wsms.registry.arguments import NETWORK_ARGS
 from timm_wsms.training.fault_tolerance.step_sync import PATIENCE
 from timm_wsms.training.settings import Settings
 from timm_wsms.training.trackers import check_trackers
@@ -66,18 +65,6 @@ def build_accelerator(settings: Settings) -> "Accelerator":
     if settings.precision != "no" and not accelerator.native_amp:  # Accelerate would train in float32 and not say so
         raise UserError(f"precision {settings.precision} is not to be had on {accelerator.device.type}; take another")
     return accelerator
-
-
-def check_name(name: str) -> None:
-    """Checks that timm knows a model of this name, which needs neither data nor a network.
-
-    Raises:
-        UserError: it does not; the message names the nearest.
-    """
-    if ":" not in name and not timm.is_model(name):  # `hf-hub:` and `local-dir:` name places, not models
-        nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(nearest)}?" if nearest else 'see timm.list_models("wsms_*")'
-        raise UserError(f"there is no model {name}; {hint}")
 
 
 def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Module:

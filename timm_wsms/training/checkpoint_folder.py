@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from timm_wsms.timm_private import save_config_for_hf
 from timm_wsms.training.optimizer_state import write_tensors
 
 RUN = ("settings.yaml", "metrics.jsonl")  # what tells one training run from another

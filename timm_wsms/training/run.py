@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 
 from timm_wsms.data import Loader, Split, Stream, data_config, load_data, make_loader
 from timm_wsms.errors import UserError
+from timm_wsms.registry.why_not import check_name
 from timm_wsms.training import checkpoint
-from timm_wsms.training.builders import adapt, build, build_optimizer, check_input, check_name, scale_head
+from timm_wsms.training.builders import adapt, build, build_optimizer, check_input, scale_head
 from timm_wsms.training.distill import Teacher, build_teacher
 from timm_wsms.training.loss import build_mix
 from timm_wsms.training.resume_check import check_same_run
