@@ -139,6 +139,16 @@ def test_default_cfg_is_true(name, prefix):
     assert (data["mean"], data["std"], data["input_size"]) == (own.mean, own.std, own.input_size)
 
 
+@pytest.mark.parametrize("name", ["levit_128s", "efficientvim_m1"])
+def test_classifier_is_where_the_weights_are(name):
+    """timm's `get_classifier` gives a module around the layer."""
+    model = on_meta(f"wsms_{name}", num_classes=7)
+    own = timm.get_pretrained_cfg(name).classifier
+    assert model.pretrained_cfg["classifier"] == tuple(f"backbone.{part}" for part in own)
+    for part in model.pretrained_cfg["classifier"]:
+        assert model.state_dict()[f"{part}.weight"].shape[0] == 7
+
+
 # ---- a backbone registered later
 
 

@@ -65,7 +65,7 @@ def create(
         **arguments.backbone,
     )
     if not arguments.features_only:
-        model.pretrained_cfg["classifier"] = model.get_classifier(name_only=True)
+        model.pretrained_cfg["classifier"] = _classifier(model)
         record_form(model, arguments)
     return model
 
@@ -96,6 +96,23 @@ def build_network(plan: LoadPlan, arguments: Arguments, backbone_args: dict[str,
     if warm:
         start_fresh(network, plan.name)
     return network
+
+
+def inside(names: Any) -> Any:
+    """A module's name in the backbone → its name in the network; or several."""
+    if names is None or isinstance(names, str):
+        return names and f"backbone.{names}"
+    return tuple(f"backbone.{name}" for name in names)
+
+
+def _classifier(network: MultiStageNet) -> Any:
+    """Names of the layers that hold the classifier's weights: the network's own head's, or what timm says.
+
+    `get_classifier` of LeViT, iFormer, CPUBone and EfficientViM gives a module around that layer.
+    """
+    if network.head is not None:
+        return network.get_classifier(name_only=True)
+    return inside(network.backbone.pretrained_cfg.get("classifier"))
 
 
 def _timms_out_indices(backbone: str, arguments: Arguments) -> Any:

@@ -14,7 +14,7 @@ from timm_wsms import backbones, timm_private
 from timm_wsms.errors import UserError
 from timm_wsms.hub.published import Published, published
 from timm_wsms.registry.arguments import PREFIXES
-from timm_wsms.registry.create import create
+from timm_wsms.registry.create import create, inside
 from timm_wsms.registry.why_not import not_mean, not_stageable
 
 # Of a network with a head of its own, since its integrated map is wider than the backbone's
@@ -72,15 +72,8 @@ def _tags(backbone: str) -> dict[str, PretrainedCfg]:
 
 def _inside_network(cfg: PretrainedCfg) -> PretrainedCfg:
     own = PretrainedCfg.__new__(PretrainedCfg)  # `replace` takes 20 µs, and there are 2,000 tags
-    vars(own).update(vars(cfg), first_conv=_inside(cfg.first_conv), classifier=_inside(cfg.classifier))
+    vars(own).update(vars(cfg), first_conv=inside(cfg.first_conv), classifier=inside(cfg.classifier))
     return own
-
-
-def _inside(names: Any) -> Any:
-    """A module's name in the backbone → its name in the network; or several."""
-    if names is None or isinstance(names, str):
-        return names and f"backbone.{names}"
-    return tuple(f"backbone.{name}" for name in names)
 
 
 def _default_cfg(name: str, tags: dict[str, PretrainedCfg], own_head: bool) -> DefaultCfg:
