@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Every measurement behind a figure in the README, docs/ and REPORT.md, most of them hours long: run the lines you want.
+# Every measurement behind a figure in the README and docs/, most of them hours long: run the lines you want.
 #
 #   CIFAR10=../shared/data/cifar10 MNIST=../shared/data/mnist benchmarks/run_all.sh
 #
-# Each writes benchmarks/results/<its name>.json (coverage: .csv). What was interrupted goes on where it stopped, except
-# where a script says otherwise. Needs `make install`; PYTHON chooses another interpreter.
+# Each writes a file to benchmarks/results/. An interrupted one continues where it stopped, except where a script says
+# otherwise. Needs `make install`; PYTHON chooses another interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,11 +13,12 @@ MNIST=${MNIST:-ylecun/mnist}
 PYTHON=${PYTHON:-.venv/bin/python}
 TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 
-# Objects of every size (REPORT.md)
+# Objects of every size (docs/results.md)
 "$PYTHON" -m benchmarks.object_size.kept_models --source "$CIFAR10"
 "$PYTHON" -m benchmarks.object_size.untrained_average --source "$CIFAR10"
 "$PYTHON" -m benchmarks.object_size.from_scratch --source "$CIFAR10"
 "$PYTHON" -m benchmarks.object_size.plot
+"$PYTHON" -m benchmarks.object_size.plot_headline # the README's picture
 "$PYTHON" -m benchmarks.object_size.per_stage --source "$CIFAR10" # of the networks of from_scratch.py
 "$PYTHON" -m benchmarks.object_size.finetune --source "$CIFAR10"
 # On a CPU with --fourier, for kernels of 7×7, and with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
@@ -27,7 +28,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" -m benchmarks.speed.fourier_cost
 "$PYTHON" -m benchmarks.mnist_scale.variants --source "$MNIST"
 "$PYTHON" -m benchmarks.cifar10.paper_table2 --source "$CIFAR10" # wants a GPU
-"$PYTHON" -m benchmarks.object_size.report_tables # prints the tables of REPORT.md
+"$PYTHON" -m benchmarks.object_size.report_tables # prints the tables of docs/results.md and the README
 
 # Accuracy
 "$PYTHON" -m benchmarks.cifar10.resnet20 --source "$CIFAR10"

@@ -15,6 +15,8 @@ import yaml
 import timm_wsms
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow  # builds a wheel, and imports torch in a process of its own
+
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 # What a user does first; in one process, since importing torch takes seconds.
 SESSION = """

@@ -1,6 +1,5 @@
-"""What REPORT.md and the README tell of many runs is what their results files hold."""
+"""The tables of docs/results.md agree with the results files. (README.md: tests/test_readme.py.)"""
 
-import itertools
 import json
 
 import pytest
@@ -8,9 +7,7 @@ import pytest
 from benchmarks.object_size import report_tables
 from tests.helpers.paths import ROOT
 
-REPORT, README = (
-    (ROOT / name).read_text(encoding="utf-8").splitlines() for name in ("benchmarks/REPORT.md", "README.md")
-)
+REPORT = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
 
 
 def test_lines_of_made_up_results(tmp_path, monkeypatch):
@@ -55,16 +52,3 @@ def test_lines_of_made_up_digits():
         "| concat, the paper's, fewer channels | 2 | 4.50 | 2.51 | 8.50 | 3.50 |  |  |  |  |",
         "| MS, fewer channels | 1 | 9.00 | 1.00 | 5.00 | 6.00 | 7.00 | 2.00 | 3.00 | 4.00 |",
     ]
-
-
-def test_the_readmes_lines_are_the_results():
-    results = {
-        f"| {report_tables.sizes_figures(row)} |" for row in report_tables.load("unseen_sizes").values() if row["n"]
-    }
-    start = README.index(
-        "| trained | network | 0.35 | 0.5 | 0.71 | 1 | 1.41 | 2 | 2.83 | area | against plain, each seed |"
-    )
-    lines = [*itertools.takewhile(lambda line: line.startswith("|"), README[start + 2 :])]
-    assert len(lines) == 10
-    for line in lines:
-        assert "|".join(["", *line.split("|")[3:]]) in results, line

@@ -1,0 +1,168 @@
+"""README.md and the other documents: every figure comes from a results file, every command and link leads somewhere."""
+
+import json
+import re
+
+import pytest
+import timm
+import torch
+
+import timm_wsms  # noqa: F401
+from benchmarks.object_size.report_tables import headline_table, load
+from tests.helpers.paths import ROOT
+from timm_wsms.evaluation.cost import multiplications
+
+RESULTS = ROOT / "benchmarks" / "results"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted(
+    path
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md"))
+    if path.name != "MODEL_CARD.md"  # a template: its links hold in a checkpoint folder
+)
+COMING = ("add_a_backbone_family.md", "timm_wsms/registry/timm_private.py")  # being written
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RECOMMENDED = "mean 1 .5 each, own statistics"
+# What is said with these numbers is no result: settings, versions, names, arithmetic that follows from its factors.
+NO_RESULTS = ("timm 1.0.31", "Python 3.10", "Apache-2.0", "`[1, 0.5]`", "`[1, 0.5, 0.25]`", "0.25 to 4 times its size")
+FIGURE = re.compile(r"\d+\.\d+|\d+(?:\.\d+)? %|× \d|\bp [=<]|± ?\d|\d,\d{3}")
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def gains(group: str) -> list[float]:
+    seeds = load("unseen_sizes")[RECOMMENDED, group]["seeds"]
+    return [seed["against_plain"]["area_difference"] for seed in seeds]
+
+
+def sizes_statements() -> list[str]:
+    """What is said of CIFAR-10 and object size."""
+    report = load("unseen_sizes")
+    plain, jitter = report["plain", "size 1"], report["plain", "jitter"]
+    low, high = plain["sizes"][0], plain["sizes"][-1]
+    intervals = [
+        (upper - lower) / 2
+        for form in ("deeper", "concat", RECOMMENDED)
+        for group in ("size 1", "jitter")
+        for seed in report[form, group]["seeds"]
+        for lower, upper in [seed["against_plain"]["area_interval"]]
+    ]
+    assert {round(half, 1) for half in intervals} <= {0.3, 0.4} and round(sum(intervals) / len(intervals), 1) == 0.3
+    assert len(gains("size 1")) == len(gains("jitter")) == 3
+    at_twice = (row["top1"][5]["mean"] for row in (plain, jitter))
+    before, after = ((min(found), max(found)) for found in (gains("size 1"), gains("jitter")))
+    return [
+        f"{plain['test_images']:,} test images whose objects are shown at {low:.2f} to {high:.2f} times their size",
+        "each has a 95 % bootstrap interval of about ± 0.3 points",
+        f"by {before[0]:.2f} to {before[1]:.2f} points of area when trained at one size, and by {after[0]:.2f} to "
+        f"{after[1]:.2f} with scale jitter, in each of three seeds",
+        "(twice the size: {:.1f} % without, {:.1f} % with it)".format(*at_twice),
+    ]
+
+
+def mnist_statement() -> str:
+    report = load("mnist_scale")
+    rows = [report[key] for key in (("mean 1.4 1 0.7, each", "28"), ("plain", "28"), ("plain", "56"))]
+    (ours, plain, larger) = (f"{100 - row['at_one']['mean']:.2f} ± {row['at_one']['std']:.2f}" for row in rows)
+    assert {row["n"] for row in rows} == {6}
+    model = timm.create_model("wsms_mnist_cnn", num_classes=10, fusion="mean", pyramid=[1.4, 1, 0.7])
+    cnn = timm.create_model("mnist_cnn", num_classes=10)
+    times = multiplications(model, (1, 28, 28)) / multiplications(cnn, (1, 28, 28))
+    assert round(multiplications(cnn, (1, 56, 56)) / multiplications(cnn, (1, 28, 28)), 1) == 4
+    return (
+        f"averaging over 1.4, 1, 0.7 makes {ours} % errors, the plain CNN {plain} (n = 6), for {times:.2f} times the "
+        f"arithmetic; the plain CNN with four times the arithmetic, on larger images, makes {larger}."
+    )
+
+
+def cost_statements() -> list[str]:
+    lines = {(line["backbone"], line["batch"], line["mode"]): line["ratios"] for line in read("forward_cost")["lines"]}
+    gpu = {(line["backbone"], line["mode"]): line["ratios"] for line in read("forward_cost_gpu")["lines"]}
+    arithmetic = [ratios["wsms_multiplications"] for ratios in lines.values()]
+    return [
+        f"× {min(arithmetic):.1f} to {max(arithmetic):.1f}",
+        f"takes {lines['resnet50', 16, 'inference']['wsms_quotient']:.2f} times the time that its arithmetic predicts; "
+        f"on an H200, {gpu['resnet50', 'inference']['wsms_quotient']:.2f}",
+        f"× {1 + 0.5**2:.2f}",
+        f"× {1.4**2 + 1 + 0.7**2:.2f}",
+    ]
+
+
+def backbones_statement() -> str:
+    table = json.loads((ROOT / "timm_wsms" / "registry" / "stageable.json").read_text(encoding="utf-8"))
+    refused = len(table["not_stageable"])
+    return f"Of the {len(table['stageable']) + refused - 12:,} architectures of timm {table['timm']} all but {refused}"
+
+
+def test_every_figure_in_the_readme_comes_from_a_results_file():
+    rows = headline_table(load("unseen_sizes"))
+    assert [row for row in rows if row not in README] == []
+    text = one_line(BLOCK.sub("", README))
+    statements = [*rows, *sizes_statements(), mnist_statement(), *cost_statements(), backbones_statement()]
+    for statement in map(one_line, statements):
+        assert statement in text, statement
+        text = text.replace(statement, "")
+    for words in NO_RESULTS:
+        text = text.replace(words, "")
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)", "", text)  # code and addresses
+    leftover = [text[max(0, found.start() - 40) : found.end() + 20] for found in FIGURE.finditer(text)]
+    assert leftover == [], "figures that no results file answers for"
+
+
+def test_the_readme_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    assert [line for line in lines if len(line) > 130 and not line.startswith("|")] == []
+
+
+def test_its_code_runs():
+    (code,) = (code for language, code in BLOCK.findall(README) if language == "python")
+    assert len([line for line in code.splitlines() if line.strip()]) == 10
+    small = code.replace("wsms_resnet50.a1_in1k", "wsms_test_resnet").replace("pretrained=True", "pretrained=False")
+    assert small != code
+    names: dict = {}
+    exec(small, names)
+    assert names["logits"].shape == (2, 4, 10) and names["predictions"].shape == (4,)
+    assert all(parameter.grad is not None for parameter in names["model"].parameters())
+    stages = names["logits"]
+    mean = torch.nn.functional.cross_entropy(stages.mean(0), names["labels"])
+    own = torch.nn.functional.cross_entropy(stages.flatten(0, 1), names["labels"].repeat(2))
+    torch.testing.assert_close(names["loss"], mean + own)
+
+
+def test_its_commands_name_what_exists():
+    commands = "\n".join(code for language, code in BLOCK.findall(README) if language == "")
+    for path in re.findall(r"\b(?:recipes|hub)/[\w/.]+|\b\w+\.py\b", commands):
+        assert (ROOT / path).exists() or (ROOT / "hub" / path).exists(), path
+    for module in re.findall(r"python -m ([\w.]+)", commands):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    documents = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {
+        name for pair in re.findall(r"`make ([\w-]+)|^make ([\w-]+)", documents, re.MULTILINE) for name in pair if name
+    }
+    assert {"train", "test", "check"} <= named <= {*targets, *COMING}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document):
+    text = document.read_text(encoding="utf-8")
+    links = [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r'src="([^"]+)"', text)]
+    for link in links:
+        path = link.split("#")[0]
+        if path and not path.endswith(COMING) and not re.match(r"https?://|mailto:", path):
+            assert (document.resolve().parent / path).exists(), f"{document.name}: {link}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_that_are_named_exist(document):
+    text = document.read_text(encoding="utf-8")
+    for path in re.findall(
+        r"`((?:benchmarks|tests|timm_wsms|recipes|examples|hub)/[\w/.]+\.(?:py|json|csv|yaml|md))`", text
+    ):
+        assert path in COMING or (ROOT / path).exists(), f"{document.name}: {path}"
