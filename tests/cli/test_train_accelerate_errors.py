@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_accelerate
+from tests.helpers.image_folders import write_image_folder
 from tests.helpers.streams import write_shards
 from tests.helpers.training_runs import FEW, ROOT, command, launch, metrics
 from timm_wsms import cli_errors
@@ -62,14 +63,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(capsys, tmp_path, argum
 @pytest.fixture
 def images(tmp_path):
     """A local image folder with two classes, 20 images each to train on and 10 to test on."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 10)):
-        for name in ("cat", "dog"):
-            (tmp_path / "images" / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{number:02d}.png")
-    return tmp_path / "images"
+    return write_image_folder(tmp_path / "images", train=20, test=10)
 
 
 def test_bad_data_is_one_line_and_leaves_nothing_behind(capsys, tmp_path, images):

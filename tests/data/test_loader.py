@@ -1,6 +1,5 @@
 """Batches against timm's transforms, loops over single images, and themselves on other numbers of processes."""
 
-import io
 import itertools
 import json
 import random
@@ -9,7 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import timm.data
@@ -17,8 +15,8 @@ import torch
 
 from tests.helpers.paths import ROOT
 from tests.helpers.preprocessing import preprocessing
+from tests.helpers.splits import lazy_split, memory_split
 from timm_wsms.data import DataSettings, Split, TimmAugmentation, make_loader, sources
-from timm_wsms.data.decode import undecoded
 from timm_wsms.data.loader import MemoryLoader, PerImageLoader, has_room
 from timm_wsms.errors import UserError
 
@@ -28,25 +26,6 @@ GPU = torch.device("cuda", 0)
 TIMM = DataSettings(augmentation="timm", timm=TimmAugmentation(re_prob=0.5, auto_augment="rand-m5-inc1"), workers=0)
 PAD_CROP_FLIP = DataSettings(augmentation="pad_crop_flip", workers=0)
 JITTER = DataSettings(augmentation="pad_crop_flip", scale_jitter=(0.5, 2.0), workers=0)
-
-
-def memory_split(n: int = 23, height: int = 12, width: int = 12) -> Split:
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
-    return Split("train", rng.integers(0, 5, n), list("abcde"), pixels=pixels)
-
-
-def lazy_split(split: Split, bad: tuple[int, ...] = ()) -> Split:
-    """The same images as PNG files in rows; those that are bad are cut off in the middle."""
-    files = []
-    for index in range(len(split)):
-        file = io.BytesIO()
-        split.image(index).save(file, "png")
-        files.append(file.getvalue()[:100] if index in bad else file.getvalue())
-    columns = {"picture": [{"bytes": file, "path": None} for file in files]}
-    table = datasets.Dataset.from_dict(columns, features=datasets.Features({"picture": datasets.Image()}))
-    rows = undecoded(table, "picture")
-    return Split("train", split.labels, split.class_names, rows=rows, image_column="picture")
 
 
 def epoch_of(split, settings=PAD_CROP_FLIP, config=CONFIG, *, batch_size=4, epoch=0, train=True, **arguments):
@@ -261,8 +240,11 @@ def test_a_start_outside_the_epoch_is_refused():
 
 LEFT_ALIVE = """
 import os, signal, subprocess, sys
-from tests.data.test_loader import CONFIG, TIMM, lazy_split, make_loader, memory_split, replace
-loader = make_loader(lazy_split(memory_split()), replace(TIMM, workers=2), CONFIG, batch_size=4, train=True)
+from tests.helpers.preprocessing import preprocessing
+from tests.helpers.splits import lazy_split, memory_split
+from timm_wsms.data import DataSettings, make_loader
+settings = DataSettings(augmentation="timm", workers=2)
+loader = make_loader(lazy_split(memory_split()), settings, preprocessing(12), batch_size=4, train=True)
 batches = iter(loader)
 next(batches)  # the workers have started
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

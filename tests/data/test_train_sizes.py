@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.transforms.functional import resize
 
-from tests.data.test_loader import lazy_split, memory_split
 from tests.helpers.preprocessing import preprocessing
+from tests.helpers.splits import lazy_split, memory_split
 from tests.helpers.streams import write_shards
 from timm_wsms.data import DataSettings, TimmAugmentation, load_data, make_loader
 from timm_wsms.errors import UserError

@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from safetensors.torch import load_file
 
+from tests.helpers.image_folders import write_image_folder
 from tests.helpers.paths import ROOT
 
 DRIVER = Path(__file__).with_name("fault_driver.py")
@@ -42,15 +41,8 @@ ACCELERATE = [
 
 
 def images(folder: Path) -> Path:
-    """Writes an image folder: two classes, 25 images each to train on and 5 to test on, of different sizes."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 25), ("test", 5)):
-        for name in ("cat", "dog"):
-            (folder / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 256, (rng.integers(30, 60), rng.integers(30, 60), 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{number:02d}.png")
-    return folder
+    """Writes images of different sizes: 25 of each class to train on and 5 to test on."""
+    return write_image_folder(folder, train=25, test=5, sides=(30, 60))
 
 
 def start(

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 torch.set_num_threads(1)
 EXACT = {"rtol": 0, "atol": 0}
@@ -58,6 +59,11 @@ def images(side=64, number=2, seed=1, dtype=torch.float32, channels=3):
 def logits(model, dtype=torch.float32):
     with torch.no_grad():
         return model.eval()(images(dtype=dtype))
+
+
+def batch_norms(model):
+    """Its batch norms, of whatever kind."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def tensors(model):

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 import timm_wsms  # noqa: F401  registers the names
 from tests.helpers.networks import images, randomize
+from tests.helpers.tiers import slow_except
 from timm_wsms.network.features import WsmsFeatures
 
 torch.set_num_threads(1)
@@ -26,7 +27,8 @@ BACKBONES = {  # name: pixels, arguments
     "test_vit": (160, {}),  # one resolution
     "pit_ti_224": (224, {}),  # features without patches
 }
-each = pytest.mark.parametrize("name", BACKBONES)
+QUICK = ("test_resnet", "test_efficientnet", "test_convnext", "test_nfnet", "test_mambaout", "test_vit")
+each = pytest.mark.parametrize("name", slow_except(BACKBONES, *QUICK, "swin_tiny_patch4_window7_224"))
 
 
 def image(name, number=2):
@@ -229,7 +231,7 @@ def test_intermediates_of_a_classifier(name):
         torch.testing.assert_close(nhwc[0].permute(0, 3, 1, 2), found[-1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv1_100h", "regnetv_040", "test_resnet"])
+@pytest.mark.parametrize("name", slow_except(["mobilenetv1_100h", "regnetv_040", "test_resnet"], "test_resnet"))
 def test_pruned_to_its_last_map_a_network_gives_it_still(name):
     """Also where `forward_features` has another layer, as wide, behind that map (a convolution, an activation)."""
     torch.manual_seed(0)

@@ -10,7 +10,8 @@ from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d, freeze_batch_norm
 from torch import nn
 
 import timm_wsms  # registers the names
-from tests.helpers.networks import images
+from tests.helpers.networks import batch_norms, images
+from tests.helpers.tiers import slow_except
 from timm_wsms.network.fuse import fuse
 
 # Batch norms that stay in stages 1, 2, 3, counted by hand: those that follow an addition, a concatenation, a pooling.
@@ -31,6 +32,7 @@ LEFT = {
     "fastvit_t8": NONE,
     "repghostnet_050": (1, 0, 0),  # the stem's: forward_intermediates gives the map in front of it
 }
+QUICK = ("resnet20_cifar", "resnetv2_18", "mobilenetv3_small_050", "regnety_002", "repghostnet_050")
 
 
 def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -54,15 +56,11 @@ def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def batch_norms(model: nn.Module) -> list:
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-
-
 def image(side: int = 64, seed: int = 1, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return images(side, seed=seed, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", LEFT)
+@pytest.mark.parametrize("name", slow_except(LEFT, *QUICK))
 @pytest.mark.parametrize("prefix", ["", "wsms_"])
 def test_outputs_stay_and_the_norms_go(name, prefix):
     model = randomize_norms(timm.create_model(prefix + name, num_classes=7).double())
@@ -80,7 +78,13 @@ def test_outputs_stay_and_the_norms_go(name, prefix):
     assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
 
 
-@pytest.mark.parametrize("name", ["wsms_resnet18", "wsms_densenet121", "wsms_efficientnet_b0", "wsms_regnety_002"])
+@pytest.mark.parametrize(
+    "name",
+    slow_except(
+        ["wsms_resnet18", "wsms_densenet121", "wsms_efficientnet_b0", "wsms_regnety_002"],
+        "wsms_regnety_002",
+    ),
+)
 def test_outputs_in_float32(name):
     model = randomize_norms(timm.create_model(name, num_classes=7))
     fused, x = fuse(model, image().float()), image().float()
@@ -96,7 +100,13 @@ def test_outputs_in_float32(name):
     assert (half.float() - logits).norm() < 0.1 * logits.norm()
 
 
-@pytest.mark.parametrize("name", ["wsms_levit_128s", "tiny_vit_5m_224", "wsms_repvit_m0_9", "wsms_test_resnet"])
+@pytest.mark.parametrize(
+    "name",
+    slow_except(
+        ["wsms_levit_128s", "tiny_vit_5m_224", "wsms_repvit_m0_9", "wsms_test_resnet"],
+        "wsms_test_resnet",
+    ),
+)
 def test_blocks_that_timm_deploys_and_the_default_image(name):
     model = randomize_norms(timm.create_model(name).double())
     fused, x = fuse(model), image(model.pretrained_cfg["input_size"][-1])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import timm_wsms
+from tests.helpers.networks import batch_norms
 from timm_wsms.data.loader import Batch
 from timm_wsms.network.recalibrate import recalibrate
 
@@ -24,10 +25,6 @@ def network(name: str = "wsms_test_resnet", **kwargs) -> timm_wsms.WsmsNet:
         norm.running_var.uniform_(0.5, 1.5)
         norm.num_batches_tracked.fill_(77)
     return model
-
-
-def batch_norms(model: nn.Module) -> list:
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def images(sizes=SIZES, side: int = 64, offset: float = 0.5) -> list[torch.Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 
 import timm_wsms
 from tests.helpers.networks import images, randomize, tensors
+from tests.helpers.tiers import slow_except
 from timm_wsms.network.stages import Level, Stage, end_like, find_taps, is_flat, levels, parts, preactivation_end
 from timm_wsms.network.weight_sharing import copy_sharing
 
@@ -145,7 +146,7 @@ def batch_norm(x, norm):
     return (x - mean) / (var + norm.eps).sqrt() * weight + bias
 
 
-@pytest.mark.parametrize("name", PREACTIVATION)
+@pytest.mark.parametrize("name", slow_except(PREACTIVATION, "densenet100_k24_cifar", "resnetv2_18", "test_nfnet"))
 def test_stage_of_a_preactivation_backbone_ends_in_a_norm_and_activation_of_its_own(name):
     *taps, (norm, activation) = PREACTIVATION[name]
     arguments = {"depth": 10} if name.endswith("_cifar") else {}
@@ -192,7 +193,7 @@ def test_stage_map_is_the_backbones_own_at_that_level(name):
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["hrnet_w18_small", "efficientvim_m1"])
+@pytest.mark.parametrize("name", slow_except(["hrnet_w18_small", "efficientvim_m1"], "efficientvim_m1"))
 def test_stage_of_a_backbone_that_mixes_resolutions_keeps_its_map_without_what_it_does_not_use(name):
     model = build(f"wsms_{name}").eval()
     x = images(128)
@@ -202,7 +203,7 @@ def test_stage_of_a_backbone_that_mixes_resolutions_keeps_its_map_without_what_i
             torch.testing.assert_close(stage(x, maps[stage.index]), maps[stage.index], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name, side", [("pvt_v2_b0", 64), ("inception_v4", 96)])
+@pytest.mark.parametrize("name, side", slow_except([("pvt_v2_b0", 64), ("inception_v4", 96)], ("pvt_v2_b0", 64)))
 def test_image_too_small_for_a_stage_is_padded(name, side):
     """Stage 3 alone would fail. Its map is that of the padded image, without what belongs to the padding."""
     model = build(f"wsms_{name}").eval()
@@ -271,9 +272,10 @@ FAMILIES = [
     "test_vit2",
     "hrnet_w18_small",  # blocks that mix all resolutions
 ]
+FULL_SIZE = ("densenet121", "resnetv2_18", "dla46_c", "ghostnet_050", "cs3darknet_s", "hrnet_w18_small")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_except(FAMILIES, *(set(FAMILIES) - set(FULL_SIZE))))
 def test_every_parameter_is_used(name):
     """In eval mode with γ = 1: no batch statistics that would cancel a gradient, no branch that is switched off."""
     model = randomize(build(f"wsms_{name}")).eval()
@@ -283,7 +285,12 @@ def test_every_parameter_is_used(name):
         assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, key
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "densenet121", "mobilenetv3_small_050", "test_mambaout"])
+@pytest.mark.parametrize(
+    "name",
+    slow_except(
+        ["test_resnet", "densenet121", "mobilenetv3_small_050", "test_mambaout"], "test_resnet", "test_mambaout"
+    ),
+)
 def test_every_stage_uses_all_that_it_holds(name):
     """Stage by stage: a shared parameter's gradient above could have come from another stage."""
     model = randomize(build(f"wsms_{name}")).eval()
