@@ -258,7 +258,7 @@ print(len(list(batches)), [worker.pid for worker in loader._workers._loader._ite
 @pytest.mark.slow
 def test_workers_outlive_stop_signals_and_end_with_their_process():
     command = [sys.executable, "-W", "ignore", "-c", LEFT_ALIVE]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, start_new_session=True, cwd=ROOT)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True, cwd=ROOT)
     assert ended.returncode == 0 and not ended.stderr, ended.stderr
     count, workers = ended.stdout.split(maxsplit=1)
     assert count == "4" and len(json.loads(workers)) == 2

@@ -10,6 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from tests.helpers.checkpoints import Evil, checkpoint_of, images, run, start, trained, write
+from tests.helpers.tiers import slow_except
 from timm_wsms import UserError
 from timm_wsms.hub import download as hub_download
 from timm_wsms.registry import weights
@@ -53,6 +54,7 @@ def test_broken_pth(tmp_path):
         assert "give a checkpoint of test_resnet, or one of wsms_test_resnet" in message
 
 
+@pytest.mark.slow
 def test_weights_that_a_hybrid_loads_by_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -176,14 +178,17 @@ def test_no_weights_anywhere():
 
 @pytest.mark.parametrize(
     "name, kwargs",
-    [
-        ("resnet20_cifar", {}),
-        ("densenet100_k24_cifar", {}),
-        ("resnet50_avgpool", {}),
-        ("test_resnet", {"residual": False}),
-        ("test_vit", {"residual": False}),
-        ("test_resnet", {"residual": False, "integration_channels": 24}),
-    ],
+    slow_except(
+        [
+            ("resnet20_cifar", {}),
+            ("densenet100_k24_cifar", {}),
+            ("resnet50_avgpool", {}),
+            ("test_resnet", {"residual": False}),
+            ("test_vit", {"residual": False}),
+            ("test_resnet", {"residual": False, "integration_channels": 24}),
+        ],
+        *("resnet20_cifar", "test_resnet", "test_vit"),
+    ),
 )
 def test_without_residual_integration_and_classifier_start_fresh_and_say_so(name, kwargs, tmp_path, caplog):
     backbone = trained(name)

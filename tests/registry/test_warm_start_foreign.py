@@ -162,6 +162,7 @@ def test_a_background_class_before_the_others(name, tmp_path):
     assert torch.equal(model.get_classifier().weight, state["classifier.weight"][1:])
 
 
+@pytest.mark.slow
 def test_bit_as_google_published_it(tmp_path):
     """A NumPy archive, read by the backbone's own `load_pretrained`."""
     source = trained("resnetv2_50x1_bit")

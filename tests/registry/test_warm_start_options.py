@@ -5,6 +5,7 @@ import timm
 import torch
 
 from tests.helpers.checkpoints import checkpoint_of, images, logits_differ, run, start, trained, write
+from tests.helpers.tiers import slow_except
 from timm_wsms.network.weight_sharing import resample
 
 SWIN = {"embed_dim": 24, "depths": (1, 1, 2, 1), "window_size": 4}
@@ -18,7 +19,7 @@ SIZES = [  # backbone, arguments, the checkpoint's image size, the network's
 ]
 
 
-@pytest.mark.parametrize("name, kwargs, own, size", SIZES)
+@pytest.mark.parametrize("name, kwargs, own, size", slow_except(SIZES, "test_vit", "swin_tiny_patch4_window7_224"))
 def test_other_image_size_than_the_checkpoints(name, kwargs, own, size, tmp_path):
     overlay = checkpoint_of(trained(name, img_size=own, **kwargs), tmp_path)
     model = start(f"wsms_{name}", overlay, img_size=size, **kwargs)
@@ -34,7 +35,7 @@ def test_a_backbone_of_any_size_at_another_input(tmp_path):
         assert logits_differ(model, backbone, False, images(side=side, batch=1)) == 0
 
 
-@pytest.mark.parametrize("name, kwargs, own, size", SIZES)
+@pytest.mark.parametrize("name, kwargs, own, size", slow_except(SIZES, "test_vit", "swin_tiny_patch4_window7_224"))
 def test_tables_of_the_stages_are_resampled_from_the_loaded_ones(name, kwargs, own, size, tmp_path):
     overlay = checkpoint_of(trained(name, img_size=size, **kwargs), tmp_path)
     model = start(f"wsms_{name}", overlay, img_size=size, **kwargs)
@@ -53,7 +54,7 @@ def test_tables_of_the_stages_are_resampled_from_the_loaded_ones(name, kwargs, o
     assert resampled or "swin" in name  # where the window stays, so do its tables
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", slow_except(["test_vit", "test_convnext", "mobilenetv3_small_050"], "test_convnext"))
 @pytest.mark.parametrize("arguments", [{"num_classes": 5}, {"num_classes": 0}, {"in_chans": 1}, {"in_chans": 4}])
 def test_other_classes_and_channels(name, arguments, tmp_path):
     size = {"img_size": 64} if name == "test_vit" else {}
@@ -94,7 +95,10 @@ def test_config_of_ones_own_instead_of_an_overlay(tmp_path):
 # ---- checkpoint_path and load_state_dict
 
 
-@pytest.mark.parametrize("name, size", [("test_resnet", {}), ("test_vit", {"img_size": 64}), ("densenet121", {})])
+@pytest.mark.parametrize(
+    "name, size",
+    slow_except([("test_resnet", {}), ("test_vit", {"img_size": 64}), ("densenet121", {})], "test_resnet"),
+)
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_checkpoint_path_of_a_backbone(name, size, suffix, tmp_path):
     small = {"block_config": (2, 2, 2, 2)} if name == "densenet121" else {}

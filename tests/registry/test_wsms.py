@@ -15,6 +15,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 import timm_wsms
+from tests.helpers.tiers import slow_except
 from timm_wsms import UserError, WsmsNet
 from timm_wsms.backbones import NAMES
 from timm_wsms.timm_private import registry
@@ -116,7 +117,7 @@ def test_ms_names_have_no_tags():
 
 
 @pytest.mark.parametrize("prefix", ["wsms_", "ms_", "wsmean_"])
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", slow_except(SAMPLE, "test_nfnet", "test_mambaout", "resnet20_cifar", "test_vit"))
 def test_default_cfg_is_true(name, prefix):
     model, own = on_meta(prefix + name), timm.get_pretrained_cfg(name)
     cfg = model.default_cfg
