@@ -1,7 +1,8 @@
-"""What several rooms use: evaluation mode for a while, a model in float32, and which of several maps are asked for."""
+"""What several rooms use: eval mode for a while, a model in float32, which maps are asked for, an error in one line."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -58,3 +59,8 @@ def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[
     if not taken or not all(0 <= index < count for index in taken):
         raise UserError(f"there are {count} maps, counted from 0; indices={indices} asks for others, or for none")
     return taken, max(taken)
+
+
+def shorten(error: BaseException) -> str:
+    """An error's message, or its class without one, in one line of at most 160 characters."""
+    return textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" …")

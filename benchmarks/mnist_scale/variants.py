@@ -105,7 +105,7 @@ class Combined(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 1, H, W) → logits (B, classes); in training (1 + S, B, classes), the combination's and each stage's."""
-        parts = zip(self.network.backbones(), self.network.forward_features(x), strict=True)
+        parts = zip(self.network.backbones(), self.network.stage_features(x), strict=True)
         hidden = torch.stack([part.forward_head(features, pre_logits=True) for part, features in parts])
         logits = self.network.get_classifier()(hidden)
         whole = self.combine(hidden, logits)

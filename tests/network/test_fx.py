@@ -1,11 +1,20 @@
-"""torch.fx: timm's and torchvision's feature extraction by the names of nodes, wherever the backbone allows it."""
+"""torch.fx: feature extraction by the names of nodes, quantization, fusion: whatever the plain backbone allows."""
+
+import copy
+import functools
 
 import pytest
 import timm
 import torch
 from timm.layers import create_feature_extractor, get_graph_node_names
+from timm.models import vision_transformer
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import prepare_fx
+from torch.fx.experimental.optimization import optimize_for_inference
+from torchvision.models import feature_extraction
 
 import timm_wsms  # noqa: F401  registers the names
+from tests.helpers.networks import images, randomize
 
 torch.set_num_threads(1)
 
@@ -45,6 +54,72 @@ def test_traced_network_of_averaged_stages_gives_the_same(name, pyramid):
     traced = create_feature_extractor(model, [get_graph_node_names(model)[1][-1]])
     with torch.no_grad():
         torch.testing.assert_close(next(iter(traced(images).values())), model(images), rtol=1e-5, atol=1e-6)
+
+
+# ---- tracers that know nothing of timm
+
+
+@functools.cache
+def network(name, fusion):
+    """With values that no default would hide."""
+    torch.manual_seed(0)
+    arguments = {} if fusion is None else {"fusion": fusion, "stages": 2}
+    return randomize(timm.create_model(name if fusion is None else f"wsms_{name}", num_classes=5, **arguments)).eval()
+
+
+def by_symbolic_trace(model, x):
+    return torch.fx.symbolic_trace(model)(x)
+
+
+def by_torchvision(model, x):
+    """torchvision's feature extraction leaves a model that it cannot trace in training mode."""
+    return feature_extraction.create_feature_extractor(
+        model, {feature_extraction.get_graph_node_names(model)[1][-1]: "y"}
+    )(x)["y"]
+
+
+def observed_for_quantization(model, x):
+    return prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping("x86"), (x,))(x)
+
+
+def optimized_for_inference(model, x):
+    return optimize_for_inference(model)(x)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "mean", None])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize("run", [by_symbolic_trace, by_torchvision, observed_for_quantization, optimized_for_inference])
+def test_what_traces_the_plain_backbone_traces_the_network(run, name, fusion):
+    model, x = network(name, fusion), images(64)
+    with torch.no_grad():
+        expected = model(x)
+        assert expected.std() > 1e-4
+        torch.testing.assert_close(run(model, x), expected, rtol=1e-4, atol=1e-5)
+    traced = torch.fx.symbolic_trace(model)
+    other = images(96, number=3, seed=2)
+    torch.testing.assert_close(traced(other), model(other), rtol=1e-5, atol=1e-6)  # sizes are not in the graph
+
+
+def test_nodes_inside_of_stage_1_and_of_other_stages():
+    model, x, seen = network("test_resnet", "concat"), images(64), []
+    nodes = {"backbone.layer3": "first", "stages.2.backbone.layer2": "second"}
+    found = feature_extraction.create_feature_extractor(model, nodes)(x)
+    hooks = [model.get_submodule(path).register_forward_hook(lambda *args: seen.append(args[2])) for path in nodes]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(found["first"], seen[0])
+    torch.testing.assert_close(found["second"], seen[1])
+
+
+def test_nothing_of_timms_is_changed():
+    """To build, trace and run a network adds nothing to timm's modules, and nothing that a tracer patches in them."""
+    patched = {*torch.fx._symbolic_trace._wrapped_fns_to_patch}
+    before = dict(vars(vision_transformer))
+    model = build("wsms_test_vit")
+    create_feature_extractor(model, [get_graph_node_names(model)[1][-1]])
+    assert all(vars(vision_transformer)[name] is value for name, value in before.items())
+    assert {*torch.fx._symbolic_trace._wrapped_fns_to_patch} == patched
 
 
 def test_traced_network_trains():

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from timm_wsms.network.layouts import last_feature
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.utils import eval_mode
 
@@ -24,7 +25,7 @@ def draw(model: Any, input_size: Sequence[int]) -> str:
     hook = integration.register_forward_pre_hook(lambda _, inputs: maps.extend(inputs[0]))
     with torch.no_grad(), eval_mode(model):
         features = model.forward_features(image)
-    last = features[-1] if isinstance(features, (list, tuple)) else features
+    last = last_feature(features)
     hook.remove()
     if isinstance(model, WsmsMeanNet):
         sizes = [_shape(one) for one in model.pyramid(image)]

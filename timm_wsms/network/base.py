@@ -5,13 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.fx
 from timm.layers import ClassifierHead
 from torch import nn
 
+from timm_wsms.network.backbone_traits import TimmModel
 from timm_wsms.network.checkpointing_bn import update_statistics_once
-from timm_wsms.network.fx import keep_opaque
+from timm_wsms.network.fx import FeatureCall
 from timm_wsms.network.pyramid import make_pyramid
-from timm_wsms.network.weight_sharing import TimmModel, duplicate_keys, tie
+from timm_wsms.network.weight_sharing import duplicate_keys, tie
 
 GROUPS = {"stem": r"^\w+_embed|^cls_token", "blocks": r"^\w+\.(\d+)"}  # for layer decay, where a backbone names none
 
@@ -49,7 +51,7 @@ class MultiStageNet(nn.Module):
         self.stages = nn.ModuleDict()
         self.head = None
         self.num_features = backbone.num_features
-        keep_opaque(backbone)
+        self.backbone_features = FeatureCall(type(backbone))
         self.register_state_dict_post_hook(_drop_duplicates)
         self.register_load_state_dict_post_hook(_tie_again)
 
@@ -70,6 +72,12 @@ class MultiStageNet(nn.Module):
     def backbones(self) -> list[TimmModel]:
         """Of all stages, stage 1's first."""
         return [self.backbone, *(stage.backbone for stage in self.stages.values())]
+
+    def stage1_features(self, image: torch.Tensor) -> Any:
+        """(B, in_chans, H, W) → the backbone's features."""
+        if isinstance(image, torch.fx.Proxy):
+            return self.backbone_features(self.backbone, image)
+        return self.backbone.forward_features(image)
 
     def forward_features(self, x: torch.Tensor) -> Any:
         """(B, in_chans, H, W) → what the head takes."""

@@ -7,9 +7,10 @@ import torch
 from timm.layers import Format, nchw_to
 from torch import nn
 
+from timm_wsms.network.backbone_traits import Layout
 from timm_wsms.network.base import MultiStageNet
 from timm_wsms.network.integration import Integration
-from timm_wsms.network.layouts import Layout, to_map
+from timm_wsms.network.layouts import to_map
 from timm_wsms.network.stages import Stage
 from timm_wsms.timm_private import FeatureGetterNet
 from timm_wsms.utils import take_indices

@@ -5,18 +5,22 @@ EfficientViM gives (B, C, h·w). Of several features (CoaT, EfficientViM) the la
 are opaque to torch.fx, since they look at shapes.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import register_notrace_function
 
 from timm_wsms.errors import UserError
+from timm_wsms.network.backbone_traits import Layout
+from timm_wsms.network.fx import opaque
 
-Layout = Literal["NCHW", "NHWC", "NCL"]  # of 3 axes "NCL" is channels first, the others tokens
+
+def last_feature(features: Any) -> torch.Tensor:
+    """What `forward_features` returns, of several features the last."""
+    return features[-1] if isinstance(features, (list, tuple)) else features
 
 
-@register_notrace_function
+@opaque
 def to_map(features: Any, image: torch.Tensor, reduction: int, layout: Layout) -> torch.Tensor:
     """Features in the backbone's layout → (B, C, h, w), without class tokens.
 
@@ -26,7 +30,7 @@ def to_map(features: Any, image: torch.Tensor, reduction: int, layout: Layout) -
         reduction: H / h.
         layout: Of the features.
     """
-    x = features[-1] if isinstance(features, (list, tuple)) else features
+    x = last_feature(features)
     if x.ndim == 4:
         return x.permute(0, 3, 1, 2) if layout == "NHWC" else x
     if layout == "NCL":
@@ -36,7 +40,7 @@ def to_map(features: Any, image: torch.Tensor, reduction: int, layout: Layout) -
     return patches.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
 
 
-@register_notrace_function
+@opaque
 def merge(features: torch.Tensor, x: torch.Tensor, layout: Layout, residual: bool) -> torch.Tensor:
     """Add a map to features in the backbone's layout, or put it in their place; class tokens get its spatial mean.
 
@@ -46,11 +50,11 @@ def merge(features: torch.Tensor, x: torch.Tensor, layout: Layout, residual: boo
         layout: Of the features.
         residual: Add, do not replace.
     """
-    x = _from_map(x, features, layout)
+    x = from_map(x, features, layout)
     return features + x if residual else x
 
 
-def _from_map(x: torch.Tensor, like: torch.Tensor, layout: Layout) -> torch.Tensor:
+def from_map(x: torch.Tensor, like: torch.Tensor, layout: Layout) -> torch.Tensor:
     """(B, C, h, w) → the layout of other features; class tokens are the spatial mean."""
     if like.ndim == 4:
         return x.permute(0, 2, 3, 1) if layout == "NHWC" else x
@@ -64,7 +68,7 @@ def _from_map(x: torch.Tensor, like: torch.Tensor, layout: Layout) -> torch.Tens
     return torch.cat((mean.expand(-1, class_tokens, -1), patches), 1) if class_tokens else patches
 
 
-@register_notrace_function
+@opaque
 def fit(x: torch.Tensor, like: torch.Tensor, padded: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Resize a stage's map to stage 1's, only if they differ; what belongs to padding is cut off.
 
@@ -77,20 +81,38 @@ def fit(x: torch.Tensor, like: torch.Tensor, padded: torch.Tensor, image: torch.
     Returns:
         (B, C_s, h, w)
     """
-    height, width = like.shape[-2:]
-    # the map's size with what belongs to the padding
-    whole = [-(-side * padded.shape[axis] // image.shape[axis]) for side, axis in ((height, -2), (width, -1))]
-    if list(x.shape[-2:]) != whole:
+    height, width = whole = [*like.shape[-2:]]
+    if padded is not image:  # then the map's size with what belongs to the padding is larger
+        whole = [_ceil_div(whole[axis] * padded.shape[axis], image.shape[axis]) for axis in (-2, -1)]
+    if not _are_numbers(*x.shape[-2:], *whole) or [*x.shape[-2:]] != whole:  # interpolation to the same size is exact
         x = F.interpolate(x, size=whole, mode="bilinear", align_corners=False)
-    return x[..., :height, :width] if whole != [height, width] else x
+    return x if padded is image or whole == [height, width] else x[..., :height, :width]
 
 
-@register_notrace_function
+@opaque
 def pad_to_multiple(image: torch.Tensor, multiple: int, least: int = 1) -> torch.Tensor:
     """(B, C, H, W) → the same with zeros at the right and the bottom, as timm's dynamic padding, up to a multiple."""
-    height, width = (-(-max(side, least) // multiple) * multiple for side in image.shape[-2:])
-    right, bottom = width - image.shape[-1], height - image.shape[-2]
-    return F.pad(image, (0, right, 0, bottom)) if right or bottom else image
+    if multiple == least == 1:
+        return image
+    sides = image.shape[-2:]
+    bottom, right = (_ceil_div(_at_least(side, least), multiple) * multiple - side for side in sides)
+    return image if _are_numbers(*sides) and not (right or bottom) else F.pad(image, (0, right, 0, bottom))
+
+
+def _are_numbers(*sizes: Any) -> bool:
+    """Whether sizes are known: in an export with dynamic sizes they are symbols, in `torch.jit.trace` tensors.
+
+    A branch on these would fix the exported program to the sizes that it was traced with.
+    """
+    return all(type(size) is int for size in sizes)
+
+
+def _ceil_div(size: Any, divisor: Any) -> Any:
+    return (size + divisor - 1) // divisor  # of positive numbers only: ONNX rounds to zero
+
+
+def _at_least(size: Any, least: int) -> Any:
+    return max(size, least) if _are_numbers(size) else (size + least + abs(size - least)) // 2
 
 
 def _grid(tokens: int, image: torch.Tensor, reduction: int) -> tuple[int, int]:

@@ -1,31 +1,28 @@
-"""The second form of the network: every stage is the whole backbone, and their logits are averaged.
+"""The multi-stage network of averaged logits: every stage is the whole backbone, and their logits are averaged.
 
 What an average of the predictions at several sizes says of an object doesn't depend on which stage saw it at the size
 it was learned at (scale channels; Jansson and Lindeberg, 2022); what the layers behind a concatenation say does.
 """
 
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.fx
+from timm.layers import Format, nchw_to
 from torch import nn
 
 from timm_wsms.errors import UserError, check_choice
+from timm_wsms.network.averaging import average_features, average_maps
+from timm_wsms.network.backbone_traits import Layout, Size, TimmModel, feature_layout, traits_of
 from timm_wsms.network.base import MultiStageNet
-from timm_wsms.network.image_sizes import (
-    ONE_SIZE,
-    WHOLE_LEAST,
-    WHOLE_MULTIPLE,
-    Size,
-    build_part,
-    lookup_by_class,
-    size_arguments,
-)
+from timm_wsms.network.fx import FeatureCall
+from timm_wsms.network.image_sizes import build_part, size_arguments, whole_multiple
 from timm_wsms.network.layouts import pad_to_multiple
 from timm_wsms.network.pyramid import choose_factors
-from timm_wsms.network.stages import is_flat, levels
-from timm_wsms.network.weight_sharing import TimmModel, UnsharedNorms, share_dictionaries, share_new
+from timm_wsms.network.stages import is_flat, levels, levels_info
+from timm_wsms.network.weight_sharing import UnsharedNorms, share_dictionaries, share_new
+from timm_wsms.utils import eval_mode, shorten
 
 
 class StageOutputs(NamedTuple):
@@ -46,14 +43,19 @@ class WholeStage(nn.Module):
     Args:
         backbone: Built for the image's size.
         factor: Size of its image divided by that of stage 1's.
-        multiple: Of so many pixels are the sides of the images that the backbone takes.
-        least: So many pixels at least.
+        multiple: The sides of the images that the backbone takes must be a multiple of N pixels …
+        minimum: … and at least N pixels.
     """
 
-    def __init__(self, backbone: TimmModel, factor: float, multiple: int, least: int = 1):
+    def __init__(self, backbone: TimmModel, factor: float, multiple: int, minimum: int = 1):
         super().__init__()
-        self.backbone, self.factor, self.multiple, self.least = backbone, factor, multiple, least
+        self.backbone, self.factor, self.multiple, self.minimum = backbone, factor, multiple, minimum
         self.reduction = levels(backbone)[0].reduction
+        self.backbone_features = FeatureCall(type(backbone))
+
+    def pad(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, in_chans, H, W) → the same with zeros at the right and the bottom, as the backbone takes it."""
+        return pad_to_multiple(image, self.multiple, self.minimum)
 
     def forward(self, image: torch.Tensor) -> Any:
         """(B, in_chans, H, W) → the backbone's features.
@@ -61,18 +63,31 @@ class WholeStage(nn.Module):
         Raises:
             UserError: If the image is too small for the backbone.
         """
-        padded = pad_to_multiple(image, self.multiple, self.least)
+        padded = self.pad(image)
+        if isinstance(padded, torch.fx.Proxy):
+            return self.backbone_features(self.backbone, padded)
         try:
             return self.backbone.forward_features(padded)
         except (RuntimeError, ValueError, AssertionError) as error:
-            height, width = image.shape[-2:]
-            if min(height, width) >= 2 * self.reduction:  # then it is something else
+            if not self._is_too_small(padded):
                 raise
-            what = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" …")
+            height, width = image.shape[-2:]
             raise UserError(
-                f"{height}×{width} pixels, {self.factor} of the image's size, are too few for the backbone ({what}); "
-                f"give larger images, or a pyramid without {self.factor}"
+                f"{height}×{width} pixels, {self.factor} of the image's size, are too few for the backbone "
+                f"({shorten(error)}); give larger images, or a pyramid without {self.factor}"
             ) from error
+
+    def _is_too_small(self, image: torch.Tensor) -> bool:
+        """Whether the backbone, which failed on an image, takes one that is larger and otherwise the same."""
+        side = 8 * self.reduction
+        if min(image.shape[-2:]) >= side:
+            return False
+        try:
+            with eval_mode(self.backbone):
+                self.backbone.forward_features(image.new_zeros(*image.shape[:2], side, side))
+        except Exception:  # whatever it is, it is not the size
+            return False
+        return True
 
 
 class WsmsMeanNet(MultiStageNet):
@@ -85,8 +100,12 @@ class WsmsMeanNet(MultiStageNet):
     ```
 
     All parameters are shared but the norms' and those whose shape depends on the image size, in the head too. Dropout
-    draws for every stage anew. There is no map of several stages: `forward_intermediates` and `features_only` are the
-    other form's, `fusion="concat"`.
+    draws for every stage anew.
+
+    `forward` averages logits. What asks for features gets the average of the stages' maps, each brought to stage 1's
+    height and width (bilinear) and then shifted per channel so that its spatial mean stays the stage's own:
+    `forward_features`, `forward_intermediates` and `features_only=True`, level by level. `stage_features` has those of
+    each stage.
 
     Args:
         build_backbone: As in `WsmsNet`.
@@ -104,6 +123,7 @@ class WsmsMeanNet(MultiStageNet):
     starts_as_backbone = True
     stagewise_training = False
     stagewise_features = False
+    layout: Layout
 
     def __init__(
         self,
@@ -117,16 +137,20 @@ class WsmsMeanNet(MultiStageNet):
         check_choice("unshared_norms", unshared_norms, UnsharedNorms)
         factors = choose_factors(pyramid, stages)
         super().__init__(backbone := build_backbone())
-        if len(factors) > 1 and isinstance(backbone, ONE_SIZE):
+        traits = traits_of(backbone)
+        if len(factors) > 1 and traits.one_size:
             raise UserError(f"{type(backbone).__name__} takes images of one size only; leave out fusion='mean'")
         self.share_weights, self.unshared_norms = share_weights, unshared_norms
-        multiple, least = _multiple(backbone), lookup_by_class(WHOLE_LEAST, backbone) or 1
+        self.layout = feature_layout(backbone)
+        self.feature_info = levels_info(backbone)
+        multiple = whole_multiple(backbone, levels(backbone)[0].reduction, is_flat(backbone))
+        minimum = traits.multiple_and_minimum(whole=True)[1]
         for number, factor in enumerate(factors[1:], start=2):
             arguments = size_arguments(backbone, factor, multiple, img_size)
             part = build_part(build_backbone, backbone, arguments, share_weights, unshared_norms)
             if share_weights:
                 share_dictionaries(part, backbone)
-            self.stages[str(number)] = WholeStage(part, factor, multiple, least)
+            self.stages[str(number)] = WholeStage(part, factor, multiple, minimum)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier of every stage (0: none), and the pooling unless it is None ("": none)."""
@@ -148,42 +172,105 @@ class WsmsMeanNet(MultiStageNet):
         """
         self.stagewise_training, self.stagewise_features = enable, features
 
-    def forward_features(self, x: torch.Tensor) -> list[Any]:
+    # ---- logits
+
+    def stage_features(self, x: torch.Tensor) -> list[Any]:
         """(B, in_chans, H, W) → the features of every stage, in the backbone's layout and for its image's size."""
-        first, *others = self.pyramid(x)
-        features = self.backbone.forward_features(first)  # first, since then it draws its random numbers first
-        return [features, *(stage(image) for stage, image in zip(self.stages.values(), others, strict=True))]
+        return self._stage_features(self.pyramid(x))
 
-    def forward_head(self, x: Sequence[Any], pre_logits: bool = False) -> Any:
-        """The features of every stage → the mean of their logits (B, num_classes), or of (B, head_hidden_size).
+    def _stage_features(self, images: Sequence[torch.Tensor]) -> list[Any]:
+        features = self.stage1_features(images[0])  # first, since then it draws its random numbers first
+        return [features, *(stage(image) for stage, image in zip(self.stages.values(), images[1:], strict=True))]
 
-        Without pooling (`reset_classifier(0, "")`) what the stages give differs in size: then it is the list of it.
-        In training mode after `set_stagewise_training` it is `StageOutputs`.
-        """
-        found = self._heads(x, pre_logits)
-        if self.global_pool == "":
-            return found
-        each = torch.stack(found)
-        if not (self.training and self.stagewise_training):
-            return each.mean(0)
-        return StageOutputs(each, torch.stack(self._heads(x, pre_logits=True)) if self.stagewise_features else None)
+    def stage_heads(self, features: Sequence[Any], pre_logits: bool = False) -> list[torch.Tensor]:
+        """The features of every stage → its logits (B, num_classes), or (B, head_hidden_size) with `pre_logits`."""
+        parts = zip(self.backbones(), features, strict=True)
+        return [part.forward_head(own, pre_logits=pre_logits) for part, own in parts]
 
     def stage_logits(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) → the logits of every stage (S, B, num_classes), stage 1's first."""
-        return torch.stack(self._heads(self.forward_features(x)))
+        return torch.stack(self.stage_heads(self.stage_features(x)))
 
-    def _heads(self, x: Sequence[Any], pre_logits: bool = False) -> list[torch.Tensor]:
-        parts = zip(self.backbones(), x, strict=True)
-        return [part.forward_head(features, pre_logits=pre_logits) for part, features in parts]
+    def forward(self, x: torch.Tensor) -> Any:
+        """(B, in_chans, H, W) → the mean of the stages' logits (B, num_classes).
 
+        In training mode after `set_stagewise_training` it is `StageOutputs`. Without pooling
+        (`reset_classifier(0, "")`) there are no logits, and it is what `forward_features` gives.
+        """
+        if self.global_pool == "":
+            return self.forward_head(self.forward_features(x))
+        features = self.stage_features(x)
+        each = torch.stack(self.stage_heads(features))
+        if not (self.training and self.stagewise_training):
+            return each.mean(0)
+        pooled = torch.stack(self.stage_heads(features, pre_logits=True)) if self.stagewise_features else None
+        return StageOutputs(each, pooled)
 
-def _multiple(backbone: TimmModel) -> int:
-    """Of so many pixels are the sides of the images that a whole backbone takes: whole patches, whole blocks."""
-    modules = [*backbone.modules()]
-    blocks = max(getattr(module, "block_size", 1) for module in modules)  # halo and bilinear attention
-    attends = blocks > 1 or any(hasattr(module, "self_attn") for module in modules)  # BoTNet: positions of whole maps
-    # beside a convolution that rounds odd sides up, this pooling rounds them down (resnetaa50)
-    pooled = any(isinstance(getattr(module, "aa", None), nn.AvgPool2d) for module in modules)
-    if is_flat(backbone) or attends or pooled:
-        return levels(backbone)[0].reduction * blocks
-    return lookup_by_class(WHOLE_MULTIPLE, backbone) or 1
+    # ---- features
+
+    def forward_features(self, x: torch.Tensor) -> Any:
+        """(B, in_chans, H, W) → the average of the stages' features, laid out as the backbone's.
+
+        Tokens that have no place (class and register tokens) are averaged as they are.
+        """
+        images = self.pyramid(x)
+        return self._average(self._stage_features(images), images)
+
+    def forward_head(self, x: Any, pre_logits: bool = False) -> torch.Tensor:
+        """Features → (B, num_classes), or (B, head_hidden_size) with `pre_logits`: stage 1's head.
+
+        On what `forward_features` gives, these are the logits of `forward` up to rounding if the head is average
+        pooling, or a class token, and one linear layer that all stages share. Behind other heads they are not: a norm
+        or an activation behind the pooling, and maximum pooling, are applied to the average instead of to each stage;
+        with `share_weights=False` each stage has a classifier of its own, and this is stage 1's.
+        """
+        return self.backbone.forward_head(x, pre_logits=pre_logits)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The maps of the backbone's levels, as timm's models give them, each the average of the stages' maps.
+
+        Args:
+            x: (B, in_chans, H, W).
+            indices: The last n levels if an int, all if None.
+            norm: Apply the backbone's last norm to its maps.
+            stop_early: Leave out what lies behind the deepest of the levels.
+            output_fmt: "NCHW", "NHWC" or "NLC".
+            intermediates_only: Return the list of maps alone.
+
+        Returns:
+            The result of `forward_features` and the maps, (B, C, h, w) each with stage 1's h and w. With `stop_early`,
+            what the backbone's blocks gave so far takes the place of the former.
+        """
+        images = self.pyramid(x)
+        padded = self._pad(images)
+        arguments = {"indices": indices, "norm": norm, "stop_early": stop_early}
+        given = [
+            part.forward_intermediates(image, **arguments, intermediates_only=intermediates_only)
+            for part, image in zip(self.backbones(), padded, strict=True)
+        ]
+        maps = given if intermediates_only else [found for _, found in given]
+        result = [nchw_to(average_maps(level, padded, images), Format(output_fmt)) for level in zip(*maps, strict=True)]
+        return result if intermediates_only else (self._average([features for features, _ in given], images), result)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what `forward_intermediates` does not need for some of the levels; gives their positions."""
+        taken = [part.prune_intermediate_layers(indices, prune_norm, prune_head) for part in self.backbones()]
+        return [*taken[0]]
+
+    def _pad(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        stages: list[Any] = [*self.stages.values()]
+        return [images[0], *(stage.pad(image) for stage, image in zip(stages, images[1:], strict=True))]
+
+    def _average(self, features: Sequence[Any], images: Sequence[torch.Tensor]) -> Any:
+        reductions = [entry["reduction"] for entry in self.feature_info]
+        return average_features(features, self._pad(images), images, reductions, self.layout)

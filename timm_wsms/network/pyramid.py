@@ -1,13 +1,13 @@
-"""The image pyramid: the image at several factors of its size, one a stage."""
+"""The image pyramid: the image at several factors of its size, one per stage."""
 
 import math
 from collections.abc import Sequence
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 
 from timm_wsms.errors import UserError
+from timm_wsms.network.fx import opaque
 
 MOST = 16  # stages
 LARGEST = 16  # factor
@@ -76,7 +76,7 @@ def make_pyramid(image: torch.Tensor, factors: Sequence[float]) -> list[torch.Te
     return images
 
 
-@torch.fx.wrap  # opaque to a tracer, since it looks at sizes
+@opaque  # it looks at sizes
 def resize(image: torch.Tensor, factor: float) -> torch.Tensor:
     """(B, C, H, W) → (B, C, about factor · H, about factor · W)."""
     size = [max(1, int(side * factor)) for side in image.shape[-2:]]
@@ -85,7 +85,7 @@ def resize(image: torch.Tensor, factor: float) -> torch.Tensor:
     return x.to(image.dtype)
 
 
-@torch.fx.wrap
+@opaque
 def check_size(image: torch.Tensor, least: float, stages: int) -> None:
     """Raise a UserError if the smallest image of the pyramid, `least` times as large, had no pixel."""
     height, width = image.shape[-2:]

@@ -14,43 +14,13 @@ from typing import Any
 import torch
 from timm.layers import BatchNormAct2d, GroupNormAct
 from timm.models import register_notrace_module
-from timm.models.densenet import DenseNet
-from timm.models.dpn import DPN
-from timm.models.efficientvim import EfficientViM
-from timm.models.hrnet import HighResolutionNet
-from timm.models.nfnet import NormFreeNet
-from timm.models.regnet import RegNet
-from timm.models.resnetv2 import ResNetV2
-from timm.models.xception_aligned import XceptionAligned
 from torch import nn
 
-from timm_wsms.backbones.cifar_densenet import CifarDenseNet
-from timm_wsms.network.image_sizes import (
-    IMAGE_LEAST,
-    IMAGE_MULTIPLE,
-    TAKE_ANY_SIZE,
-    WINDOWS,
-    Size,
-    build_part,
-    lookup_by_class,
-    size_arguments,
-)
+from timm_wsms.network.backbone_traits import Size, TimmModel, traits_of
+from timm_wsms.network.image_sizes import build_part, size_arguments
 from timm_wsms.network.layouts import fit, pad_to_multiple
 from timm_wsms.network.unused_layers import remove_unused
-from timm_wsms.network.weight_sharing import TimmModel, UnsharedNorms, share_dictionaries
-
-# Where a pre-activation backbone ends in norm and activation. A stage that ends earlier needs an end like it.
-PREACTIVATION_END: dict[type[nn.Module], str] = {
-    CifarDenseNet: "features.norm",
-    DenseNet: "features.norm5",
-    DPN: "features.conv5_bn_ac",
-    NormFreeNet: "final_act",
-    RegNet: "final_conv",
-    ResNetV2: "norm",
-    XceptionAligned: "act",
-}
-# A stage cut from these has parts without use.
-MIXES_RESOLUTIONS = (EfficientViM, HighResolutionNet)
+from timm_wsms.network.weight_sharing import UnsharedNorms, share_dictionaries
 
 
 @dataclass(frozen=True)
@@ -68,6 +38,11 @@ class Level:
     reduction: int
 
 
+def levels_info(backbone: TimmModel) -> list[dict[str, Any]]:
+    """timm's `feature_info` of the backbone as a list of its own, whether timm has it as a list or as an object."""
+    return [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]
+
+
 def levels(backbone: TimmModel) -> list[Level]:
     """The backbone's levels, deepest first: reductions R, R / 2, R / 4 … as long as each is half of the one before.
 
@@ -77,7 +52,7 @@ def levels(backbone: TimmModel) -> list[Level]:
     Returns:
         One level for a backbone that keeps one resolution throughout (a ViT).
     """
-    info = [backbone.feature_info[i] for i in range(len(backbone.feature_info))]
+    info = levels_info(backbone)
     last = {entry["reduction"]: Level(i, entry["num_chs"], entry["reduction"]) for i, entry in enumerate(info)}
     found = [last[info[-1]["reduction"]]]
     while found[-1].reduction % 2 == 0 and found[-1].reduction // 2 in last:
@@ -87,7 +62,7 @@ def levels(backbone: TimmModel) -> list[Level]:
 
 def is_flat(backbone: TimmModel) -> bool:
     """Whether the backbone keeps one resolution throughout."""
-    return len({backbone.feature_info[i]["reduction"] for i in range(len(backbone.feature_info))}) == 1
+    return len({entry["reduction"] for entry in levels_info(backbone)}) == 1
 
 
 def parts(backbone: TimmModel, stages: int) -> list[Level]:
@@ -103,7 +78,7 @@ def parts(backbone: TimmModel, stages: int) -> list[Level]:
 
 def preactivation_end(backbone: TimmModel) -> nn.Module | None:
     """The norm–activation, or the activation alone, that closes a pre-activation backbone; None for any other."""
-    path = lookup_by_class(PREACTIVATION_END, backbone)
+    path = traits_of(backbone).preactivation_end
     if path is None:
         return None
     end = backbone.get_submodule(path)
@@ -134,10 +109,10 @@ class Stage(nn.Module):
     Args:
         backbone: The copy of the backbone that this stage may cut; its deeper blocks and its head are removed.
         level: Where it is cut.
-        multiple: Of so many pixels are the sides of the images that the backbone takes.
+        multiple: The sides of the images that the backbone takes must be a multiple of N pixels …
         norm: Whether the backbone's last norm stands at the end of every part of its depth.
         taps: Position of a map in stage 1 → that of the map of the same resolution in this stage.
-        least: So many pixels at least.
+        minimum: … and at least N pixels.
         factor: Size of its image divided by that of stage 1's.
     """
 
@@ -148,11 +123,11 @@ class Stage(nn.Module):
         multiple: int,
         norm: bool,
         taps: dict[int, int],
-        least: int = 1,
+        minimum: int = 1,
         factor: float = 0.5,
     ):
         super().__init__()
-        self.index, self.multiple, self.norm, self.taps, self.least = level.index, multiple, norm, taps, least
+        self.index, self.multiple, self.norm, self.taps, self.minimum = level.index, multiple, norm, taps, minimum
         self.factor = factor
         end = preactivation_end(backbone)
         self.channels = {tap: backbone.feature_info[tap]["num_chs"] for tap in taps.values()}
@@ -172,7 +147,7 @@ class Stage(nn.Module):
             image: (B, in_chans, H, W)
             like: Stage 1's maps (B, C_1, h, w), by their positions, in ascending order.
         """
-        padded = pad_to_multiple(image, self.multiple, self.least)
+        padded = pad_to_multiple(image, self.multiple, self.minimum)
         indices = sorted({self.taps[position] for position in like})
         found = self.backbone.forward_intermediates(
             padded, indices=indices, norm=self.norm, stop_early=True, intermediates_only=True
@@ -197,7 +172,7 @@ def find_taps(backbone: TimmModel, level: Level, divisor: int) -> dict[int, int]
     The counterpart has the same resolution, since the stage's image is smaller; in a backbone of one resolution it
     stands as far before the stage's end as stage 1's map stands before its own.
     """
-    reductions = [backbone.feature_info[i]["reduction"] for i in range(len(backbone.feature_info))]
+    reductions = [entry["reduction"] for entry in levels_info(backbone)]
     last = len(reductions) - 1
     if is_flat(backbone):
         return {position: position - last + level.index for position in range(last - level.index, last + 1)}
@@ -226,16 +201,18 @@ def make_stage(
         unshared_norms: As in `WsmsNet`.
     """
     flat = is_flat(backbone)
-    multiple = level.reduction if flat else lookup_by_class(IMAGE_MULTIPLE, backbone) or 1
+    traits = traits_of(backbone)
+    multiple, minimum = traits.multiple_and_minimum(whole=False)
+    multiple = level.reduction if flat else multiple
     arguments: dict[str, Any] = {}
-    if not isinstance(backbone, TAKE_ANY_SIZE):
+    if not traits.takes_any_size:
         arguments = size_arguments(backbone, 1 / divisor, multiple, img_size)
-        if arguments and (windows := lookup_by_class(WINDOWS, backbone)):
-            arguments |= windows(backbone, arguments["img_size"], divisor)
+        if arguments and traits.window_arguments:
+            arguments |= traits.window_arguments(backbone, arguments["img_size"], divisor)
     part = build_part(build_backbone, backbone, arguments, share_weights, unshared_norms)
     taps = find_taps(backbone, level, divisor)
-    stage = Stage(part, level, multiple, flat, taps, lookup_by_class(IMAGE_LEAST, backbone) or 1, 1 / divisor)
-    if isinstance(backbone, MIXES_RESOLUTIONS):
+    stage = Stage(part, level, multiple, flat, taps, minimum, 1 / divisor)
+    if traits.mixes_resolutions:
         remove_unused(stage, backbone, share_weights)
     if share_weights:
         share_dictionaries(stage.backbone, backbone)

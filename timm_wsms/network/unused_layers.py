@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from timm_wsms.errors import UserError
-from timm_wsms.network.weight_sharing import TimmModel
+from timm_wsms.network.backbone_traits import TimmModel
 
 
 def remove_head(backbone: TimmModel) -> None:

@@ -29,8 +29,9 @@ from timm.layers import (
 )
 from torch import nn
 
+from timm_wsms.network.backbone_traits import TimmModel
+
 UnsharedNorms = Literal["batch", "statistics", "all", "none"]
-TimmModel = Any  # an nn.Module with timm's interface, of which the type nn.Module says nothing
 
 LAYER_NORMS = (  # and their subclasses: timm's LayerNorm2d, GroupNormAct …
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm),

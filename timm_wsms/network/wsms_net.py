@@ -5,28 +5,19 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead
-from timm.models.coat import CoaT
-from timm.models.efficientnet import EfficientNet
-from timm.models.efficientvim import EfficientViM
-from timm.models.pit import PoolingVisionTransformer
-from timm.models.regnet import RegNet
 from torch import nn
 
 from timm_wsms.errors import UserError, check_choice
+from timm_wsms.network.backbone_traits import Size, TimmModel, feature_layout, has_neck, traits_of
 from timm_wsms.network.base import pooling
 from timm_wsms.network.features import FeatureMaps
-from timm_wsms.network.image_sizes import Size, lookup_by_class
 from timm_wsms.network.integration import Integration, IntegrationKind
-from timm_wsms.network.layouts import Layout, merge, to_map
+from timm_wsms.network.layouts import merge, to_map
 from timm_wsms.network.pyramid import choose_factors, halvings
-from timm_wsms.network.stages import Level, is_flat, levels, make_stage, parts
+from timm_wsms.network.stages import Level, is_flat, levels, levels_info, make_stage, parts
 from timm_wsms.network.unused_layers import remove_head
-from timm_wsms.network.weight_sharing import TimmModel, UnsharedNorms
+from timm_wsms.network.weight_sharing import UnsharedNorms
 
-NO_PATCHES = (PoolingVisionTransformer,)  # forward_features gives class tokens alone
-GIVES_SEVERAL = (CoaT, EfficientViM)  # features, of which `num_features` is the sum, or the width of all
-# Between the last map and the features, which may be as wide.
-AFTER_LAST_MAP: dict[type[nn.Module], str] = {EfficientNet: "conv_head", RegNet: "final_conv"}
 KERNEL_SIZE = {"conv1x1": 1, "conv3x3": 3, "none": 0}
 
 
@@ -77,7 +68,7 @@ class WsmsNet(FeatureMaps):
         check_choice("integration", integration, IntegrationKind)
         check_choice("unshared_norms", unshared_norms, UnsharedNorms)
         super().__init__(backbone := build_backbone())
-        self.layout = _layout(backbone)
+        self.layout = feature_layout(backbone)
         for layout in ("output_fmt", "feature_dim"):  # timm's, where a backbone's features are not NCHW
             if hasattr(backbone, layout):
                 setattr(self, layout, getattr(backbone, layout))
@@ -90,11 +81,12 @@ class WsmsNet(FeatureMaps):
                 build_backbone, backbone, level, 2 ** (number - 1), img_size, share_weights, unshared_norms
             )
         self.reduction = cuts[0].reduction
-        self.map_not_in_features = isinstance(backbone, NO_PATCHES)
-        self.feature_info = [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]
-        width = self.feature_info[-1]["num_chs"] if isinstance(backbone, GIVES_SEVERAL) else self.num_features
+        traits = traits_of(backbone)
+        self.map_not_in_features = traits.class_tokens_only
+        self.feature_info = levels_info(backbone)
+        width = self.feature_info[-1]["num_chs"] if traits.several_features else self.num_features
         as_wide = self.feature_info[-1]["num_chs"] == width
-        self.replaces_last_map = bool(self.stages) and as_wide and not _has_neck(backbone)
+        self.replaces_last_map = bool(self.stages) and as_wide and not has_neck(backbone)
         self.residual = residual
         self.integration: Integration | None = None
         if self.stages:
@@ -145,7 +137,7 @@ class WsmsNet(FeatureMaps):
         if self.map_not_in_features:
             features, (f1,) = self.backbone.forward_intermediates(images[0], indices=1)
         else:
-            features = self.backbone.forward_features(images[0])  # first, since then it draws its random numbers first
+            features = self.stage1_features(images[0])  # first, since then it draws its random numbers first
             f1 = features
         f1 = to_map(f1, x, self.reduction, "NCHW" if self.map_not_in_features else self.layout)  # (B, C1, h, w)
         others = [stage(image, f1) for stage, image in zip(self.shallow_stages(), images[1:], strict=True)]
@@ -157,13 +149,13 @@ class WsmsNet(FeatureMaps):
         Where these are tokens, the map is added to those of the patches, and its mean to the class token's.
         """
         if self.integration is None:
-            return self.backbone.forward_features(x)
+            return self.stage1_features(x)
         features, maps = self.stage_maps(x)
         return self.merged(features, self.integration(maps))
 
     def merged(self, features: Any, x: torch.Tensor) -> Any:
         """The backbone's features with the integrated map (B, C, h, w); of several features in the last."""
-        if isinstance(features, (list, tuple)):  # here, where torch.fx follows; it does not look into `merge`
+        if isinstance(features, (list, tuple)):
             return [*features[:-1], merge(features[-1], x, self.layout, self.residual)]
         return merge(features, x, self.layout, self.residual)
 
@@ -171,10 +163,6 @@ class WsmsNet(FeatureMaps):
         """(B, num_features, h, w) → (B, num_classes), or (B, head_hidden_size) with `pre_logits`."""
         head = self.backbone.forward_head if self.head is None else self.head
         return head(x, pre_logits=pre_logits)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # here, since torch.fx finds `merge` and the like beside it
-        """(B, in_chans, H, W) → (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
 
 
 def _count_halvings(pyramid: Sequence[float], stages: int | None) -> int:
@@ -196,16 +184,3 @@ def _choose_levels(backbone: TimmModel, stages: int | None) -> list[Level]:
         what = "blocks" if flat else "levels"
         raise UserError(f"stages must be 1 to {most}, the {what} of this backbone; not {stages}")
     return parts(backbone, stages) if flat else levels(backbone)[:stages]
-
-
-def _has_neck(backbone: TimmModel) -> bool:
-    """Whether a layer stands between the backbone's last map and its features."""
-    path = lookup_by_class(AFTER_LAST_MAP, backbone)
-    return path is not None and not isinstance(backbone.get_submodule(path), nn.Identity)
-
-
-def _layout(backbone: TimmModel) -> Layout:
-    if isinstance(backbone, EfficientViM):
-        return "NCL"
-    fmt = getattr(backbone, "output_fmt", "NCHW")
-    return "NHWC" if str(getattr(fmt, "value", fmt)).upper() == "NHWC" else "NCHW"

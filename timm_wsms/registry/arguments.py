@@ -113,8 +113,5 @@ def _check_types(arguments: Mapping[str, Any]) -> None:
 def _check_fusion(arguments: Mapping[str, Any]) -> None:
     fusion = arguments.get("fusion", "concat")
     check_choice("fusion", fusion, Fusion)
-    if fusion == "mean":
-        if unfit := [key for key in CONCAT_ARGS if arguments.get(key) is not None]:
-            raise UserError(f"fusion='mean' averages logits and integrates no maps; leave out {', '.join(unfit)}")
-        if arguments.get("features_only"):
-            raise UserError("features_only needs fusion='concat': fusion='mean' averages logits and integrates no maps")
+    if fusion == "mean" and (unfit := [key for key in CONCAT_ARGS if arguments.get(key) is not None]):
+        raise UserError(f"fusion='mean' averages logits and integrates no maps; leave out {', '.join(unfit)}")

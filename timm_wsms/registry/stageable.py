@@ -14,6 +14,7 @@ import timm
 import torch
 
 from timm_wsms.errors import UserError
+from timm_wsms.network.layouts import last_feature
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.stages import is_flat, levels
 from timm_wsms.network.wsms_net import WsmsNet
@@ -81,8 +82,7 @@ def _run(network: WsmsNet, side: int) -> str | None:
         network.forward_head(features, pre_logits=True)
     except (NotImplementedError, TypeError):
         return NO_HEAD
-    last = features[-1] if isinstance(features, (list, tuple)) else features
-    last.sum().backward()
+    last_feature(features).sum().backward()
     return None
 
 

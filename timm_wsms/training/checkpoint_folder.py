@@ -75,7 +75,7 @@ def reference_tensors(model: Any, images: torch.Tensor) -> dict[str, torch.Tenso
             "input": images,
             "features": features,
             "pre_logits": model.forward_head(features, pre_logits=True),
-            "logits": model.forward_head(features),
+            "logits": model(images),
         }
     # Copies, since pre-logits may be a view of the features.
     return {name: tensor.clone() for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}

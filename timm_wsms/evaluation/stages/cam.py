@@ -1,4 +1,4 @@
-"""What each stage's map says for a class, and where: heat maps a stage."""
+"""What each stage's map says for a class, and where: heat maps per stage."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from timm_wsms.errors import UserError
+from timm_wsms.network.backbone_traits import feature_layout
 from timm_wsms.network.base import MultiStageNet
-from timm_wsms.network.layouts import Layout, to_map
+from timm_wsms.network.layouts import last_feature, to_map
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.utils import eval_mode
 
@@ -62,20 +63,20 @@ def _of_integrated(model: Any, images: torch.Tensor, classes: Any) -> list[torch
     with torch.enable_grad():
         features, maps = _leaf(features), [_leaf(stage) for stage in maps]
         logits = model.forward_head(model.merged(features, model.integration(maps)))
-    straight, *gradients = _gradients(logits, classes, [_last(features), *maps])
+    straight, *gradients = _gradients(logits, classes, [last_feature(features), *maps])
     heat = [(gradient * stage).sum(1) for gradient, stage in zip(gradients, maps, strict=True)]  # (B, h, w) each
     if straight is not None and not model.map_not_in_features:
-        own = to_map(straight * _last(features), images, model.reduction, model.layout)
+        own = to_map(straight * last_feature(features), images, model.reduction, model.layout)
         heat[0] = heat[0] + own.sum(1)
     return heat
 
 
 def _of_averaged(model: Any, images: torch.Tensor, classes: Any) -> list[torch.Tensor]:
-    several = model.forward_features(images)
+    several = model.stage_features(images)
     with torch.enable_grad():
         several = [_leaf(features) for features in several]
-        logits = model.forward_head(several)
-    ends = [_last(features) for features in several]
+        logits = torch.stack(model.stage_heads(several)).mean(0)
+    ends = [last_feature(features) for features in several]
     gradients = _gradients(logits, classes, ends)
     heat = [
         _to_map(part, gradient * end, images).sum(1)
@@ -89,8 +90,8 @@ def _of_features(model: Any, images: torch.Tensor, classes: Any) -> list[torch.T
     with torch.enable_grad():
         features = _leaf(features)
         logits = model.forward_head(features)
-    (gradient,) = _gradients(logits, classes, [_last(features)])
-    return [_to_map(model, gradient * _last(features), images).sum(1)]
+    (gradient,) = _gradients(logits, classes, [last_feature(features)])
+    return [_to_map(model, gradient * last_feature(features), images).sum(1)]
 
 
 def spread(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -121,17 +122,11 @@ def _leaf(x: Any) -> Any:
     return x.detach().requires_grad_()
 
 
-def _last(features: Any) -> torch.Tensor:
-    return features[-1] if isinstance(features, list) else features
-
-
 def _to_map(model: Any, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Features of a plain model → (B, C, h, w)."""
-    fmt = getattr(model, "output_fmt", "NCHW")
-    layout: Layout = "NHWC" if str(getattr(fmt, "value", fmt)).upper() == "NHWC" else "NCHW"
     if features.ndim != 4:
         raise UserError(
             'this model gives tokens, no feature map; for heat maps give its wsms_ form with fusion="concat", or a '
             "model with maps"
         )
-    return to_map(features, images, 1, layout)
+    return to_map(features, images, 1, feature_layout(model))
