@@ -19,16 +19,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-import timm_wsms  # noqa: F401  (registers the wsms_ names)
-
-AVERAGING = {"fusion": "mean", "pyramid": [1, 0.5], "unshared_norms": "statistics"}
+import timm_wsms  # noqa: F401  (registers the names)
 
 
 def main(argv: list[str] | None = None) -> float:
     """Returns the accuracy on the test images, in %."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default="wsms_resnet50.a1_in1k")
+    parser.add_argument("--model", default="wsmean_resnet50.a1_in1k")
     parser.add_argument("--from_scratch", action="store_true", help="do not start from timm's weights")
     parser.add_argument("--input_size", type=int, help="side of the images in pixels; default: the model's own")
     parser.add_argument("--epochs", type=int, default=10)
@@ -42,7 +40,7 @@ def main(argv: list[str] | None = None) -> float:
     # 1. Model and data. The transforms are timm's, for the model's own input size, mean and standard deviation.
     classes = sorted(path.name for path in (options.folder / "train").iterdir() if path.is_dir())
     pretrained = not options.from_scratch
-    model = timm.create_model(options.model, pretrained=pretrained, num_classes=len(classes), **AVERAGING).to(device)
+    model = timm.create_model(options.model, pretrained=pretrained, num_classes=len(classes)).to(device)
     model.set_stagewise_training()
     config = resolve_model_data_config(model)
     if options.input_size:

@@ -67,7 +67,7 @@ def test_the_bare_loop_learns_and_saves_what_it_learned(tmp_path, capsys):
     words = [
         "--from_scratch",
         "--model",
-        "wsms_test_resnet",
+        "wsmean_test_resnet",
         "--input_size",
         "32",
         "--epochs",
@@ -79,5 +79,5 @@ def test_the_bare_loop_learns_and_saves_what_it_learned(tmp_path, capsys):
     torch.manual_seed(0)
     accuracy = bare_loop.main([str(tmp_path), *words, "--lr", "0.01", "--workers", "0", "--output", str(output)])
     assert accuracy >= 75 and "epoch 6/6" in capsys.readouterr().out
-    model = timm.create_model("wsms_test_resnet", num_classes=2, **bare_loop.AVERAGING)
+    model = timm.create_model("wsmean_test_resnet", num_classes=2)
     model.load_state_dict(load_file(output))  # strict
