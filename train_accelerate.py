@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 
 from timm_wsms import cli_errors
-from timm_wsms.data.sources import progress as progress_bar
+from timm_wsms.data.progress import progress as progress_bar
 from timm_wsms.evaluation import Row
 from timm_wsms.files import atomic_folder
 from timm_wsms.hub import card, publish, results

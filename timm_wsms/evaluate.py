@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timm_wsms import cli_errors, evaluation
-from timm_wsms.data import Split, load_splits
+from timm_wsms.data import Split, load_split, summary
+from timm_wsms.evaluation import leaderboard
 from timm_wsms.evaluation.model_loading import file_name, timm_name
 from timm_wsms.evaluation.options import REMEDIES, Options, parse
 from timm_wsms.evaluation.setup import prepare, start
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     """Evaluates the models that the command line names, prints a table, and writes what the options ask for.
 
     Raises:
-        UserError: a mistake that the user can mend; the message names the option.
+        UserError: a mistake that the user can fix; the message names the option.
     """
     names, options = parse(argv, Options, "evaluate", __doc__.splitlines()[0])
     evaluate(names, options)
@@ -43,9 +44,10 @@ def evaluate(names: list[str], options: Options) -> None:
     """Evaluates models on one source."""
     for name in names:
         timm_name(name)  # all of them, before the first is evaluated
-    accelerator = start(options, names[0])
+    accelerator = start(options)
     with accelerator.main_process_first():  # the others then find the data in the cache
-        split = load_splits(options.data_settings(), options.seed)[1]
+        split = load_split(options.data_settings(), limit=options.limit, seed=options.seed)
+    accelerator.print("\n".join(summary.lines(summary.describe({"test": split}, options.data_settings()))))
     results, rows = [], []
     for name in names:
         result, row = measure(name, split, options, accelerator)
@@ -53,6 +55,10 @@ def evaluate(names: list[str], options: Options) -> None:
         rows.append(row)
         count = evaluation.image_count(result["images"], result["left_out"])
         accelerator.print(f"{name}: {row.accuracy:.2f} % of {count}")
+        if options.append and accelerator.is_main_process:
+            shared = {"split": split.name, "precision": options.precision}
+            figures = {name: value for name, value in result.items() if name != "per_class"}
+            leaderboard.append(options.append, leaderboard.entry("accuracy", options.data, {**figures, **shared}))
         if options.json and accelerator.is_main_process:
             what = {"data": options.data, "split": split.name, "precision": options.precision, "models": results}
             atomic_write_text(Path(options.json), json.dumps(what, indent=2, ensure_ascii=False) + "\n")
@@ -80,7 +86,7 @@ def measure(
     if options.output and accelerator.is_main_process:
         folder = Path(options.output) / file_name(name)
         folder.mkdir(exist_ok=True)
-        evaluation.write_classes(found, split.class_names, folder)
+        evaluation.write_classes(found, one.class_names, folder)
     top1, top5 = evaluation.top1(found), evaluation.top5(found)
     result = {
         "model": name,
@@ -92,14 +98,15 @@ def measure(
         "parameters": cost[0],
         "multiplications": cost[1],
         "data_config": one.config,
-        "per_class": [dataclasses.asdict(one) for one in evaluation.by_class(found, split.class_names)],
+        "per_class": [dataclasses.asdict(each) for each in evaluation.by_class(found, one.class_names)],
     }
     return result, evaluation.Row(name, *cost, top1, by_size, top5)
 
 
 def class_table(results: list[dict[str, Any]]) -> str:
     """Top-1 of each class, a column a model; of many classes only those that the first model knows least."""
-    classes = [one for one in zip(*(result["per_class"] for result in results), strict=True) if one[0]["images"]]
+    # The data's classes come first, whatever others a model has.
+    classes = [one for one in zip(*(result["per_class"] for result in results), strict=False) if one[0]["images"]]
     few = classes
     if len(classes) > PRINTED_CLASSES:
         few = sorted(classes, key=lambda one: one[0]["top1"])[:PRINTED_CLASSES]

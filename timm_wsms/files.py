@@ -3,11 +3,15 @@
 Everything is written under another name beside its place, brought to the disk, and renamed.
 """
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
+from safetensors.torch import save
 
 
 @contextmanager
@@ -83,3 +87,12 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], **metadata: str) -> str:
+    """Writes tensors, made contiguous (safetensors refuses channels-last ones), and returns the file's SHA-256."""
+    data = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt", **metadata}
+    )
+    path.write_bytes(data)  # not `save_file`, whose own error hides that the disk is full
+    return hashlib.sha256(data).hexdigest()

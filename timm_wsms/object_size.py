@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from timm_wsms import cli_errors
-from timm_wsms.data import Split, load_splits
+from timm_wsms.data import Split, load_split, summary
 from timm_wsms.data.decode import BadImageError
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation import parameters
+from timm_wsms.evaluation import leaderboard, parameters
 from timm_wsms.evaluation.model_loading import LOCAL, timm_name
 from timm_wsms.evaluation.object_size.curve import SizePredictions, check_factors, compare, predict_sizes, size_curve
 from timm_wsms.evaluation.object_size.report import Result, Results, as_json, draw, tell
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     """Evaluates the models that the command line names, prints a table, and writes what the options ask for.
 
     Raises:
-        UserError: a mistake that the user can mend; the message names the option.
+        UserError: a mistake that the user can fix; the message names the option.
     """
     names, options = parse(argv, ScaleOptions, "object_size", "Accuracy of trained models against object size.")
     evaluate_sizes(names, options)
@@ -62,6 +62,10 @@ def evaluate_sizes(names: list[str], options: ScaleOptions) -> dict[str, Any]:
     figures = as_json(results, comparisons, split, options)
     if options.json:
         atomic_write_text(Path(options.json), json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    if options.append:
+        shared = {key: value for key, value in figures.items() if key not in ("data", "models", "comparisons")}
+        for model in figures["models"]:
+            leaderboard.append(options.append, leaderboard.entry("object_size", options.data, {**model, **shared}))
     if options.output:
         draw(results, models, split, options)
     tell(results, comparisons, split)
@@ -75,10 +79,11 @@ def measure_all(names: list[str], options: ScaleOptions) -> tuple[Results, dict[
         What was found about each model, and the models, by their labels; the images.
     """
     factors = check(names, options)
-    accelerator = start(options, names[0])
+    accelerator = start(options)
     if accelerator.num_processes > 1:
         raise UserError("object sizes are evaluated by one process; start it with python -m timm_wsms.object_size")
-    split = load_splits(options.data_settings(), options.seed)[1]
+    split = load_split(options.data_settings(), limit=options.limit, seed=options.seed)
+    print("\n".join(summary.lines(summary.describe({"test": split}, options.data_settings()))))
     models = dict(zip(labels(names), (prepare(name, split, options, accelerator) for name in names), strict=True))
     if options.stages:
         check_stages([*models.values()], split, options)

@@ -25,6 +25,7 @@ from timm_wsms import cli_errors, evaluate
 from timm_wsms.evaluation.options import REMEDIES, Options, ScaleOptions
 
 LIMIT = 49
+FIRST = f"test[:{LIMIT}]"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def run(tmp_path_factory):
     """The output of a training run with seed 1 on a few digits."""
     AcceleratorState._reset_state(reset_partial_state=True)
     output = tmp_path_factory.mktemp("run") / "digits"
-    few = ["--data.train_limit", "64", "--data.test_limit", str(LIMIT), "--batch_size", "16", "--lr", "0.05"]
+    few = ["--data.train_limit", "64", "--data.test_split", FIRST, "--batch_size", "16", "--lr", "0.05"]
     train_accelerate.main(
         [
             "--model",
@@ -60,7 +61,7 @@ def folder(run, tmp_path):
 
 
 def digits(*models: Path) -> list[str]:
-    return [*map(str, models), "--data", "digits", "--seed", "1", "--limit", str(LIMIT)]
+    return [*map(str, models), "--data", "digits", "--seed", "1", "--split", FIRST]
 
 
 def figures(tmp_path: Path, *arguments: str) -> list[dict]:
@@ -169,18 +170,70 @@ def test_an_image_that_cannot_be_decoded_can_be_left_out(images, tmp_path, capsy
     assert [one["images"] for one in found["per_class"]] == [5, 6]
 
 
-def test_a_split_without_the_last_class_needs_to_be_told_of_it(run, tmp_path, capsys):
+def test_a_split_without_the_last_class(run, tmp_path, capsys):
     pixels = list(np.zeros((12, 8, 8, 3), np.uint8))
     columns = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     rows = datasets.Dataset.from_dict({"image": pixels, "label": [0, 1, 2, 8] * 3}, features=columns)
     rows.to_parquet(tmp_path / "numbers" / "test.parquet")
     few = [str(run / "model"), "--data", str(tmp_path / "numbers")]
-    assert "has 10 classes, but split 'test'" in (line := refused(capsys, *few)) and "--num_classes" in line
+    (named,) = figures(tmp_path, *few)  # by the names "0" to "8"
+    assert "the data has 9 of its 10 classes; they are matched by name" in capsys.readouterr().out
     (found,) = figures(tmp_path, *few, "--num_classes", "10")
     assert [one["images"] for one in found["per_class"]] == [3, 3, 3, 0, 0, 0, 0, 0, 3, 0]
+    assert named == found
     capsys.readouterr()
     line = refused(capsys, *few, "--num_classes", "8")
     assert "Row 3 of split 'test' has label 8" in line and "there are 8 classes" in line
+
+
+def test_lines_are_added_for_every_model(run, tmp_path):
+    for _ in range(2):
+        (found,) = figures(tmp_path, *digits(run / "model"), "--append", str(tmp_path / "results.jsonl"))
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    for line in lines:
+        assert {key: line[key] for key in ("model", "images", "top1", "top5", "parameters")} == {
+            key: found[key] for key in ("model", "images", "top1", "top5", "parameters")
+        }
+        assert (line["what"], line["data"], line["split"], line["precision"]) == ("accuracy", "digits", FIRST, "no")
+        assert line["versions"]["timm"] == timm.__version__ and "per_class" not in line
+
+
+def test_the_data_is_described_and_a_limit_takes_all_classes(run, images, tmp_path, capsys):
+    (images / "test").rename(images / "Val")
+    (images / "Val" / "dog" / "notes.txt").write_text("no image")
+    model = timm.create_model("resnet20_cifar", num_classes=2)
+    timm.models.save_for_hf(model, tmp_path / "two", safe_serialization=True)
+    (found,) = figures(tmp_path, str(tmp_path / "two"), "--data", str(images), "--workers", "0", "--limit", "5")
+    assert [one["images"] for one in found["per_class"]] == [3, 2]
+    printed = capsys.readouterr().out
+    for line in (
+        "data images: 2 classes (cat, dog)",
+        "test: 5 images of split 'Val', 2 to 3 per class; RGB, 90 × 70–74 pixels (width × height)",
+        "passed over: 1 files that Pillow does not read (.txt): Val/dog/notes.txt",
+        "there is no split 'test'; 'Val' is taken",
+    ):
+        assert line in printed, printed
+
+
+def test_a_model_of_imagenet_is_scored_by_name(tmp_path, capsys):
+    """On a folder of three of its classes, and on the same images under their ids."""
+    for names in (("tench", "English springer", "golf ball"), ("n01440764", "n02102040", "n03445777")):
+        for number, name in enumerate(names):
+            file = tmp_path / names[0] / "validation" / name / "1.png"
+            file.parent.mkdir(parents=True)
+            Image.fromarray(np.random.default_rng(number).integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(file)
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet").eval()
+    model.fc.bias.data[[0, 574]] += 100  # all images are a tench, or a golf ball
+    timm.models.save_for_hf(model, tmp_path / "model", safe_serialization=True)
+    both = [
+        figures(tmp_path, str(tmp_path / "model"), "--data", str(tmp_path / name), "--workers", "0")[0]
+        for name in ("tench", "n01440764")
+    ]
+    assert "the data has 3 of its 1000 classes" in capsys.readouterr().out
+    assert both[0]["top1"] == both[1]["top1"] == pytest.approx(100 / 3) and both[0]["top5"] > 60
+    assert [one["images"] for one in both[0]["per_class"]][:4] == [1, 1, 1, 0] and len(both[0]["per_class"]) == 1000
 
 
 def test_many_classes_are_in_the_files_and_the_worst_of_them_in_the_table():
@@ -194,7 +247,7 @@ def refused(capsys, *arguments: str) -> str:
     """The one line that such a command ends with. It names only options that there are."""
     assert cli_errors.run(lambda: evaluate.main(list(arguments)), REMEDIES) == 2
     printed = capsys.readouterr()
-    assert not printed.out
+    assert all(line.startswith(("data ", "  ")) for line in printed.out.splitlines())  # what was found in the data
     lines = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert lines == printed.err.splitlines()[-1:]
     if "unrecognized" not in lines[0]:  # which quotes what was typed
@@ -235,12 +288,12 @@ def test_bad_options_are_one_line(run, capsys, arguments, says):
 
 def test_a_model_that_does_not_fit_is_one_line(run, folder, images, capsys):
     line = refused(capsys, str(folder), "--data", str(images))
-    assert "has 10 classes, but split 'test'" in line and "has 2;" in line
+    assert "has 10 classes, but the data has 2 (split 'test'" in line
     (folder / "model.safetensors").write_bytes(b"no weights")
     assert f"{folder} does not load" in refused(capsys, *digits(folder))
     (folder / "model.safetensors").unlink()
     assert f"{folder} has no model.safetensors" in refused(capsys, *digits(run / "model", folder))  # before the first
-    assert "no column of class labels" in refused(
+    assert "lie in no class folder" in refused(
         capsys, str(run / "model"), "--data", str(images / "test" / "cat"), "--split", "train"
     )
     for file in images.rglob("*.png"):

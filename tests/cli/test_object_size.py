@@ -34,6 +34,7 @@ def everything(tmp_path_factory):
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path_factory.mktemp("scale")
     more = ["--factors", "[0.5,2]", "--stages", "--gallery", "--heat_images", "[0,3]", "--output", str(folder / "out")]
+    more += ["--append", str(folder / "results.jsonl")]
     return folder, run(folder, *MODELS, *FEW, *more, cache=folder / "cache")
 
 
@@ -60,6 +61,14 @@ def test_figures(everything):
     difference = 24 * (np.array(wsms["top1"]) - plain["top1"]) / 100
     np.testing.assert_allclose(np.subtract(pair["only_second"], pair["only_first"]), difference, atol=1e-9)
     assert pair["area_difference"] == pytest.approx(wsms["area"] - plain["area"])
+
+
+def test_lines_are_added_for_every_model(everything):
+    lines = [json.loads(line) for line in (everything[0] / "results.jsonl").read_text().splitlines()]
+    assert [line["model"] for line in lines] == ["resnet20_cifar10", "wsms_resnet20_cifar10"]
+    for line, figures in zip(lines, everything[1]["models"], strict=True):
+        assert (line["what"], line["data"], line["images"], line["border"]) == ("object_size", "digits", 24, "mean")
+        assert all(line[key] == figures[key] for key in ("factors", "top1", "area", "weights_sha256", "parameters"))
 
 
 def test_pictures(everything):

@@ -18,6 +18,9 @@ TYPES = {
     "byte": VALUE("uint8"),
     "text": VALUE("string"),
     "photo": datasets.Image(),
+    "Label": VALUE("string"),
+    "file": VALUE("binary"),
+    "struct": {"bytes": VALUE("binary"), "path": VALUE("string")},
     "coarse": datasets.ClassLabel(names=["pet"]),
 }
 
@@ -33,6 +36,13 @@ def table(*columns: str, **values: list) -> datasets.Dataset:
         (("fine", "img"), {}, ("img", "fine")),
         (("number", "img", "fine", "weight"), {}, ("img", "fine")),  # class labels go before other integers
         (("number", "img", "weight", "text"), {}, ("img", "number")),
+        (("img", "weight", "text"), {}, ("img", "text")),
+        (("number", "img", "Label"), {}, ("img", "Label")),  # a column with the usual name goes before others
+        (("file", "fine"), {}, ("file", "fine")),
+        (("struct", "fine"), {}, ("struct", "fine")),
+        (("file", "img", "fine"), {}, ("img", "fine")),
+        (("file", "img", "fine"), {"image_column": "file"}, ("file", "fine")),
+        (("img", "number", "text"), {"label_column": "text"}, ("img", "text")),
         (("img", "byte"), {}, ("img", "byte")),
         (("img", "photo", "fine"), {"image_column": "photo"}, ("photo", "fine")),
         (("img", "fine", "coarse"), {"label_column": "coarse"}, ("img", "coarse")),
@@ -47,7 +57,7 @@ def test_columns_are_found_by_type_or_name(columns, named, found):
     ("named", "message"),
     [
         ({}, r"several columns of images; set data\.image_column among: img, photo"),
-        ({"image_column": "img"}, r"several columns of class labels .* data\.label_column among: fine, coarse"),
+        ({"image_column": "img"}, r"several columns of class labels.* data\.label_column among: fine, coarse"),
         (
             {"image_column": "imgs"},
             r"data\.image_column 'imgs': .* no such column; .* img \(Image\), .*weight \(float32\)",
@@ -58,7 +68,6 @@ def test_columns_are_found_by_type_or_name(columns, named, found):
             r"data\.label_column 'x': .* no such column; .* fine \(ClassLabel\)",
         ),
         ({"image_column": "img", "label_column": "weight"}, r"data\.label_column 'weight' does not hold class labels"),
-        ({"image_column": "img", "label_column": "text"}, r"data\.label_column 'text' does not hold class labels"),
     ],
 )
 def test_a_column_that_cannot_be_used_is_named(named, message):
@@ -68,7 +77,10 @@ def test_a_column_that_cannot_be_used_is_named(named, message):
 
 @pytest.mark.parametrize(
     ("columns", "message"),
-    [(("text", "fine"), "no column of images; .* text"), (("img", "text"), "no column of class labels .* img .Image.")],
+    [
+        (("text", "fine"), "no column of images; .* text"),
+        (("img", "weight"), "no column of class labels.* img .Image."),
+    ],
 )
 def test_what_is_not_there_is_said(columns, message):
     with pytest.raises(UserError, match=message):
@@ -76,11 +88,10 @@ def test_what_is_not_there_is_said(columns, message):
 
 
 def test_labels_are_read_from_every_split_with_their_names():
-    tables = [table(fine=[0, 1, 1]), table(fine=[1])]
-    labels, names = read_labels(tables, DataSettings(), "fine")
-    assert names == ["cat", "dog"] and [list(of_split) for of_split in labels] == [[0, 1, 1], [1]]
-    labels, names = read_labels([table(byte=[0, 2, 1, 1]), table(byte=[3])], DataSettings(), "byte")
-    assert names == ["0", "1", "2", "3"] and all(of_split.dtype == np.int64 for of_split in labels)
+    labels, names = read_labels({"train": table(fine=[0, 1, 1]), "test": table(fine=[1])}, DataSettings(), "fine")
+    assert names == ["cat", "dog"] and [list(of_split) for of_split in labels.values()] == [[0, 1, 1], [1]]
+    labels, names = read_labels({"train": table(byte=[0, 2, 1, 1]), "test": table(byte=[3])}, DataSettings(), "byte")
+    assert names == ["0", "1", "2", "3"] and all(of_split.dtype == np.int64 for of_split in labels.values())
 
 
 @pytest.mark.parametrize(
@@ -94,22 +105,54 @@ def test_labels_are_read_from_every_split_with_their_names():
 )
 def test_labels_that_cannot_be_used_are_named(train, test, message):
     with pytest.raises(UserError, match=message):
-        read_labels([table(number=train), table(number=test)], DataSettings(test_split="validation"), "number")
+        read_labels({"train": table(number=train), "validation": table(number=test)}, DataSettings(), "number")
 
 
 def test_the_number_of_classes_can_be_said():
-    few = [table(number=[0, 2]), table(number=[1, 7])]
+    few = {"train": table(number=[0, 2]), "test": table(number=[1, 7])}
     labels, names = read_labels(few, DataSettings(num_classes=10), "number")
-    assert names == [str(number) for number in range(10)] and [list(of_split) for of_split in labels] == [
-        [0, 2],
-        [1, 7],
-    ]
+    assert names == [str(number) for number in range(10)]
+    assert [list(of_split) for of_split in labels.values()] == [[0, 2], [1, 7]]
     with pytest.raises(UserError, match=r"Row 1 of split 'test' has label 7 .* there are 7 classes.* num_classes"):
         read_labels(few, DataSettings(num_classes=7), "number")
 
 
+def test_words_are_classes_in_sorted_order():
+    labels, names = read_labels(
+        {"train": table(text=["dog", "cat", "dog"]), "test": table(text=["ant"])}, DataSettings(), "text"
+    )
+    assert names == ["ant", "cat", "dog"] and [list(of_split) for of_split in labels.values()] == [[2, 1, 2], [0]]
+    _, names = read_labels({"train": table(text=["10", "9", "10"])}, DataSettings(), "text")
+    assert names == ["9", "10"]
+    for missing in (None, ""):
+        with pytest.raises(UserError, match="Row 1 of split 'train' has no label in 'text'"):
+            read_labels({"train": table(text=["dog", missing])}, DataSettings(), "text")
+
+
+def test_words_that_are_no_classes_have_to_be_named():
+    captions = {"train": table(text=[f"a picture of {number}" for number in range(20)])}
+    with pytest.raises(UserError, match=r"20 different words in 20 rows, too many for classes; .* data\.label_column"):
+        read_labels(captions, DataSettings(), "text")
+    assert len(read_labels(captions, DataSettings(label_column="text"), "text")[1]) == 20
+
+
+def test_classes_in_another_order_are_matched_by_name():
+    tables = {"train": table(fine=[0, 1]), "test": table(fine=[0, 1])}
+    labels, names = read_labels(tables, DataSettings(), "fine", {"test": ["dog", "cat"]})
+    assert names == ["cat", "dog"] and [list(of_split) for of_split in labels.values()] == [[0, 1], [1, 0]]
+    labels, names = read_labels(tables, DataSettings(), "fine", {"test": ["wolf", "cat"]})
+    assert names == ["cat", "dog", "wolf"] and list(labels["test"]) == [2, 0]
+    for wrong, message in (
+        (["x", "y"], "cannot be matched: 'cat' .* and 'x'"),
+        (["dog", "dog"], "names a class twice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_labels(tables, DataSettings(), "fine", {"test": wrong})
+
+
 def test_a_missing_split_names_those_there_are():
     splits = {"train": 1, "validation": 2}
-    assert pick_split(splits, DataSettings(test_split="validation"), "test_split") == 2
-    with pytest.raises(UserError, match=r"no split 'test'; set data\.test_split among: train, validation"):
-        pick_split(splits, DataSettings(), "test_split")
+    assert pick_split(splits, DataSettings(test_split="validation"), "test_split") == "validation"
+    assert pick_split(splits, DataSettings(), "test_split") == "validation"
+    with pytest.raises(UserError, match=r"no split 'other'.*data\.test_split among: train, validation"):
+        pick_split(splits, DataSettings(test_split="other"), "test_split")

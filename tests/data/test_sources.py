@@ -1,14 +1,18 @@
 """Sources written to disk as a user has them, and every mistake that a user can make with one."""
 
+import io
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tests.helpers.streams import write_shards
-from timm_wsms.data import DataSettings, load_splits, sources
+from timm_wsms.data import DataSettings, load_data, load_split, load_splits
+from timm_wsms.data import split as split_module
 from timm_wsms.data.decode import BadImageError
 from timm_wsms.errors import UserError
 
@@ -79,7 +83,7 @@ def test_image_folder_with_images_of_any_size_stays_lazy(tmp_path):
 
 def test_images_that_would_fill_the_memory_stay_lazy(tmp_path, monkeypatch):
     source = write_splits(tmp_path / "d", {"train": noise(6, 9, 7, 3), "test": noise(4, 9, 7, 3)})
-    monkeypatch.setattr(sources, "MEMORY_LIMIT", 5 * 9 * 7 * 3)
+    monkeypatch.setattr(split_module, "MEMORY_LIMIT", 5 * 9 * 7 * 3)
     train, test = load_splits(DataSettings(source), 0)
     assert train.pixels is None and test.pixels is not None
     np.testing.assert_array_equal(train.image(5), noise(6, 9, 7, 3)[5])
@@ -119,8 +123,8 @@ def test_limits_take_the_first_images(tmp_path):
 def test_one_split_for_both_is_decoded_once(tmp_path, monkeypatch):
     source = write_splits(tmp_path / "d", {"train": noise(6, 9, 7, 3), "test": noise(4, 9, 7, 3)})
     decoded = []
-    image = sources.Split.image
-    monkeypatch.setattr(sources.Split, "image", lambda split, row: decoded.append(row) or image(split, row))
+    image = split_module.Split.image
+    monkeypatch.setattr(split_module.Split, "image", lambda split, row: decoded.append(row) or image(split, row))
     both = load_splits(DataSettings(source, train_split="test"), 0)
     assert decoded == [0, 1, 2, 3]
     for split in both:
@@ -193,19 +197,23 @@ def make_validation(folder: Path) -> None:
     write_splits(folder, {"train": noise(6, 4, 4, 3), "validation": noise(4, 4, 4, 3)}, labels=labels)
 
 
+def make_only_train(folder: Path) -> None:
+    write_splits(folder, {"train": noise(6, 4, 4, 3)})
+
+
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
-        (make_nothing, ["there is no such folder", "mend the path"]),
-        (make_empty, ["no images can be read from this folder", "Put an image folder"]),
-        (make_text, ["no column of images", "text (string)", "data.source"]),
+        (make_nothing, ["there is no such folder", "fix the path"]),
+        (make_empty, ["there are no images", "Put an image folder"]),
+        (make_text, ["there are no images", "files that Pillow does not read (.txt): notes.txt", "data.source"]),
         (make_broken_parquet, ["no images can be read from this folder", "Parquet magic bytes"]),
         (make_file, ["is a file", "name the folder"]),
-        (make_unlabelled, ["no column of class labels", "image (Image)"]),
+        (make_unlabelled, ["lie in no class folder (a.png, b.png)", "split/class/image"]),
         (make_hidden_labels, ["Row 2 of split 'test' has no label in 'label'"]),
         (make_missing_label, ["Row 1 of split 'train' has no label in 'label'"]),
-        (make_label_of_no_class, ["Row 3 of split 'train' has label 2 in 'label'", "there are 2 classes", "mend"]),
-        (make_validation, ["no split 'test'", "data.test_split", "train, validation"]),
+        (make_label_of_no_class, ["Row 3 of split 'train' has label 2 in 'label'", "there are 2 classes", "fix"]),
+        (make_only_train, ["no split 'test'", "data.holdout=0.2", "data.test_split among: train"]),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_one_clear_line(tmp_path, make, parts):
@@ -227,7 +235,7 @@ def test_the_setting_names_another_split(tmp_path):
     [
         ({"train_limit": 0}, 0, "data.train_limit"),
         ({"workers": -1}, 0, "data.workers"),
-        ({"test_split": "validation"}, 0, "among: test, train"),
+        ({"test_split": "other"}, 0, "among: test, train"),
         ({}, -1, "seed is -1"),
     ],
 )
@@ -284,3 +292,49 @@ def test_not_one_good_image_is_an_error(tmp_path):
         file.write_bytes(b"no image")
     with pytest.raises(UserError, match="None of the 4 images of split 'test'"):
         load_splits(DataSettings(source, on_bad_image="skip"), 0)
+
+
+def test_splits_whose_files_name_the_classes_in_another_order_are_matched_by_name(tmp_path):
+    folder = tmp_path / "d"
+    for split, names in (("train", ["cat", "dog", "fox"]), ("test", ["fox", "cat", "dog"])):
+        columns = {"img": [Image.fromarray(image) for image in noise(3, 4, 4, 3)], "label": [0, 1, 2]}
+        write_parquet(folder, columns, {"img": datasets.Image(), "label": datasets.ClassLabel(names=names)}, split)
+    train, test = load_splits(DataSettings(str(folder)), 0)
+    assert train.class_names == test.class_names == ["cat", "dog", "fox"]
+    assert train.labels.tolist() == [0, 1, 2] and test.labels.tolist() == [2, 0, 1]
+    assert load_split(DataSettings(str(folder))).class_names == ["fox", "cat", "dog"]  # nothing to be matched with
+    streams = load_data(DataSettings(str(folder), streaming=True, train_size=3, test_size=3), 0)
+    assert [[row.label for row in stream.read(0)] for stream in streams] == [[0, 1, 2], [2, 0, 1]]
+    assert streams[1].class_names == ["cat", "dog", "fox"]
+
+
+def test_files_of_one_split_with_classes_in_another_order_are_refused(tmp_path):
+    for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
+        columns = {"img": [Image.fromarray(image) for image in noise(2, 4, 4, 3)], "label": [0, 1]}
+        features = {"img": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+        write_parquet(tmp_path / "d", columns, features, f"train-{number}")
+    with pytest.raises(UserError, match=r"train-1\.parquet has other classes .* of split 'train'"):
+        load_splits(DataSettings(str(tmp_path / "d"), test_split="train"), 0)
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "struct"])
+@pytest.mark.parametrize("place", ["d", "[2024] photos"])
+def test_plain_parquet_of_files_and_words_is_read(tmp_path, kind, place):
+    (tmp_path / place).mkdir()
+    words = {"train": ["dog", "cat", "dog", "ant"], "test": ["cat", "dog"]}
+    for split, labels in words.items():
+        files = []
+        for image in noise(len(labels), 4, 4, 3):
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, "png")
+            files.append(file.getvalue())
+        column = pa.array(files, pa.binary() if kind == "binary" else pa.large_binary())
+        if kind == "struct":
+            column = pa.array([{"bytes": file, "path": "x.png"} for file in files])
+        pq.write_table(pa.table({"picture": column, "kind": labels}), tmp_path / place / f"{split}.parquet")
+    train, test = load_splits(DataSettings(str(tmp_path / place)), 0)
+    assert train.class_names == ["ant", "cat", "dog"]
+    assert train.labels.tolist() == [2, 1, 2, 0] and test.labels.tolist() == [1, 2]
+    np.testing.assert_array_equal(train.pixels, noise(4, 4, 4, 3))
+    with pytest.raises(UserError, match=r"holds no class labels; set data\.num_classes .* data\.streaming"):
+        load_data(DataSettings(str(tmp_path / place), streaming=True, train_size=4, test_size=2), 0)

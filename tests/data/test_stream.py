@@ -42,7 +42,7 @@ def test_a_limit_takes_the_first_images(tmp_path):
 
 def test_the_settings_say_how_many_images_and_classes_there_are(tmp_path):
     source = write_shards(tmp_path / "d", card=False, label=datasets.Value("int64"))
-    with pytest.raises(UserError, match=r"plain integers; set data\.num_classes"):
+    with pytest.raises(UserError, match=r"holds no class labels; set data\.num_classes"):
         streams(source)
     with pytest.raises(UserError, match=r"how many images split 'train' has; set data\.train_size"):
         streams(source, num_classes=2)

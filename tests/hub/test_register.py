@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from tests.helpers.publishing import MODEL, REPO, publish
 from timm_wsms.errors import UserError
+from timm_wsms.files import write_tensors
 from timm_wsms.hub import register
 from timm_wsms.training.checkpoint_folder import reference_tensors
-from timm_wsms.training.optimizer_state import write_tensors
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from tests.helpers.checkpoints import Evil
 from tests.helpers.paths import ROOT
 from timm_wsms.errors import UserError
+from timm_wsms.files import write_tensors
 from timm_wsms.hub import results
 from timm_wsms.hub.verify_folder import check_config, check_folder
 from timm_wsms.training.checkpoint_folder import run_hash
-from timm_wsms.training.optimizer_state import write_tensors
 
 MODELS = ROOT / "hub" / "models"
 add_model = runpy.run_path(str(ROOT / "hub" / "add_model.py"))["add_model"]

@@ -2,7 +2,8 @@
 
 from timm_wsms.data.loader import Batch, Loader, make_loader
 from timm_wsms.data.settings import DataSettings, TimmAugmentation
-from timm_wsms.data.sources import Split, load_data, load_splits
+from timm_wsms.data.sources import load_data, load_split, load_splits
+from timm_wsms.data.split import Split
 from timm_wsms.data.stream import Stream
 from timm_wsms.data.transforms import data_config, eval_transform, train_transform
 
@@ -16,6 +17,7 @@ __all__ = [
     "data_config",
     "eval_transform",
     "load_data",
+    "load_split",
     "load_splits",
     "make_loader",
     "train_transform",

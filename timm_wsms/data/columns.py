@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from timm_wsms.data.hub_source import SPLITS, empty_split
+from timm_wsms.data.folder_metadata import LABEL_NAMES
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
 
@@ -22,7 +22,7 @@ class Columns(NamedTuple):
 
 
 def find_columns(table: "datasets.Dataset", settings: DataSettings) -> Columns:
-    """Finds the columns of images and of labels by their types, where the settings do not name them.
+    """Finds the columns of images and of labels by their types and names, where the settings do not name them.
 
     Args:
         table: a split.
@@ -35,18 +35,27 @@ def find_columns(table: "datasets.Dataset", settings: DataSettings) -> Columns:
 
     features = table.features
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    files = [name for name, feature in features.items() if _holds_files(feature)]
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    integers = [name for name, feature in features.items() if _is_integer(feature)]
+    integers = [name for name, feature in features.items() if _is_value(feature, "int", "uint")]
+    words = [name for name, feature in features.items() if _is_value(feature, "string", "large_string")]
+    usual = [name for name in integers + words if name.casefold() in LABEL_NAMES]
+    what = "class labels, integers or words"
     return Columns(
-        _choose("image_column", settings, images, images, "images", features),
+        _choose("image_column", settings, images or files, images + files, "images", features),
         _choose(
-            "label_column", settings, classes or integers, classes + integers, "class labels or integers", features
+            "label_column", settings, classes or usual or integers or words, classes + integers + words, what, features
         ),
     )
 
 
-def _is_integer(feature: Any) -> bool:
-    return type(feature).__name__ == "Value" and feature.dtype.startswith(("int", "uint"))
+def _is_value(feature: Any, *types: str) -> bool:
+    return type(feature).__name__ == "Value" and feature.dtype.startswith(types)
+
+
+def _holds_files(feature: Any) -> bool:
+    """Whether a column may hold image files as bytes: plain, or as `bytes` beside a `path`."""
+    return _is_value(feature, "binary", "large_binary") or (isinstance(feature, dict) and "bytes" in feature)
 
 
 def _choose(
@@ -86,48 +95,120 @@ def bad_label(row: str, label: int, column: str, class_names: list[str]) -> str:
     if label < 0:
         return f"Row {row} has no label in {column!r}; set another split, or label it."
     return (
-        f"Row {row} has label {label} in {column!r}, but there are {len(class_names)} classes, counted from 0; mend the"
+        f"Row {row} has label {label} in {column!r}, but there are {len(class_names)} classes, counted from 0; fix the"
         " labels, or choose another label_column or num_classes."
     )
 
 
 def read_labels(
-    tables: list["datasets.Dataset"], settings: DataSettings, column: str
-) -> tuple[list[np.ndarray], list[str]]:
-    """Reads the labels of all splits.
+    tables: "dict[str, datasets.Dataset]",
+    settings: DataSettings,
+    column: str,
+    stored: dict[str, list[str]] | None = None,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Reads the labels of splits.
 
     Args:
-        tables: the splits to train on and to evaluate on, which both have the column.
-        settings: of which `num_classes` and the names of splits count.
+        tables: the splits by name; all have the column.
+        settings: of which `num_classes` counts.
         column: the column of labels.
+        stored: the class names of splits whose files have an order of their own.
 
     Returns:
         labels: int64 (n,) per split.
-        class_names: one per class; the numbers themselves where the labels are plain integers.
+        class_names: one per class, of all these splits; the numbers themselves where the labels are plain integers.
 
     Raises:
-        UserError: if a split is empty or has rows without a label, or if the numbers cannot be classes.
+        UserError: if a split is empty or has rows without a label, or if the labels cannot be classes.
     """
-    labels = []
-    names = settings.train_split, settings.test_split
-    for table, part in zip(tables, SPLITS, strict=True):
+    for name, table in tables.items():
         if len(table) == 0:
-            raise UserError(empty_split(settings, part))
-        stored = table.select_columns([column]).with_format("arrow")[:][column]
-        values = stored.cast("int64", safe=False).fill_null(UNLABELLED).to_numpy().copy()  # (n,), ours to write to
-        labels.append(values)
-    class_names = getattr(tables[0].features[column], "names", None)
-    if class_names is None:
-        count = settings.num_classes or max(int(values.max()) for values in labels) + 1
-        if settings.num_classes is None and count > len(labels[0]):  # an identifier, perhaps
-            raise UserError(
-                f"Column {column!r} has numbers up to {count - 1} in {len(labels[0])} rows of split {names[0]!r}: these"
-                f" are no classes counted from 0; set {settings.option('label_column')} to another, or say"
-                f" {settings.option('num_classes')}."
-            )
-        class_names = [str(label) for label in range(count)]
-    for values, name in zip(labels, names, strict=True):
-        if len(wrong := np.flatnonzero((values < 0) | (values >= len(class_names)))):
+            raise UserError(f"Split {name!r} is empty; set another.")
+    cells = {name: table.select_columns([column]).with_format("arrow")[:][column] for name, table in tables.items()}
+    feature = next(iter(tables.values())).features[column]
+    if _is_value(feature, "string", "large_string"):
+        return _number_words(cells, settings, column)
+    # (n,) each, ours to write to
+    labels = {
+        name: of_split.cast("int64", safe=False).fill_null(UNLABELLED).to_numpy().copy()
+        for name, of_split in cells.items()
+    }
+    declared = getattr(feature, "names", None)
+    of_split = {name: (stored or {}).get(name) or declared for name in tables}
+    if declared is None:
+        names = _number_names(labels, settings, column)
+        of_split = dict.fromkeys(tables, names)
+    class_names, numbers = merge_names(of_split)  # type: ignore[arg-type]
+    for name, values in labels.items():
+        own = of_split[name] or []
+        if len(wrong := np.flatnonzero((values < 0) | (values >= len(own)))):
             row = wrong[0]
-            raise UserError(bad_label(f"{row} of split {name!r}", values[row], column, class_names))
-    return labels, list(class_names)
+            raise UserError(bad_label(f"{row} of split {name!r}", values[row], column, own))
+        labels[name] = numbers[name][values]
+    return labels, class_names
+
+
+def merge_names(of_splits: dict[str, list[str]]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """One list of classes for splits that may name them in different orders.
+
+    Args:
+        of_splits: each split's class names, in the order of its labels; the first split's order stays.
+
+    Returns:
+        class_names: of all splits.
+        numbers: per split, the class of each of its labels, int64 (its classes,).
+
+    Raises:
+        UserError: if a split names a class twice, or two splits have no name in common.
+    """
+    (first, names), *others = of_splits.items()
+    for split, own in others:
+        if own != names and not set(own) & set(names):
+            raise UserError(
+                f"The classes of splits {first!r} and {split!r} cannot be matched: {names[0]!r} … and {own[0]!r} … have"
+                " no name in common; give both the same names."
+            )
+    class_names = [*names, *sorted({name for _, own in others for name in own} - set(names))]
+    place = {name: number for number, name in enumerate(class_names)}
+    for split, own in of_splits.items():
+        if own != class_names[: len(own)] and len(set(own)) < len(own):
+            raise UserError(f"Split {split!r} names a class twice, so that its classes cannot be matched by name.")
+    numbers = {
+        split: np.arange(len(own)) if own == class_names[: len(own)] else np.array([place[name] for name in own])
+        for split, own in of_splits.items()
+    }
+    return class_names, numbers
+
+
+def _number_names(labels: dict[str, np.ndarray], settings: DataSettings, column: str) -> list[str]:
+    """The numbers as names of classes."""
+    count = settings.num_classes or max(int(values.max()) for values in labels.values()) + 1
+    name, rows = next((name, len(values)) for name, values in labels.items())
+    if settings.num_classes is None and count > rows:  # an identifier, perhaps
+        raise UserError(
+            f"Column {column!r} has numbers up to {count - 1} in {rows} rows of split {name!r}: these are no classes"
+            f" counted from 0; set {settings.option('label_column')} to another, or say"
+            f" {settings.option('num_classes')}."
+        )
+    return [str(label) for label in range(count)]
+
+
+def _number_words(
+    cells: dict[str, Any], settings: DataSettings, column: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Words as classes, in sorted order; if all are whole numbers, in the order of these."""
+    words = {name: of_split.to_pylist() for name, of_split in cells.items()}
+    for name, of_split in words.items():
+        if None in of_split or "" in of_split:
+            row = next(row for row, word in enumerate(of_split) if not word)
+            raise UserError(bad_label(f"{row} of split {name!r}", UNLABELLED, column, []))
+    distinct = {word for of_split in words.values() for word in of_split}
+    rows = sum(map(len, words.values()))
+    if settings.label_column is None and len(distinct) > max(rows // 2, 10):  # captions or names of files, perhaps
+        raise UserError(
+            f"Column {column!r} has {len(distinct)} different words in {rows} rows, too many for classes; set"
+            f" {settings.option('label_column')}, to {column!r} if it is the one."
+        )
+    class_names = sorted(distinct, key=int if all(word.isdecimal() for word in distinct) else None)
+    place = {word: number for number, word in enumerate(class_names)}
+    return {name: np.array([place[word] for word in of_split]) for name, of_split in words.items()}, class_names

@@ -6,9 +6,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
+from timm_wsms.data.high_bit_depth import (
+    UnknownRangeError,
+    ValueRange,
+    check_upper_bits,
+    has_more_bits,
+    keeps_upper_bits,
+    to_eight_bits,
+    values_of,
+)
 from timm_wsms.data.jpeg_crop import JpegCrop, needs_only_decoding
 from timm_wsms.data.settings import DataSettings
 
@@ -22,7 +30,7 @@ class BadImageError(Exception):
 
 def remedy(settings: DataSettings) -> str:
     """What can be done about an image that cannot be decoded."""
-    return f"Mend or remove it, or leave out all such images with {settings.option('on_bad_image')}=skip."
+    return f"Fix or remove it, or leave out all such images with {settings.option('on_bad_image')}=skip."
 
 
 def undecoded(table: "datasets.Dataset", column: str) -> "datasets.Dataset":
@@ -32,7 +40,13 @@ def undecoded(table: "datasets.Dataset", column: str) -> "datasets.Dataset":
     return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-def decode(value: dict[str, Any], split: str, row: int, crop: JpegCrop | None = None) -> Image.Image:
+def decode(
+    value: dict[str, Any],
+    split: str,
+    row: int,
+    crop: JpegCrop | None = None,
+    value_range: ValueRange | None = None,
+) -> Image.Image:
     """Decodes one image.
 
     Args:
@@ -40,25 +54,37 @@ def decode(value: dict[str, Any], split: str, row: int, crop: JpegCrop | None = 
         split: name of the split, for the message.
         row: number of the row in the split, from 0, for the message.
         crop: take this of it; of a JPEG no more is then decoded than it needs.
+        value_range: black and white of an image of more than 8 bits; None: as its file says.
 
     Returns:
         The image in RGB, turned upright if its EXIF says so; or the crop of it.
 
     Raises:
-        BadImageError: if it cannot be decoded.
+        BadImageError: if it cannot be decoded, or it is not known which of its values are black and white.
     """
     import datasets
 
     with _naming(value, split, row):
-        if crop and (file := _file(value)) is not None:
+        file = _file(value)
+        if file is None:
+            image = _load(datasets.Image().decode_example(value), value_range)
+        else:
             opened = Image.open(BytesIO(file))
-            if needs_only_decoding(opened):
+            if crop and needs_only_decoding(opened):
                 return crop.from_file(file, opened)
-        image = datasets.Image().decode_example(value)
-        if image.mode.startswith("I"):  # 16 bits: Pillow would clip them to 8, and all but black came out white
-            image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-        image = image.convert("RGB")
+            image = _load(opened, value_range)
         return crop(image) if crop else image
+
+
+def _load(opened: Image.Image, value_range: ValueRange | None) -> Image.Image:
+    """An opened image's pixels, upright, in 8 bits, in RGB."""
+    upper_bits = keeps_upper_bits(opened)
+    values = values_of(opened, value_range) if has_more_bits(opened) else None
+    opened.load()
+    if upper_bits:
+        check_upper_bits(opened, value_range)
+    image = ImageOps.exif_transpose(opened) if opened.getexif().get(ExifTags.Base.Orientation) is not None else opened
+    return (to_eight_bits(image, values) if values else image).convert("RGB")
 
 
 def _file(value: dict[str, Any]) -> bytes | None:
@@ -84,7 +110,12 @@ def _naming(value: dict[str, Any] | None, split: str, row: int) -> Iterator[None
         yield
     except MemoryError:
         raise
+    except UnknownRangeError as error:
+        raise BadImageError(f"Row {row} of split {split!r}{_place(value)}: {error}.") from error
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        place = f" ({value['path']})" if value and value["path"] else ""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise BadImageError(f"Row {row} of split {split!r}{place} cannot be decoded ({reason}).") from error
+        raise BadImageError(f"Row {row} of split {split!r}{_place(value)} cannot be decoded ({reason}).") from error
+
+
+def _place(value: dict[str, Any] | None) -> str:
+    return f" ({value['path']})" if value and value["path"] else ""

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from timm_wsms.data.decode import BadImageError
-from timm_wsms.data.sources import Split
+from timm_wsms.data.split import Split
 from timm_wsms.data.stream import Stream
 from timm_wsms.data.transforms import split_off_crop
 

@@ -9,8 +9,9 @@ import torch
 
 from timm_wsms.data.image_dataset import ImageWorkers, TransformedImages
 from timm_wsms.data.loader_base import AUGMENTATION, ORDER, Batch, Loader
+from timm_wsms.data.progress import progress
 from timm_wsms.data.settings import DataSettings
-from timm_wsms.data.sources import Split, fits_in_memory, progress
+from timm_wsms.data.split import Split, fits_in_memory
 from timm_wsms.data.stream import Stream
 from timm_wsms.data.stream_loader import StreamLoader
 from timm_wsms.data.transforms import eval_transform, normalize, train_transform

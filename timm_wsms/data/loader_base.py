@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm_wsms.data.batch_augmentation import BatchAugmentation
 from timm_wsms.data.decode import remedy
 from timm_wsms.data.settings import DataSettings
-from timm_wsms.data.sources import Split
+from timm_wsms.data.split import Split
 from timm_wsms.data.stream import Stream
 from timm_wsms.errors import UserError
 
@@ -124,5 +124,5 @@ class Loader(ABC):
                 raise UserError(f"{next(iter(errors.values()))} {remedy(self.settings)}")
             self.left_out.update(errors)
             if self.train and not len(index):  # the other processes make a step with this batch
-                raise UserError(f"Split {self.split.name!r}: no image of a whole batch can be decoded; mend the data.")
+                raise UserError(f"Split {self.split.name!r}: no image of a whole batch can be decoded; fix the data.")
             yield index, images

@@ -49,11 +49,19 @@ class DataSettings:
     train_split: str = "train"
     """Name of the split to train on."""
     test_split: str = "test"
-    """Name of the split to evaluate on."""
+    """Name of the split to evaluate on. If there is no `test`, a validation split is taken, under any of its usual
+    names. Of both splits a part can be taken: `train[:80%]`, `train[80%:]`."""
+    holdout: float | None = None
+    """Evaluate on this part of the training split instead, such as 0.2, drawn by the seed from each class, and train on
+    the rest."""
     image_column: str | None = None
     """The column of images; by default the only one there is."""
     label_column: str | None = None
-    """The column of labels; by default the only one of class labels, else of integers."""
+    """The column of labels; by default the only one of class labels, else one called `label` or the like, else the only
+    one of integers, or of words. In an image folder: a column of its `metadata.csv`, in place of the class folders."""
+    value_range: tuple[float, float] | None = None
+    """The values of black and white in images of more than 8 bits a channel, such as [0, 4095]; by default as each file
+    says, and an image that does not say it is an error."""
     augmentation: Literal["none", "pad_crop_flip", "timm"] = "none"
     """Of training images: none, CIFAR's usual (pad 4 pixels, random crop, horizontal flip), or that of `data.timm`."""
     scale_jitter: tuple[float, float] | None = None
@@ -95,9 +103,9 @@ class DataSettings:
     num_classes: int | None = None
     """Number of classes where labels are plain integers; by default one more than the largest. A stream needs it."""
     train_limit: int | None = None
-    """Train on the first so many images only, for a quick look."""
+    """Train on the first so many images only, for a quick look; of data sorted by class, on as many of each class."""
     test_limit: int | None = None
-    """Evaluate on the first so many images only, for a quick look."""
+    """Evaluate on the first so many images only, likewise."""
 
     def option(self, name: str) -> str:
         """What the user calls a setting, for messages: the training script's name here."""

@@ -1,17 +1,20 @@
 """Sources that are read row by row, in place of being downloaded first."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from timm_wsms.data import columns
 from timm_wsms.data.decode import decode
-from timm_wsms.data.hub_source import empty_split, one_line, open_source, pick_split
+from timm_wsms.data.high_bit_depth import ValueRange
+from timm_wsms.data.hub_source import Source, one_line, open_source, pick_split
 from timm_wsms.data.jpeg_crop import JpegCrop
 from timm_wsms.data.settings import DataSettings
+from timm_wsms.data.split_names import parse_split
 from timm_wsms.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +53,9 @@ class Stream:
         limit: read only the first so many rows.
         object_sizes: not known.
         skipped: none is left out before training.
+        numbers: the class of each label in the files, where they have the classes in another order; int64 (labels,).
+        value_range: as in `Split`.
+        found: as in `Split`.
     """
 
     name: str
@@ -60,6 +66,9 @@ class Stream:
     limit: int | None = None
     object_sizes: None = None
     skipped: int = 0
+    numbers: np.ndarray | None = None
+    value_range: ValueRange | None = None
+    found: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.size
@@ -84,9 +93,11 @@ class Stream:
         row = 0
         while (values := self._next(rows)) is not None:
             label = columns.UNLABELLED if values[self.columns.label] is None else values[self.columns.label]
-            if not 0 <= label < len(self.class_names):
+            known = len(self.class_names if self.numbers is None else self.numbers)
+            if not 0 <= label < known:
                 place = f"{row} of split {self.name!r}, shard {shard},"
                 raise UserError(columns.bad_label(place, label, self.columns.label, self.class_names))
+            label = label if self.numbers is None else int(self.numbers[label])
             yield Row(shard * SHARD + row, label, values[self.columns.image])
             row += 1
 
@@ -113,7 +124,7 @@ class Stream:
             BadImageError: if it cannot be decoded.
         """
         shard, row = divmod(index, SHARD)
-        return decode(undecoded, f"{self.name}, shard {shard}", row, crop)
+        return decode(undecoded, f"{self.name}, shard {shard}", row, crop, self.value_range)
 
 
 def open_streams(settings: DataSettings) -> tuple[Stream, Stream]:
@@ -126,36 +137,69 @@ def open_streams(settings: DataSettings) -> tuple[Stream, Stream]:
         UserError: if the source, a split or a column is missing, or it is not known how many images or classes a split
             has.
     """
-    found = open_source(settings)
-    features = pick_split(found, settings, "train_split").features
-    if features is None:
+    for name in (settings.train_split, settings.test_split):
+        if parse_split(name).is_part or settings.holdout is not None:
+            raise UserError(
+                f"a stream has no parts such as {name!r} and no {settings.option('holdout')}; leave out"
+                f" {settings.option('streaming')}."
+            )
+    source = open_source(settings)
+    names = [pick_split(source.splits, settings, setting) for setting in ("train_split", "test_split")]
+    rows = source.splits[names[0]]
+    if rows.features is None:
         raise UserError(
             f"{settings.option('source')} {settings.source!r} does not say what its columns hold; leave out"
             f" {settings.option('streaming')}."
         )
-    both = columns.find_columns(found[settings.train_split], settings)
-    class_names = getattr(features[both.label], "names", None) or list(map(str, range(settings.num_classes or 0)))
-    if not class_names:
+    both = source.find_columns(names[0], settings)
+    declared = getattr(rows.features[both.label], "names", None) or list(map(str, range(settings.num_classes or 0)))
+    if not declared:
         raise UserError(
-            f"Column {both.label!r} of the stream holds plain integers; set {settings.option('num_classes')}."
+            f"Column {both.label!r} of the stream holds no class labels; set {settings.option('num_classes')} if it"
+            f" holds integers, or leave out {settings.option('streaming')}."
         )
-    return _stream(found, "train", class_names, both, settings), _stream(found, "test", class_names, both, settings)
+    stored = source.names_in(both.label)
+    class_names, numbers = columns.merge_names({name: stored.get(name, declared) for name in names})
+    train, test = (
+        _stream(source, part, name, class_names, numbers[name], both, settings)
+        for part, name in zip(("train", "test"), names, strict=True)
+    )
+    return train, test
 
 
 def _stream(
-    found: dict[str, Any], part: str, class_names: list[str], both: columns.Columns, settings: DataSettings
+    source: Source,
+    part: str,
+    name: str,
+    class_names: list[str],
+    numbers: np.ndarray,
+    both: columns.Columns,
+    settings: DataSettings,
 ) -> Stream:
     import datasets
 
-    name, size, limit = (getattr(settings, f"{part}_{what}") for what in ("split", "size", "limit"))
-    rows = pick_split(found, settings, f"{part}_split")
+    size, limit = (getattr(settings, f"{part}_{what}") for what in ("size", "limit"))
+    rows = source.splits[name]
     declared = (rows.info.splits or {}).get(name)
-    if size is None and declared is not None:
-        size = declared.num_examples
+    if size is None:
+        size = source.sizes.get(name, None if declared is None else declared.num_examples)
     if size == 0:
-        raise UserError(empty_split(settings, f"{part}_split"))
+        raise UserError(f"Split {name!r} is empty; set {settings.option(f'{part}_split')} to another.")
     if size is None and limit is None:
         option = settings.option(f"{part}_size")
         raise UserError(f"The stream does not say how many images split {name!r} has; set {option}.")
     rows = rows.select_columns(list(both)).cast_column(both.image, datasets.Image(decode=False))
-    return Stream(name, min(n for n in (size, limit) if n is not None), class_names, rows, both, limit)
+    least = min(n for n in (size, limit) if n is not None)
+    other_order = None if np.array_equal(numbers, np.arange(len(numbers))) else numbers
+    found = {"passed_over": source.passed_over.get(name, {}), "beside": source.passed_over.get("", {})}
+    return Stream(
+        name,
+        least,
+        class_names,
+        rows,
+        both,
+        limit,
+        numbers=other_order,
+        value_range=settings.value_range,
+        found={**found, "remarks": source.remarks},
+    )

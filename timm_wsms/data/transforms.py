@@ -38,7 +38,7 @@ def data_config(model: torch.nn.Module, settings: DataSettings, *, use_test_size
     size, option = config["input_size"], settings.option
     if len(size) != 3 or size[0] not in (1, 3) or min(size) < 1:
         raise UserError(
-            f"{option('input_size')} {list(size)} is not (channels, height, width) with 1 or 3 channels; mend it."
+            f"{option('input_size')} {list(size)} is not (channels, height, width) with 1 or 3 channels; fix it."
         )
     for name in ("mean", "std"):
         if len(config[name]) != size[0]:
@@ -82,7 +82,7 @@ def train_transform(config: dict[str, Any], settings: DataSettings):
     try:
         transform = timm.data.create_transform(**{**config, **augmentation}, is_training=True)
     except (AssertionError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"timm refuses the settings under data.timm ({error!r}); mend them.") from error
+        raise UserError(f"timm refuses the settings under data.timm ({error!r}); fix them.") from error
     crop, *rest = transform.transforms
     if jitter := check_scale_jitter(settings):
         if not isinstance(crop, RandomResizedCropAndInterpolation):

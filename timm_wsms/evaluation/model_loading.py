@@ -1,15 +1,11 @@
-"""Trained models by name, and their classes in the order of the data's."""
+"""Trained models by name."""
 
-import json
 import re
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from torch import nn
 
 from timm_wsms.cli_errors import is_out_of_memory
 from timm_wsms.errors import UserError
@@ -37,7 +33,7 @@ def timm_name(name: str) -> str:
             raise UserError(f"{folder} has no {' and no '.join(missing)}; name a checkpoint folder{inside}")
         return f"{LOCAL}{folder}"
     if ":" not in name and "/" in name:
-        raise UserError(f"there is no folder {name}; mend the path, or write hf-hub:{name} for a model on the Hub")
+        raise UserError(f"there is no folder {name}; fix the path, or write hf-hub:{name} for a model on the Hub")
     check_name(name)
     return name
 
@@ -68,39 +64,3 @@ def load_model(name: str, **kwargs: Any) -> Any:
         raise UserError(
             f"{name} cannot be loaded; check its weights, the model_kwargs and, for the Hub, the network ({reason})"
         ) from error
-
-
-class InOrder(nn.Module):
-    """A model whose logits come in another order."""
-
-    def __init__(self, model: nn.Module, order: Sequence[int]):
-        super().__init__()
-        self.model = model
-        self.register_buffer("order", torch.tensor(order), persistent=False)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(images)[:, self.order]  # (b, classes)
-
-
-def in_order_of(model: Any, class_names: Sequence[str]) -> tuple[nn.Module, str | None]:
-    """Brings a model's classes into the order of the data's, where both have the same names.
-
-    Args:
-        model: a timm model; its names are the `label_names` of its config.json.
-        class_names: the data's, as many as the model has logits.
-
-    Returns:
-        The model, wrapped if its order is another; and a remark, if the names differ.
-    """
-    names = model.pretrained_cfg.get("label_names") or class_names
-    names = list(names.values() if isinstance(names, dict) else names)
-    if names == list(class_names):
-        return model, None
-    if sorted(names) == sorted(class_names) and len(set(names)) == len(names):
-        order = [names.index(name) for name in class_names]
-        return InOrder(model, order), "its classes are the data's in another order; they are matched by name"
-    if len(names) != len(class_names):
-        return model, f"it names {len(names)} classes, the data {len(class_names)}; they are matched by number"
-    one = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
-    example = " is ".join(json.dumps(name, ensure_ascii=False) for name in one)
-    return model, f"its class names are not the data's; they are matched by number ({example})"

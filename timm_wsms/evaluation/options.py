@@ -20,15 +20,8 @@ REMEDIES = Remedies(
     workers="lower --workers",
     memory="lower --batch_size, or take --precision bf16",
 )
-# The data room's settings that have another name here. There is nothing to train on, but the data room wants to be told
-# of a split to train on: it is given the same, which costs nothing a second time.
-OTHER_NAMES = {
-    "source": "data",
-    "train_split": "split",
-    "test_split": "split",
-    "train_limit": "limit",
-    "test_limit": "limit",
-}
+# The data room's settings that have another name here.
+OTHER_NAMES = {"source": "data", "train_split": "split", "test_split": "split"}
 
 
 class EvaluationData(DataSettings):
@@ -46,16 +39,22 @@ class Options:
     """`digits`, a local folder (image folder or parquet files), or a Hub name."""
     config: str | None = None
     """The Hub data set's configuration, where it has several."""
-    split: str = "test"
-    """Name of the split."""
+    split: str | None = None
+    """Name of the split, or a part of it such as `test[:20%]`; by default `test`, else a validation split under any of
+    its usual names. With --holdout: of the split that it was taken from, by default `train`."""
+    holdout: float | None = None
+    """Evaluate on what a run with this `data.holdout` and --seed has kept back of its training split."""
     image_column: str | None = None
     """The column of images; by default the only one there is."""
     label_column: str | None = None
-    """The column of labels; by default the only one of class labels, else of integers."""
+    """The column of labels; by default the only one of class labels, else one called `label` or the like, else the only
+    one of integers, or of words. In an image folder: a column of its `metadata.csv`, in place of the class folders."""
+    value_range: tuple[float, float] | None = None
+    """The values of black and white in images of more than 8 bits a channel; by default as each file says."""
     num_classes: int | None = None
     """Number of classes where labels are plain integers; by default one more than the largest."""
     limit: int | None = None
-    """Evaluate on the first so many images only."""
+    """Evaluate on so many images only, as many of each class as there are."""
     seed: int = 0
     """Of the training run, on which the embedded digits' split depends; other sources do not."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -82,6 +81,8 @@ class Options:
     """By default what Accelerate chooses."""
     json: str | None = None
     """A file for all figures, written anew after each model."""
+    append: str | None = None
+    """A file to which one line of JSON is added per model, to compare models over time: `results.jsonl`."""
     output: str | None = None
     """A folder for each model's `per_class.csv` and `confusion.png`."""
 
@@ -89,7 +90,9 @@ class Options:
         """The same in the data room's terms."""
         own = {one.name for one in dataclasses.fields(self)}
         names = {one.name: OTHER_NAMES.get(one.name, one.name) for one in dataclasses.fields(DataSettings)}
-        return EvaluationData(**{setting: getattr(self, name) for setting, name in names.items() if name in own})
+        values = {setting: getattr(self, name) for setting, name in names.items() if name in own}
+        defaults = {"train_split": DataSettings.train_split, "test_split": DataSettings.test_split}
+        return EvaluationData(**{**values, **{setting: self.split or name for setting, name in defaults.items()}})
 
 
 @dataclass

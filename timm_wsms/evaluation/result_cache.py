@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -18,8 +19,7 @@ from torch import nn
 
 from timm_wsms.data import Split
 from timm_wsms.errors import UserError
-from timm_wsms.files import atomic_folder
-from timm_wsms.training.optimizer_state import write_tensors
+from timm_wsms.files import atomic_folder, write_tensors
 
 Arrays = dict[str, np.ndarray]
 
@@ -70,12 +70,19 @@ def model_hash(model: nn.Module) -> str:
 
 
 def data_fingerprint(split: Split) -> str:
-    """SHA-256 of a split's images and labels; of images that are not kept decoded, `datasets`' own fingerprint."""
+    """SHA-256 of a split's images and labels: of the pixels that are kept decoded; of files, their sizes and times of
+    change; of other images, `datasets`' own fingerprint.
+    """
     digest = hashlib.sha256(split.labels.tobytes())
-    digest.update(json.dumps(split.class_names).encode())
+    digest.update(json.dumps([split.class_names, split.value_range]).encode())
     if split.pixels is not None:
         digest.update(str(split.pixels.shape).encode())
         digest.update(split.pixels.tobytes())
-    else:
-        digest.update(split.rows._fingerprint.encode())  # type: ignore[union-attr]
+        return digest.hexdigest()
+    assert split.rows is not None
+    digest.update(split.rows._fingerprint.encode())
+    files = (split.undecoded(place) for place in range(len(split)))
+    for path in (value["path"] for value in files if value["bytes"] is None):
+        if os.path.exists(path):
+            digest.update(f"{path} {os.stat(path).st_size} {os.stat(path).st_mtime_ns}".encode())
     return digest.hexdigest()

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from timm_wsms.accelerator import build_accelerator
 from timm_wsms.data import Loader, Split, data_config, eval_transform, make_loader
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.model_loading import in_order_of, load_model
+from timm_wsms.evaluation.class_matching import match_classes
+from timm_wsms.evaluation.model_loading import load_model
 from timm_wsms.evaluation.options import REMEDIES, Options
-from timm_wsms.training.builders import build_accelerator, check_input
-from timm_wsms.training.settings import Settings
+from timm_wsms.model_checks import check_input
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,7 +30,8 @@ class Prepared:
     Attributes:
         network: the timm model, on the accelerator's device.
         ordered: the same, its logits in the order of the data's classes.
-        data_class: the data's class of each of the network's own logits.
+        data_class: the place of each of the network's own logits in `class_names`.
+        class_names: the data's classes, then those of the network that the data has not.
         config: of its images, from `data_config`.
         loader: this process's share of the split.
         remark: what a user should know about the classes; None if there is nothing.
@@ -38,6 +40,7 @@ class Prepared:
     network: Any
     ordered: nn.Module
     data_class: list[int]
+    class_names: list[str]
     config: dict[str, Any]
     loader: Loader
     remark: str | None
@@ -49,20 +52,20 @@ class Prepared:
         return images.to(next(self.network.parameters()).device)
 
 
-def start(options: Options, model: str) -> Accelerator:
+def start(options: Options) -> Accelerator:
     """The accelerator, and the folders for what is to be written.
 
     Raises:
-        UserError: the device or the precision is not to be had here, or nothing can be written to a folder.
+        UserError: the device or the precision is not available here, or nothing can be written to a folder.
     """
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    accelerator = build_accelerator(Settings(model, precision=options.precision))
+    accelerator = build_accelerator(options.precision)
     if options.device not in (None, accelerator.device.type):
-        raise UserError(f"--device {options.device} is not to be had here; Accelerate chose {accelerator.device.type}")
+        raise UserError(f"--device {options.device} is not available here; Accelerate chose {accelerator.device.type}")
     if options.json and Path(options.json).is_dir():
         raise UserError(f"--json {options.json} is a folder; name a file")
-    folders = [Path(options.json).parent] if options.json else []
+    folders = [Path(file).parent for file in (options.json, options.append) if file]
     folders += [Path(options.output)] if options.output else []
     for folder in folders:
         try:
@@ -81,12 +84,13 @@ def prepare(name: str, split: Split, options: Options, accelerator: Accelerator)
         UserError: it cannot be loaded, or does not fit the data.
     """
     model = load_model(name, **options.model_kwargs)
-    if model.num_classes != len(split.class_names):
+    try:
+        ordered, class_names, remark = match_classes(model, split.class_names, model.num_classes)
+    except UserError as error:
         raise UserError(
-            f"{name} has {model.num_classes} classes, but split {split.name!r} of {options.data} has "
-            f"{len(split.class_names)}; name a model or a --label_column that fits, or give --num_classes if the split "
-            "has no image of the last"
-        )
+            f"{name} {error} (split {split.name!r} of {options.data}); name a model or a --label_column that fits, or "
+            "give --num_classes if the split has no image of the last"
+        ) from error
     settings = options.data_settings()
     option = settings.option("input_size")
     if options.input_size:  # before its mean and std are looked at, which are three for three channels
@@ -95,9 +99,8 @@ def prepare(name: str, split: Split, options: Options, accelerator: Accelerator)
     check_input(model, name, config["input_size"], model.num_classes, option)
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes, "device": accelerator.device}
     loader = make_loader(split, settings, config, batch_size=options.batch_size, train=False, **share)
-    ordered, remark = in_order_of(model, split.class_names)
     ordered.to(accelerator.device)
     if options.channels_last:
         ordered.to(memory_format=torch.channels_last)
     order = getattr(ordered, "order", torch.arange(model.num_classes))
-    return Prepared(model, ordered, order.argsort().tolist(), config, loader, remark)
+    return Prepared(model, ordered, order.argsort().tolist(), class_names, config, loader, remark)

@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import timm_wsms  # noqa: F401  registers the names with timm
+from timm_wsms.data import summary
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import markdown_table
 from timm_wsms.hub import diagram, results
@@ -82,6 +83,7 @@ def values(folder: Path) -> dict[str, Any]:
         "epochs": last["epoch"],
         "top5": last["test_top5"],
         "data_name": name,
+        "data_found": summary.card_lines(folder / summary.FILE),
         "base_model": base_model(settings),
         "has_scale_plot": (folder / "scale.png").is_file(),
     }

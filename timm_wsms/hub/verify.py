@@ -20,7 +20,7 @@ import yaml
 from huggingface_hub import HfApi, hf_hub_download
 
 from timm_wsms import cli_errors, evaluation
-from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
+from timm_wsms.data import DataSettings, data_config, load_split, make_loader
 from timm_wsms.errors import UserError
 from timm_wsms.hub import results
 from timm_wsms.hub.client import look, retried
@@ -29,7 +29,10 @@ from timm_wsms.hub.errors import in_one_line
 from timm_wsms.hub.verify_folder import FILES, NEEDED, check_folder, check_outputs
 
 # Of a stranger's settings: which images, and how they are prepared; not how many processes, or how many images.
-FROM_SETTINGS = ("config", "test_split", "image_column", "label_column", "input_size", "mean", "std", "crop_pct")
+FROM_SETTINGS = (
+    *("config", "train_split", "test_split", "holdout", "image_column", "label_column", "value_range"),
+    *("input_size", "mean", "std", "crop_pct"),
+)
 TOLERANCE = 0.05  # percent: images so close to a border that another rounding decides
 
 
@@ -99,8 +102,8 @@ def accuracy(model: Any, folder: Path, source: str) -> float:
 
     settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
     chosen = {key: settings["data"].get(key) for key in FROM_SETTINGS if settings["data"].get(key) is not None}
-    data = DataSettings(source=source, train_split=chosen.get("test_split", "test"), train_limit=1, **chosen)
-    split = load_splits(data, settings["seed"])[1]
+    data = DataSettings(source=source, **chosen)
+    split = load_split(data, seed=settings["seed"])
     accelerator = Accelerator(mixed_precision="no")
     loader = make_loader(split, data, data_config(model, data), train=False, batch_size=256, rank=0, world_size=1)
     model = model.to(accelerator.device)

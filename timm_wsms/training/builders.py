@@ -1,7 +1,5 @@
 """From a name to a network that is known to fit the images."""
 
-import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -13,58 +11,29 @@ from torch import nn
 from torch.optim import Optimizer
 
 import timm_wsms  # noqa: F401  registers the names with timm
+from timm_wsms import accelerator
 from timm_wsms.cli_errors import is_out_of_memory, is_the_hubs
 from timm_wsms.errors import UserError
 from timm_wsms.hub.config_check import check_model_args
 from timm_wsms.network.base import MultiStageNet
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.registry.arguments import NETWORK_ARGS
-from timm_wsms.training.fault_tolerance.step_sync import PATIENCE
 from timm_wsms.training.settings import Settings
 from timm_wsms.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# What `accelerate config` and `accelerate launch` set for ways of training that divide a network among processes.
-DIVIDED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
-}
-
 
 def build_accelerator(settings: Settings) -> "Accelerator":
-    """Builds an `accelerate.Accelerator` for the processes, devices and precision at hand.
+    """Builds the accelerator of a run, with its precision and trackers.
 
     Raises:
         UserError: the device does not offer the precision, a tracker's package is missing, or `accelerate config` asks
             for a network in pieces.
     """
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
-
     check_trackers(settings.trackers)
-    for variable, name in DIVIDED.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1"):
-            raise UserError(
-                f"accelerate is configured for {name}, which keeps a network in pieces; here checkpoints and averages "
-                "hold whole ones, and stages share parameters across such pieces: run `accelerate config` again for "
-                "plain data parallelism (gradient checkpointing and accumulation need less memory too)"
-            )
-    try:
-        accelerator = Accelerator(
-            mixed_precision=settings.precision,
-            log_with=settings.trackers or None,
-            project_dir=settings.output,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-        )
-    except ValueError as error:
-        raise UserError(f"precision {settings.precision} is not to be had here: {error}") from error
-    if settings.precision != "no" and not accelerator.native_amp:  # Accelerate would train in float32 and not say so
-        raise UserError(f"precision {settings.precision} is not to be had on {accelerator.device.type}; take another")
-    return accelerator
+    return accelerator.build_accelerator(settings.precision, settings.trackers, settings.output)
 
 
 def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Module:
@@ -100,40 +69,6 @@ def scale_head(network: nn.Module, scale: float | None) -> None:
     for part in classifier if isinstance(classifier, (tuple, list)) else [classifier]:
         for parameter in part.parameters():
             parameter.data.mul_(scale)
-
-
-def check_input(
-    network: nn.Module, name: str, input_size: Sequence[int], num_classes: int, option: str = "data.input_size"
-) -> None:
-    """Runs the network once, on one black image in eval mode, which changes nothing in it.
-
-    Args:
-        network: images (b, channels, height, width) to logits (b, classes).
-        name: what to call it in the message.
-        input_size: (channels, height, width).
-        num_classes: logits there have to be.
-        option: what the user sets the size by.
-
-    Raises:
-        UserError: it cannot take images of this size.
-    """
-    size = "×".join(str(length) for length in input_size)
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            logits = network(torch.zeros(1, *input_size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        if isinstance(error, UserError) or is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"{name} cannot take images of {size} (channels × height × width): {error}; set {option}, or "
-            "model_kwargs such as in_chans, img_size or stages"
-        ) from error
-    finally:
-        network.train(was_training)
-    if logits.shape != (1, num_classes):
-        raise UserError(f"{name} gives an output of shape {tuple(logits.shape)} for one image, not (1, {num_classes})")
 
 
 def build_optimizer(network: nn.Module, settings: Settings) -> Optimizer:

@@ -18,8 +18,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from timm_wsms.errors import UserError
-from timm_wsms.files import atomic_folder, remove, remove_left_overs
-from timm_wsms.training.optimizer_state import flatten_state, load_optimizer, unflatten_state, write_tensors
+from timm_wsms.files import atomic_folder, remove, remove_left_overs, write_tensors
+from timm_wsms.training.optimizer_state import flatten_state, load_optimizer, unflatten_state
 
 MANIFEST, STATE = "manifest.json", "state.json"
 RUN_FILES = ("settings.yaml", "metrics.jsonl", "checkpoints", "model", "baseline")

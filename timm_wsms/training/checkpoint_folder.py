@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from timm_wsms.files import write_tensors
 from timm_wsms.timm_private import save_config_for_hf
-from timm_wsms.training.optimizer_state import write_tensors
 
 RUN = ("settings.yaml", "metrics.jsonl")  # what tells one training run from another
 

@@ -8,8 +8,9 @@ from timm.task import ClassificationTask, DistillationTeacher, LogitDistillation
 from torch import nn
 
 from timm_wsms.errors import UserError
+from timm_wsms.model_checks import check_input
 from timm_wsms.registry.why_not import check_name
-from timm_wsms.training.builders import build, check_input
+from timm_wsms.training.builders import build
 from timm_wsms.training.loss import build_loss, with_stages
 from timm_wsms.training.settings import Settings
 

@@ -1,24 +1,11 @@
 """States as tensors and JSON, instead of a pickle."""
 
-import hashlib
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch.optim import Optimizer
 
 COUNTERS = {"lookahead_step"}  # timm's Lookahead counts among its hyperparameters; others add their counts later
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], **metadata: str) -> str:
-    """Writes tensors, made contiguous (safetensors refuses channels-last ones), and returns the file's SHA-256."""
-    data = save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt", **metadata}
-    )
-    path.write_bytes(data)  # not `save_file`, whose own error hides that the disk is full
-    return hashlib.sha256(data).hexdigest()
 
 
 def flatten_state(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from timm_wsms import evaluation
-from timm_wsms.data import Loader
+from timm_wsms.data import Loader, summary
 from timm_wsms.files import atomic_write_text
 from timm_wsms.training.checkpoint_folder import run_hash, save_model_folder
 from timm_wsms.training.run import Run
@@ -28,10 +28,11 @@ def start_line(run: Run, accelerator: "Accelerator") -> str:
 
 
 def write_settings(run: Run, accelerator: "Accelerator") -> None:
-    """Writes settings.yaml into the run's output folder, which is created."""
+    """Writes settings.yaml and data.json into the run's output folder, which is created."""
     if accelerator.is_main_process:
         run.output.mkdir(parents=True, exist_ok=True)
         atomic_write_text(run.output / "settings.yaml", dump(run.settings))
+        atomic_write_text(run.output / summary.FILE, run.data_found())
 
 
 def is_evaluated(epoch: int, settings: Settings) -> bool:
@@ -125,6 +126,7 @@ def write_model_files(folder: Path, trainer: Trainer, state: RunState, rows: lis
     """
     run = trainer.run
     (folder / "settings.yaml").write_text(dump(portable(run.settings)), encoding="utf-8")
+    (folder / summary.FILE).write_text(run.data_found(), encoding="utf-8")
     write_metrics(folder, state, trainer.accelerator)
     names = run.test_loader.split.class_names
     example = next(iter(run.test_loader)).images[:2]

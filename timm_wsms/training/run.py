@@ -1,5 +1,6 @@
 """From settings to all that a run needs, checked to fit together before anything is written."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from timm_wsms.data import Loader, Split, Stream, data_config, load_data, make_loader
+from timm_wsms.data import Loader, Split, Stream, data_config, load_data, make_loader, summary
 from timm_wsms.errors import UserError
+from timm_wsms.model_checks import check_input
 from timm_wsms.registry.why_not import check_name
 from timm_wsms.training import checkpoint
-from timm_wsms.training.builders import adapt, build, build_optimizer, check_input, scale_head
+from timm_wsms.training.builders import adapt, build, build_optimizer, scale_head
 from timm_wsms.training.distill import Teacher, build_teacher
 from timm_wsms.training.loss import build_mix
 from timm_wsms.training.resume_check import check_same_run
@@ -51,6 +53,11 @@ class Run:
         """The folder for its result."""
         return Path(self.settings.output)
 
+    def data_found(self) -> str:
+        """What was found in the data, as JSON."""
+        splits = {"train": self.train_loader.split, "test": self.test_loader.split}
+        return json.dumps(summary.describe(splits, self.settings.data), indent=2, ensure_ascii=False) + "\n"
+
 
 def check_settings(settings: Settings) -> None:
     """Checks what needs neither data nor a network: the output folder and the models' names.
@@ -72,6 +79,8 @@ def build_runs(settings: Settings, accelerator: "Accelerator") -> list[Run]:
     """
     with accelerator.main_process_first():  # the others then find the data in the cache
         splits = load_data(settings.data, settings.seed)
+    found = summary.describe({"train": splits[0], "test": splits[1]}, settings.data)
+    accelerator.print("\n".join(summary.lines(found)))
     runs = [build_run(one, splits, accelerator) for one in plan(settings)]
     accelerator.wait_for_everyone()
     return runs

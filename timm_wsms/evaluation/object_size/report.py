@@ -72,7 +72,7 @@ def draw(results: Results, models: dict[str, Prepared], split: Split, options: S
         for label, one in models.items():
             images = one.images(split, options.heat_images)
             truth = [split.class_names[split.labels[place]] for place in options.heat_images]
-            names = [split.class_names[number] for number in one.data_class]
+            names = [one.class_names[number] for number in one.data_class]
             path = folder / f"heat_{file_name(label)}.png"
             written.append(plot_heat_maps(one.network, images, truth, names, one.config, path, label, options.border))
     if options.gallery:

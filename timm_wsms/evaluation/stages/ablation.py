@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from timm_wsms.data import Loader
-from timm_wsms.data.sources import progress
+from timm_wsms.data.progress import progress
 from timm_wsms.evaluation.object_size.curve import AllSizes
 from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.evaluation.stages.cam import several_stages

@@ -1,21 +1,16 @@
 """What the processes of a run agree on after every step: was it sound, is it time to save, are they to stop."""
 
 import time
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from timm_wsms.accelerator import PATIENCE
 from timm_wsms.training.fault_tolerance.signals import ShutdownSignal
 from timm_wsms.training.fault_tolerance.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-# Longer than any hang_timeout: a collective that gives up by itself cannot say which process it waited for. The first
-# process may also download the data for hours, while the others wait for it.
-PATIENCE = timedelta(days=2)
 
 
 class StepFlags(NamedTuple):

@@ -1,0 +1,57 @@
+"""Accelerate's object for the processes, devices and precision at hand, for training and evaluation alike."""
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from timm_wsms.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Longer than any hang_timeout: a collective that gives up by itself cannot say which process it waited for. The first
+# process may also download the data for hours, while the others wait for it.
+PATIENCE = timedelta(days=2)
+# What `accelerate config` and `accelerate launch` set for ways of training that divide a network among processes.
+DIVIDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+
+
+def build_accelerator(precision: str, trackers: Sequence[str] = (), output: str | None = None) -> "Accelerator":
+    """Builds an `accelerate.Accelerator`.
+
+    Args:
+        precision: "no" (float32), "bf16" or "fp16".
+        trackers: names that Accelerate has for them; their packages are there.
+        output: the folder trackers write to.
+
+    Raises:
+        UserError: the device does not offer the precision, or `accelerate config` asks for a network in pieces.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    for variable, name in DIVIDED.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise UserError(
+                f"accelerate is configured for {name}, which keeps a network in pieces; here checkpoints and averages "
+                "hold whole ones, and stages share parameters across such pieces: run `accelerate config` again for "
+                "plain data parallelism (gradient checkpointing and accumulation need less memory too)"
+            )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=list(trackers) or None,
+            project_dir=output,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except ValueError as error:
+        raise UserError(f"precision {precision} is not available here: {error}") from error
+    if precision != "no" and not accelerator.native_amp:  # Accelerate would compute in float32 and not say so
+        raise UserError(f"precision {precision} is not available on {accelerator.device.type}; choose another")
+    return accelerator

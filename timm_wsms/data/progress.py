@@ -1,0 +1,25 @@
+"""A progress bar for what may take a while before training."""
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def progress(items: Iterable[T], what: str, **more: Any) -> Iterable[T]:
+    """Shows a progress bar on stderr if it takes more than a second; in the first process only.
+
+    A log file gets a line now and then, not one for each redraw.
+
+    Args:
+        items: what is gone through.
+        what: stands before the bar.
+        more: anything else for tqdm.
+    """
+    first, terminal = os.environ.get("RANK", "0") == "0", sys.stderr.isatty()
+    seconds = 0.3 if terminal else 20
+    return tqdm(items, what, delay=1, mininterval=seconds, leave=terminal, disable=not first, **more)

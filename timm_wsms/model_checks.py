@@ -1,0 +1,43 @@
+"""Whether a model takes the images it is meant for."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from timm_wsms.cli_errors import is_out_of_memory
+from timm_wsms.errors import UserError
+
+
+def check_input(
+    network: nn.Module, name: str, input_size: Sequence[int], num_classes: int, option: str = "data.input_size"
+) -> None:
+    """Runs the network once, on one black image in eval mode, which changes nothing in it.
+
+    Args:
+        network: images (b, channels, height, width) to logits (b, classes).
+        name: what to call it in the message.
+        input_size: (channels, height, width).
+        num_classes: logits there have to be.
+        option: what the user sets the size by.
+
+    Raises:
+        UserError: it cannot take images of this size.
+    """
+    size = "×".join(str(length) for length in input_size)
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(1, *input_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{name} cannot take images of {size} (channels × height × width): {error}; set {option}, or "
+            "model_kwargs such as in_chans, img_size or stages"
+        ) from error
+    finally:
+        network.train(was_training)
+    if logits.shape != (1, num_classes):
+        raise UserError(f"{name} gives an output of shape {tuple(logits.shape)} for one image, not (1, {num_classes})")
