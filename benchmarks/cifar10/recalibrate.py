@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.cifar10.stage_ablation import accuracy, test_set
 from benchmarks.common.environment import ROOT, record
-from timm_wsms.data import Batch, DataSettings, data_config, load_splits, make_loader
+from timm_wsms.data import Batch, DataSettings, data_config, load_split, make_loader
 from timm_wsms.network.recalibrate import recalibrate
 
 CHECKPOINT = ROOT / "hub" / "models" / "resnet20_cifar10" / "model.safetensors"
@@ -96,10 +96,9 @@ def fine_tune(model: nn.Module, batches: Iterable[Batch], steps: int, lr: float,
 
 def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Drift and accuracies of one seed: it decides the order of the images, what is drawn for them, and the start."""
-    settings = DataSettings(
-        source=options.source, augmentation="pad_crop_flip", train_limit=options.train_images, test_limit=1
-    )
-    split, _ = load_splits(settings, seed)
+    part = f"train[:{options.train_images}]"
+    settings = DataSettings(source=options.source, augmentation="pad_crop_flip", test_split=part)
+    split = load_split(settings, seed=seed)
     model = start("wsms_resnet20_cifar", seed).eval()
     config = data_config(model, settings)
     test = test_set(options.source, model, options.test_images)

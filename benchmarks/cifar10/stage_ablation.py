@@ -22,7 +22,7 @@ import torch
 import timm_wsms  # noqa: F401  registers the names
 from benchmarks.cifar10.resnet20 import FORMS, ROOT, folder
 from benchmarks.common.environment import record
-from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
+from timm_wsms.data import DataSettings, data_config, load_split, make_loader
 from timm_wsms.evaluation import rescale_object
 from timm_wsms.evaluation.stages.ablation import StageMeans, logits_without_stages
 
@@ -31,8 +31,8 @@ FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)
 
 def test_set(source: str | None, model: torch.nn.Module, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first n test images (n, 3, 32, 32), normalized, and their labels (n,)."""
-    settings = DataSettings(source=source or "uoft-cs/cifar10", train_limit=1, test_limit=limit)
-    _, split = load_splits(settings, seed=0)
+    settings = DataSettings(source=source or "uoft-cs/cifar10", test_split=f"test[:{limit}]")
+    split = load_split(settings)
     loader = make_loader(split, settings, data_config(model, settings), batch_size=500, train=False)
     batches = list(loader)
     return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])

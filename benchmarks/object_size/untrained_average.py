@@ -19,7 +19,7 @@ import torch
 import timm_wsms
 from benchmarks.cifar10.stage_ablation import test_set
 from benchmarks.common.environment import ROOT, record
-from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
+from timm_wsms.data import DataSettings, data_config, load_split, make_loader
 from timm_wsms.evaluation.significance import mcnemar
 from timm_wsms.object_scaling import rescale_object
 
@@ -69,8 +69,8 @@ def measure(model: timm_wsms.WsmsMeanNet, images: torch.Tensor, labels: torch.Te
 
 
 def recalibrate(model: timm_wsms.WsmsMeanNet, source: str, train_images: int) -> None:
-    settings = DataSettings(source=source, train_limit=train_images, test_limit=1)
-    split, _ = load_splits(settings, seed=0)
+    settings = DataSettings(source=source, test_split=f"train[:{train_images}]")
+    split = load_split(settings)
     timm_wsms.recalibrate(
         model, make_loader(split, settings, data_config(model, settings), batch_size=200, train=False)
     )
