@@ -78,13 +78,12 @@ def _reordered(model: Any, data: list[str], order: list[int], own: list[str]) ->
     rest = [number for number in range(len(own)) if number not in known]
     whole = [*order, *rest]
     names = [*data, *(own[number] for number in rest)]
-    if whole == list(range(len(own))):
-        return Matched(model, names)
+    in_order = whole == list(range(len(own)))
     if rest:
         remark = f"the data has {len(data)} of its {len(own)} classes; they are matched by name, and all compete"
     else:
-        remark = "its classes are the data's in another order; they are matched by name"
-    return Matched(InOrder(model, whole), names, remark)
+        remark = None if in_order else "its classes are the data's in another order; they are matched by name"
+    return Matched(model if in_order else InOrder(model, whole), names, remark)
 
 
 def _places(data: list[str], names: list[str] | None, num_classes: int) -> list[int] | None:
