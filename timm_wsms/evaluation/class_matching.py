@@ -79,10 +79,9 @@ def _reordered(model: Any, data: list[str], order: list[int], own: list[str]) ->
     whole = [*order, *rest]
     names = [*data, *(own[number] for number in rest)]
     in_order = whole == list(range(len(own)))
+    remark = None if in_order else "its classes are the data's in another order; they are matched by name"
     if rest:
         remark = f"the data has {len(data)} of its {len(own)} classes; they are matched by name, and all compete"
-    else:
-        remark = None if in_order else "its classes are the data's in another order; they are matched by name"
     return Matched(model if in_order else InOrder(model, whole), names, remark)
 
 
