@@ -122,7 +122,7 @@ def test_configs_from_a_stranger(repo, client, tmp_path):
     [
         ({"gated": True}, "", "asks for consent: accept its terms on its page, then `hf auth login`"),
         ({"private": True}, "", "there is no someone/small, or it is private and the token may not see it"),
-        ({}, "hf_wrong", "the Hub does not know this token; `hf auth login` again, or mend HF_TOKEN"),
+        ({}, "hf_wrong", "the Hub does not know this token; `hf auth login` again, or correct HF_TOKEN"),
     ],
 )
 def test_who_may_not_see_it(repo, client, state, token, words):
@@ -138,7 +138,7 @@ def test_who_may_not_see_it(repo, client, state, token, words):
     [
         ("someone/nothing", "there is no someone/nothing, or it is private"),
         (f"{REPO}@v9", f"{REPO}@v9 has no such revision"),
-        ("no name", "'no name' is no name on the Hub; it has to be owner/name"),
+        ("no name", "'no name' is not a name on the Hub; it must be owner/name"),
     ],
 )
 def test_places_that_are_not_there(repo, client, place, words):

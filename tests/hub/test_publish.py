@@ -171,7 +171,7 @@ def test_a_tag_is_not_moved(hub, client, folder):
 @pytest.mark.parametrize("name", ["small", "some one/small", "someone/small/deep", "someone/-small"])
 def test_names_that_are_none(hub, client, name):
     line = refused(client.command("publish", MODEL, "--repo", name, token=WRITE))
-    assert "is no name on the Hub; it has to be owner/name" in line and not hub.requests
+    assert "is not a name on the Hub; it must be owner/name" in line and not hub.requests
 
 
 def test_what_fails_its_check_is_not_sent(hub, client, folder):

@@ -197,7 +197,7 @@ def test_without_residual_integration_and_classifier_start_fresh_and_say_so(name
     model = start(f"wsms_{name}", overlay, **kwargs)
     assert [record.getMessage() for record in caplog.records if record.name.startswith("timm_wsms")] == [
         f"wsms_{name} has no residual, so the integration layer and the classifier must be trained before use: "
-        "random as yet"
+        "so far random"
     ]
     classifier = model.get_classifier().weight
     own = backbone.get_classifier().weight
@@ -224,7 +224,7 @@ def test_the_line_names_only_what_there_is(kwargs, what, tmp_path, caplog):
     overlay = checkpoint_of(trained("test_resnet"), tmp_path)
     start("wsms_test_resnet", overlay, residual=False, **kwargs)
     assert [record.getMessage() for record in caplog.records if record.name.startswith("timm_wsms")] == [
-        f"wsms_test_resnet has no residual, so {what} must be trained before use: random as yet"
+        f"wsms_test_resnet has no residual, so {what} must be trained before use: so far random"
     ]
 
 

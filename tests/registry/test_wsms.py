@@ -330,7 +330,7 @@ def test_channels_of_a_file(tmp_path):
     torch.testing.assert_close(again.eval()(x), model.eval()(x))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": {"channels": [5, 7, "9"]}}))
-    assert "channels = \"[5, 7, '9']\", which no network takes" in refused(f"local-dir:{tmp_path}", pretrained=True)
+    assert "channels = \"[5, 7, '9']\", which no network accepts" in refused(f"local-dir:{tmp_path}", pretrained=True)
 
 
 # ---- what an import costs

@@ -80,6 +80,7 @@ def data_fingerprint(split: Split) -> str:
         digest.update(split.pixels.tobytes())
         return digest.hexdigest()
     assert split.rows is not None
+    # private, but the only name that `datasets` has for a table's content short of reading it all
     digest.update(split.rows._fingerprint.encode())
     files = (split.undecoded(place) for place in range(len(split)))
     for path in (value["path"] for value in files if value["bytes"] is None):

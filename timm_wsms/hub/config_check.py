@@ -59,7 +59,7 @@ def check_model_args(arguments: Mapping[str, Any], network_args: Collection[str]
             known = ", ".join((*network_args, *BACKBONE_ARGS))
             raise UserError(f"the config's model_args name an unknown argument {key!r}; known are {known}")
         if key in BACKBONE_ARGS and value is not None and not BACKBONE_ARGS[key](value):
-            raise UserError(f"the config's model_args say {key} = {str(value)[:60]!r}, which no network takes")
+            raise UserError(f"the config's model_args say {key} = {str(value)[:60]!r}, which no network accepts")
         numbers = value if isinstance(value, (list, tuple)) else (value,)
         if any(type(number) in (int, float) and number > LARGEST for number in numbers):
             raise UserError(f"the config's model_args say {key} = {value}; nothing above {LARGEST} is built")
@@ -81,7 +81,7 @@ def check_pretrained_cfg(config: Mapping[str, Any], arguments: Mapping[str, Any]
     classes = config.get("num_classes", 0)
     if not _count(classes) or arguments.get("num_classes", classes) != classes:
         raise UserError(
-            f"the config says num_classes {str(classes)[:60]!r}; model_args say another, or it is no number"
+            f"the config says num_classes {str(classes)[:60]!r}; model_args say another, or it is not a number"
         )
     shape = config.get("input_size", (1, 1, 1))
     if not (isinstance(shape, (list, tuple)) and len(shape) == 3 and _count(shape[0]) and _size(shape[1:])):

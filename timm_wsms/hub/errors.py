@@ -42,9 +42,9 @@ def explain(error: BaseException, repo: str) -> str | None:
         name = str(getattr(getattr(error, "response", None), "url", "")).rpartition("/")[2] or "one of its files"
         return f"{repo} has no {name}, so it holds no model of this package; pickled weights are not read"
     if isinstance(error, RepositoryNotFoundError):
-        return f"there is no {repo}, or it is private and the token may not see it; mend the name, or `hf auth login`"
+        return f"there is no {repo}, or it is private and the token may not see it; fix the name, or `hf auth login`"
     if isinstance(error, HFValidationError):
-        return f"{repo!r} is no name on the Hub; it has to be owner/name"
+        return f"{repo!r} is not a name on the Hub; it must be owner/name"
     if isinstance(error, HfHubHTTPError):
         return _of_status(error, repo)
     if isinstance(error, OfflineModeIsEnabled):
@@ -54,14 +54,14 @@ def explain(error: BaseException, repo: str) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"the disk is full; free some space, or set HF_HOME to a folder on another disk, and load {repo} again"
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
-        return f"a file of {repo} came incomplete; run it again"
+        return f"a file of {repo} arrived incomplete; run it again"
     return None
 
 
 def _of_status(error: HfHubHTTPError, repo: str) -> str:
     status = error.response.status_code
     if status == 401:
-        return "the Hub does not know this token; `hf auth login` again, or mend HF_TOKEN"
+        return "the Hub does not know this token; `hf auth login` again, or correct HF_TOKEN"
     if status == 403:
         return f"the token may not write to {repo}; {WRITE}"
     if status == 429:
@@ -90,7 +90,7 @@ def in_one_line(repo: str) -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, json.JSONDecodeError):
-            raise UserError(f"what answers for {repo} is no Hub, or has a fault; check HF_ENDPOINT") from error
+            raise UserError(f"what answers for {repo} is not a Hub, or has a fault; check HF_ENDPOINT") from error
         message = None if isinstance(error, UserError) else explain(error, repo)
         if message is None:
             raise

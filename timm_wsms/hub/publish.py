@@ -74,7 +74,7 @@ def check_repo(repo: str) -> None:
     with in_one_line(repo):
         validate_repo_id(repo)
     if "/" not in repo:
-        raise UserError(f"{repo!r} is no name on the Hub; it has to be owner/name")
+        raise UserError(f"{repo!r} is not a name on the Hub; it must be owner/name")
 
 
 def check_access(repo: str) -> None:

@@ -27,7 +27,8 @@ def update_statistics_once(model: nn.Module, enable: bool = True) -> None:
 
 
 def _recomputing() -> bool:
-    # inside the autograd engine; a compiled graph never comes here, since its recomputation repeats no mutation
+    # Inside the autograd engine, which only this private function tells; torch's own checkpointing asks it too.
+    # A compiled graph never comes here, since its recomputation repeats no mutation.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 

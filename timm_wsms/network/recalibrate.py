@@ -14,7 +14,7 @@ from timm_wsms.errors import UserError
 from timm_wsms.network.base import MultiStageNet
 from timm_wsms.network.features import WsmsFeatures
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
+BatchNorm = nn.modules.batchnorm._BatchNorm  # private, but the one base class of 1d, 2d, 3d and the synchronized norm
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ def start_fresh(network: MultiStageNet, name: str) -> None:
             network.reset_classifier(network.num_classes)
         fresh.append("the classifier")
     if fresh:
-        _logger.warning(f"{name} has no residual, so {' and '.join(fresh)} must be trained before use: random as yet")
+        _logger.warning(f"{name} has no residual, so {' and '.join(fresh)} must be trained before use: so far random")
 
 
 def from_backbone(network: MultiStageNet, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

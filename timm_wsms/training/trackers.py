@@ -21,6 +21,7 @@ def check_trackers(names: list[str]) -> None:
     Raises:
         UserError: Accelerate knows none of this name, or its package is missing.
     """
+    # Accelerate documents neither; but it leaves out in silence what it cannot start, and only these two tell before
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     for name in names:

@@ -165,7 +165,10 @@ class DeviceBatches:
 
 
 class BufferSnapshot:
-    """A copy of a model's buffers: a forward pass whose loss is not finite has spoiled the running statistics."""
+    """A copy of a model's buffers: a forward pass whose loss is not finite has spoiled the running statistics.
+
+    By `_foreach_copy_`, private, but torch's optimizers rest on it: one call instead of one for each buffer and step.
+    """
 
     def __init__(self, model: nn.Module):
         self._buffers = list(model.buffers())

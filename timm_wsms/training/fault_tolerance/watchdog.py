@@ -38,9 +38,9 @@ class Watchdog:
         self._done, self._doing, self._since = 0, "", time.monotonic()
         self._left = threading.Event()
         self._store = store
-        if (
-            self._processes > 1 and store is None
-        ):  # a connection of its own: the other one is blocked while a process waits
+        if self._processes > 1 and store is None:
+            # A connection of its own, since the process group's is blocked while a process waits. Private, since
+            # torch has no public way to the store that `init_process_group` made, and another store needs another port.
             self._store = torch.distributed.distributed_c10d._get_default_store().clone()
 
     def note(self, doing: str) -> None:
