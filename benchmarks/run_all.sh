@@ -37,6 +37,10 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" -m benchmarks.cifar10.recalibrate --source "$CIFAR10"
 "$PYTHON" -m benchmarks.cifar10.kept_accuracy --source "$CIFAR10"
 
+# Photographs: the runs take some 15 minutes each on one core; each command does what no record is there for
+"$PYTHON" -m benchmarks.photographs_data --flowers "$FLOWERS" --imagenette "$IMAGENETTE"
+"$PYTHON" -m benchmarks.photographs screen
+
 # Every backbone
 "$PYTHON" -m benchmarks.backbones.all_backbones
 [ -d "$TIMM" ] || (mkdir -p outputs && cd outputs && pip download timm==1.0.31 --no-binary :all: --no-deps && tar xzf timm-1.0.31.tar.gz)

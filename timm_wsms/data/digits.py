@@ -45,14 +45,15 @@ def place_digit(digit: np.ndarray, size: int, top: int, left: int) -> np.ndarray
     return canvas
 
 
-def load_digits(seed: int) -> tuple[Digits, Digits]:
+def load_digits(seed: int, train_sizes: tuple[int, int] = (SMALLEST, CANVAS)) -> tuple[Digits, Digits]:
     """The 1,797 digits, split by source image into 1,437 for training and 360 for the test (stratified by class).
 
-    A training digit is shown once, at a size drawn from 8 to 32 pixels and a place drawn from all where it fits. A test
+    A training digit is shown once, at a size drawn from `train_sizes` and a place drawn from all where it fits. A test
     digit is shown seven times, at 8, 12, … 32 pixels, always in the middle, so that nothing but its size differs.
 
     Args:
         seed: of the split, the sizes and the places.
+        train_sizes: smallest and largest side of a training digit in pixels, from 8 to 32.
 
     Returns:
         (train, test), 1,437 and 2,520 canvases; a digit's seven test sizes stand one after another.
@@ -64,8 +65,8 @@ def load_digits(seed: int) -> tuple[Digits, Digits]:
         np.arange(len(bunch.target)), test_size=TEST_FRACTION, stratify=bunch.target, random_state=seed
     )
     rng = np.random.default_rng(seed)
-    train_sizes = rng.integers(SMALLEST, CANVAS, size=len(train_sources), endpoint=True)
-    corners = rng.integers(0, CANVAS - train_sizes, size=(2, len(train_sizes)), endpoint=True).T  # (n, 2)
+    sizes = rng.integers(*train_sizes, size=len(train_sources), endpoint=True)
+    corners = rng.integers(0, CANVAS - sizes, size=(2, len(sizes)), endpoint=True).T  # (n, 2)
     test_sizes = np.tile(TEST_SIZES, len(test_sources))
     centered = np.stack([(CANVAS - test_sizes) // 2] * 2, axis=1)  # (n, 2)
 
@@ -77,6 +78,6 @@ def load_digits(seed: int) -> tuple[Digits, Digits]:
         return Digits(pixels, bunch.target[sources].astype(np.int64), sizes.astype(np.int64), sources)
 
     return (
-        draw(train_sources, train_sizes, corners),
+        draw(train_sources, sizes, corners),
         draw(np.repeat(test_sources, len(TEST_SIZES)), test_sizes, centered),
     )

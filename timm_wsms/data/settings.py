@@ -44,6 +44,8 @@ class DataSettings:
 
     source: str = "digits"
     """`digits` (embedded, needs no network), a local folder (image folder or parquet files), or a Hub name."""
+    digit_sizes: tuple[int, int] = (8, 32)
+    """Smallest and largest side in pixels of a training digit of `digits`; its test images have all from 8 to 32."""
     config: str | None = None
     """The Hub data set's configuration, where it has several."""
     train_split: str = "train"

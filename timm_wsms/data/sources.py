@@ -6,7 +6,7 @@ import numpy as np
 
 from timm_wsms.data import columns, sampling
 from timm_wsms.data.decode import undecoded
-from timm_wsms.data.digits import Digits, load_digits
+from timm_wsms.data.digits import CANVAS, SMALLEST, Digits, load_digits
 from timm_wsms.data.hub_source import open_source, pick_split
 from timm_wsms.data.keep_decoded import keep_decoded
 from timm_wsms.data.settings import DataSettings
@@ -99,7 +99,13 @@ def _open(settings: DataSettings, seed: int, wanted: tuple[str, ...]) -> dict[st
     if settings.source == "digits":
         if seed < 0:
             raise UserError(f"seed is {seed}; give a number that is not negative.")
-        digits = dict(zip(("train", "test"), load_digits(seed), strict=True))
+        smallest, largest = settings.digit_sizes
+        if not SMALLEST <= smallest <= largest <= CANVAS:
+            raise UserError(
+                f"{settings.option('digit_sizes')} is [{smallest}, {largest}]; give the smallest and the largest side,"
+                f" from {SMALLEST} to {CANVAS}."
+            )
+        digits = dict(zip(("train", "test"), load_digits(seed, settings.digit_sizes), strict=True))
         names = {setting: pick_split(digits, settings, setting) for setting in wanted}
         wholes = {name: _from_digits(digits[name], name) for name in set(names.values())}
     else:

@@ -1,0 +1,109 @@
+"""Tables of benchmarks/photographs.py's records: forms compared on the same images, at equal cost.
+
+    python -m benchmarks.photographs_report
+
+Screening: the validation images of one fold. Each form is shown with the learning rate that gave it the largest area.
+The difference from the plain network of the same regime and fold has a 95 % bootstrap interval over images.
+Writes benchmarks/results/photographs.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common.environment import record
+from benchmarks.photographs import FORMS, REGIMES, RESULTS, SIZES
+from timm_wsms.evaluation.object_size.curve import area_weights
+from timm_wsms.evaluation.significance import bootstrap_interval
+from timm_wsms.files import atomic_write_text
+
+ONE = SIZES.index(1.0)
+PARTS = {"area": slice(None), "small": slice(None, ONE + 1), "large": slice(ONE, None), "size 1": slice(ONE, ONE + 1)}
+
+
+def correct(arrays: Any, split: str, stages: Sequence[int]) -> np.ndarray:
+    """Whether each image is recognized at each size by the mean logits of some stages, (sizes, images) bool."""
+    logits = arrays[f"{split}_logits"][list(stages)].astype(np.float64).mean(0)  # (sizes, images, classes)
+    order = np.argsort(arrays[f"{split}_index"])
+    return (logits.argmax(-1) == arrays[f"{split}_labels"])[:, order]
+
+
+def areas(hits: np.ndarray) -> dict[str, np.ndarray]:
+    """The share of log size at which each image is recognized, in percent, (images,), for each part of the sizes."""
+    return {name: 100 * area_weights(SIZES[part]) @ hits[part] for name, part in PARTS.items()}
+
+
+def compared(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """Areas of the second less those of the first, with 95 % bootstrap intervals over images."""
+    one, other = areas(first), areas(second)
+    found = {}
+    for name in PARTS:
+        difference = other[name] - one[name]
+        low, high = bootstrap_interval(difference)
+        found[name] = [round(float(value), 2) for value in (difference.mean(), low, high)]
+    return found
+
+
+def main_stages(form: str, arrays: Any, split: str) -> Sequence[int]:
+    """The stages that make up the form's own prediction: of a plain network, the image at its own size."""
+    plain = not form.startswith("mean")
+    return [0] if plain else range(len(arrays[f"{split}_logits"]))
+
+
+def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    """One row per form and regime: its best learning rate, areas, stages alone, and the difference from plain."""
+    found = []
+    for regime in REGIMES:
+        best: dict[str, dict[str, Any]] = {}
+        for one in records:
+            if one["regime"] == regime and split in one:
+                before = best.get(one["form"])
+                if before is None or one["validation"]["area"] > before["validation"]["area"]:
+                    best[one["form"]] = one
+        for form in FORMS:
+            if form not in best:
+                continue
+            one, arrays = best[form], np.load(RESULTS / f"{best[form]['name']}.npz")
+            hits = correct(arrays, split, main_stages(form, arrays, split))
+            row = {
+                "form": form,
+                "regime": regime,
+                "lr": one["lr"],
+                "learning_rates_tried": sorted(r["lr"] for r in records if (r["form"], r["regime"]) == (form, regime)),
+                "fold": one["fold"],
+                "images": hits.shape[1],
+                "multiplications_M": round(one["multiplications"] / 1e6, 1),
+                "top1": (100 * hits.mean(1)).round(2).tolist(),
+                **{name: round(float(values.mean()), 2) for name, values in areas(hits).items()},
+                "stages_alone": [
+                    {name: round(float(v.mean()), 2) for name, v in areas(correct(arrays, split, [stage])).items()}
+                    for stage in range(len(arrays[f"{split}_logits"]))
+                ],
+            }
+            if "plain" in best and form != "plain":
+                plain = np.load(RESULTS / f"{best['plain']['name']}.npz")
+                row["against_plain"] = compared(correct(plain, split, [0]), hits)
+            found.append(row)
+    return found
+
+
+def main() -> None:
+    paths = sorted(RESULTS.glob("*.json"))
+    if not paths:
+        raise SystemExit(f"there are no records in {RESULTS}; run python -m benchmarks.photographs screen")
+    records = [{"name": path.stem, **json.loads(path.read_text(encoding="utf-8"))} for path in paths]
+    screened = rows([one for one in records if one["fold"] == 0], "validation")
+    report = {"what": __doc__.splitlines()[0], "sizes": SIZES, "screening": screened, **record()}
+    atomic_write_text(RESULTS.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
+    for row in screened:
+        against = row.get("against_plain", {}).get("area", "")
+        print(f"{row['regime']:8} {row['form']:20} lr {row['lr']:5} {row['multiplications_M']:6} M ", end="")
+        print(f"area {row['area']:6} small {row['small']:6} large {row['large']:6} size 1 {row['size 1']:6}  {against}")
+
+
+if __name__ == "__main__":
+    main()
