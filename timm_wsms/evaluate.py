@@ -27,7 +27,7 @@ from timm_wsms.files import atomic_write_text
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PRINTED_CLASSES = 20  # that are all printed; of more, so many of those that are recognized least
+PRINTED_CLASSES = 20  # printed at most: those that are recognized least
 
 
 def main(argv: list[str] | None = None) -> None:

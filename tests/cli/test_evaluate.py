@@ -98,6 +98,13 @@ def test_it_gives_what_the_training_run_measured(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_run_leaves_what_it_found_in_the_data(run):
+    found = json.loads((run / "data.json").read_text())
+    assert json.loads((run / "model" / "data.json").read_text()) == found
+    assert found["source"] == "digits" and found["splits"]["train"]["images"] == 64
+    assert found["splits"]["test"]["name"] == FIRST and found["splits"]["test"]["images"] == LIMIT
+
+
 def test_two_processes_give_the_figures_of_one(run, tmp_path):
     one = figures(tmp_path, *digits(run / "model"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -177,3 +177,29 @@ def test_bad_front_matter_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="the Hub would refuse the card's front matter"):
         card.write(folder, template=template)
     assert not (folder / "README.md").exists()
+
+
+def test_what_was_found_in_the_data_is_told(folder):
+    """Also which split was evaluated, where the settings name another."""
+    assert "## Data" not in card.render(folder)
+    split = {"name": "val", "images": 3, "images_per_class": {"cat": 2, "dog": 1}, "passed_over": {}}
+    heic = {"files that Pillow does not read (.heic)": {"files": 2, "first": ["train/a.heic", "train/b.heic"]}}
+    found = {
+        "source": "pets",
+        "classes": ["cat", "dog"],
+        "splits": {"train": {**split, "name": "train", "passed_over": heic}, "test": split},
+        "only_in": {"test": ["dog"]},
+        "beside": {},
+        "remarks": ["there is no split 'test'; 'val' is taken"],
+    }
+    (folder / "data.json").write_text(json.dumps(found))
+    text = card.render(folder)
+    for line in (
+        "- pets: 2 classes (cat, dog)",
+        "- test: 3 images of split 'val', 1 to 2 per class",
+        "- passed over: 2 files that Pillow does not read (.heic): train/a.heic, train/b.heic",
+        "- WARNING: only in test: 1 class (dog)",
+        "- there is no split 'test'; 'val' is taken",
+    ):
+        assert line in text.splitlines(), text
+    assert "on the split `val`" in text and ModelCard(text).data.eval_results[0].dataset_split == "val"

@@ -156,5 +156,5 @@ def make_loader(
 
 
 def has_room(device: torch.device, size: int) -> bool:
-    """Whether it is a GPU of whose memory so many bytes are a small part."""
+    """Whether the device is a GPU and `size` bytes are a small part of its memory."""
     return device.type == "cuda" and size <= SMALL_PART * torch.cuda.get_device_properties(device).total_memory

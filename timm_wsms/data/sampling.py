@@ -20,7 +20,7 @@ def is_sorted(labels: np.ndarray) -> bool:
 
 
 def even(labels: np.ndarray, limit: int) -> np.ndarray:
-    """So many images, as many of each class as there are: the first of each, then the second …, int64 (limit,).
+    """At most `limit` images, an even sample over classes: the first of each, then the second …, int64 (limit,).
 
     In the split's order.
     """
@@ -29,7 +29,7 @@ def even(labels: np.ndarray, limit: int) -> np.ndarray:
 
 
 def first(labels: np.ndarray, limit: int) -> np.ndarray:
-    """The first so many images; of images that come class by class, which would be one class only, an even sample."""
+    """The first `limit` images, or an even sample where images come class by class and the first are of one class."""
     return even(labels, limit) if is_sorted(labels) else np.arange(min(limit, len(labels)))
 
 

@@ -95,9 +95,9 @@ class DataSettings:
     streaming: bool = False
     """Read the source row by row while training, in place of downloading it first; docs/streaming.md says more."""
     shuffle_buffer: int = 10_000
-    """Of a stream: among so many images, over all processes, the next one is drawn."""
+    """Of a stream: the number of images, over all processes, among which the next one is drawn."""
     lanes: int = 8
-    """Of a stream: so many files are read side by side. With as many processes, or a divisor, each reads its own."""
+    """Of a stream: the number of files read side by side. With as many processes, or a divisor, each reads its own."""
     train_size: int | None = None
     """Number of training images of a stream; by default what the source says."""
     test_size: int | None = None
@@ -105,9 +105,9 @@ class DataSettings:
     num_classes: int | None = None
     """Number of classes where labels are plain integers; by default one more than the largest. A stream needs it."""
     train_limit: int | None = None
-    """Train on the first so many images only, for a quick look; of data sorted by class, on as many of each class."""
+    """Train on the first N images only, for a quick look; an even sample over classes if the data is sorted by class."""
     test_limit: int | None = None
-    """Evaluate on the first so many images only, likewise."""
+    """Evaluate on the first N images only, likewise."""
 
     def option(self, name: str) -> str:
         """What the user calls a setting, for messages: the training script's name here."""

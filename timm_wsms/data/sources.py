@@ -76,7 +76,7 @@ def load_split(settings: DataSettings, *, limit: int | None = None, seed: int = 
 
     Args:
         settings: as for `load_splits`; of its splits, `test_split` counts, or `train_split` with `holdout`.
-        limit: So many images, as many of each class as there are.
+        limit: number of images, an even sample over classes; None: all.
         seed: as there.
 
     Raises:

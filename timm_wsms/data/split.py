@@ -86,5 +86,5 @@ class Split:
 
 
 def fits_in_memory(count: int, height: int, width: int) -> bool:
-    """Whether so many images of so many pixels are kept decoded."""
+    """Whether `count` images of `height` × `width` pixels are kept decoded."""
     return max(height, width) <= LARGEST_SIDE and count * height * width * 3 <= MEMORY_LIMIT

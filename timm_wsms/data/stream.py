@@ -50,7 +50,7 @@ class Stream:
         class_names: one per class.
         rows: the source.
         columns: those of `rows`, with undecoded images.
-        limit: read only the first so many rows.
+        limit: number of rows to read; None reads all.
         object_sizes: not known.
         skipped: none is left out before training.
         numbers: the class of each label in the files, where they have the classes in another order; int64 (labels,).

@@ -124,7 +124,7 @@ def take_turns(lanes: list[Iterator[T]], rank: int, world_size: int) -> Iterator
 
 
 def read_ahead(items: Iterator[T], number: int) -> Iterator[T]:
-    """The same items, so many of them fetched by a thread before they are asked for."""
+    """The same items, the next `number` of them fetched by a thread before they are asked for."""
     end = object()
     reader = ThreadPoolExecutor(1)
     try:

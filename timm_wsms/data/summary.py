@@ -95,6 +95,15 @@ def card_lines(path: Path) -> list[str]:
     return [first.removeprefix("data "), *(line.strip() for line in rest)]
 
 
+def evaluated_split(path: Path) -> str | None:
+    """The name of the split that a run was evaluated on, which may be another than its settings name.
+
+    Args:
+        path: of the run's data.json, which a model's folder may lack.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))["splits"]["test"]["name"] if path.is_file() else None
+
+
 def _of_split(split: Split | Stream) -> dict[str, Any]:
     result: dict[str, Any] = {"name": split.name, "images": len(split)}
     if isinstance(split, Split):

@@ -54,7 +54,7 @@ class Options:
     num_classes: int | None = None
     """Number of classes where labels are plain integers; by default one more than the largest."""
     limit: int | None = None
-    """Evaluate on so many images only, as many of each class as there are."""
+    """Evaluate on N images only, an even sample over classes."""
     seed: int = 0
     """Of the training run, on which the embedded digits' split depends; other sources do not."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)

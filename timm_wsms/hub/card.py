@@ -84,6 +84,7 @@ def values(folder: Path) -> dict[str, Any]:
         "top5": last["test_top5"],
         "data_name": name,
         "data_found": summary.card_lines(folder / summary.FILE),
+        "test_split": summary.evaluated_split(folder / summary.FILE) or settings["data"]["test_split"],
         "base_model": base_model(settings),
         "has_scale_plot": (folder / "scale.png").is_file(),
     }
@@ -108,7 +109,7 @@ def _front_matter(known: dict[str, Any], data_id: str | None) -> ModelCardData:
                 task_type="image-classification",
                 dataset_type=data_id or known["data_name"],
                 dataset_name=known["data_name"],
-                dataset_split=known["settings"]["data"]["test_split"],
+                dataset_split=known["test_split"],
                 metric_type="accuracy",
                 metric_name=name,
                 metric_value=round(value, 2),
