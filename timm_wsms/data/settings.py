@@ -105,7 +105,7 @@ class DataSettings:
     num_classes: int | None = None
     """Number of classes where labels are plain integers; by default one more than the largest. A stream needs it."""
     train_limit: int | None = None
-    """Train on the first N images only, for a quick look; on an even sample over classes if they come class by class."""
+    """Train on the first N images only, for a quick look; an even sample over classes if they come class by class."""
     test_limit: int | None = None
     """Evaluate on the first N images only, likewise."""
 
