@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers.paths import ROOT
+
+pytestmark = pytest.mark.slow  # starts processes
 
 SCRIPT = """
 import sys
@@ -19,7 +23,7 @@ if __name__ == "__main__":
 
 def run(*arguments, cwd):
     command = [sys.executable, "-m", "timm_wsms.run", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=None)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 def test_a_script_finds_the_names(tmp_path):
