@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from timm_wsms.errors import UserError
 EXIT_CODE = 2
 # A launcher ends the other processes well within this time after the first has failed.
 HEAD_START = 5.0  # seconds
+# What PyTorch says of a worker that finds no room for a batch; the third is a worker killed while writing to it.
+SHARED_MEMORY_FULL = ("shared memory", "No space left on device", "Bus error")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ def explain(error: BaseException, remedies: Remedies = TRAINING) -> str | None:
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return f"{error.filename or 'the output folder'} is on a disk that cannot be written to; {remedies.place}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        if any(sign in str(error) for sign in SHARED_MEMORY_FULL):
+            return (
+                f"the shared memory through which processes send images is full{_size_of('/dev/shm')}; give it more "
+                f"(docker run --shm-size 8g) or {remedies.workers}, then {remedies.again}"
+            )
         return (
             f"a process that loads images has died ({str(error).splitlines()[0]}), perhaps for want of memory: "
             f"{remedies.workers}, then {remedies.again}"
@@ -64,9 +72,22 @@ def explain(error: BaseException, remedies: Remedies = TRAINING) -> str | None:
             "in (hf auth login, or set HF_TOKEN) and accept its terms; without a network fetch it where there is one "
             "(hf download <name>), copy HF_HOME here and set HF_HUB_OFFLINE=1"
         )
+    if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+        return (
+            "batch normalization got a single image, since others of its micro-batch were left out: fix the data, "
+            "raise --batch_size or lower --grad_accumulation"
+        )
     if is_out_of_memory(error):
         return f"out of memory: {remedies.memory}"
     return None
+
+
+def _size_of(folder: str) -> str:
+    """The size of a file system, in brackets; nothing if there is none."""
+    try:
+        return f" ({folder} has {shutil.disk_usage(folder).total / 2**20:.0f} MiB)"
+    except OSError:
+        return ""
 
 
 def is_the_hubs(error: BaseException) -> bool:

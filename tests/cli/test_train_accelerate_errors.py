@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -17,8 +18,9 @@ import train_accelerate
 from tests.helpers.image_folders import write_image_folder
 from tests.helpers.streams import write_shards
 from tests.helpers.training_runs import FEW, ROOT, command, launch, metrics
-from timm_wsms import cli_errors
+from timm_wsms import cli_errors, evaluate
 from timm_wsms.errors import UserError
+from timm_wsms.evaluation.options import REMEDIES
 
 
 def refused(capsys, output: Path, *arguments: str) -> str:
@@ -203,6 +205,43 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_remedy(tmp_path):
 def test_a_fault_of_the_programs_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         cli_errors.run(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_full_shared_memory_is_one_line_that_names_the_remedies(tmp_path, images, monkeypatch, capsys, evaluation):
+    def full(_):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+        )
+
+    for file in images.rglob("*.png"):
+        Image.fromarray(np.zeros((70, 80, 3), np.uint8)).save(file)  # too large to be kept decoded
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # the workers are forked from this process
+    if evaluation:
+        model = timm.create_model("resnet20_cifar", num_classes=2)
+        timm.models.save_for_hf(model, tmp_path / "model", safe_serialization=True)
+        options = ["--data", str(images), "--workers", "4"]
+        code = cli_errors.run(lambda: evaluate.main([str(tmp_path / "model"), *options]), REMEDIES)
+    else:
+        arguments = ["--model", "resnet20_cifar", "--data.source", str(images), *FEW, "--data.workers", "4"]
+        code = cli_errors.run(lambda: train_accelerate.main([*arguments, "--output", str(tmp_path / "run")]))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2
+    assert line.startswith("error: the shared memory through which processes send images is full (/dev/shm has ")
+    assert "--shm-size" in line and f"lower --{'' if evaluation else 'data.'}workers" in line
+
+
+@pytest.mark.sweep  # needs to be root, or user namespaces
+def test_a_small_shared_memory_ends_the_run(tmp_path, images):
+    for file in images.rglob("*.png"):
+        Image.fromarray(np.zeros((70, 80, 3), np.uint8)).save(file)
+    words = ["--model", "resnet20_cifar", "--data.source", str(images), *FEW, "--data.workers", "4"]
+    run = shlex.join([*command(*words), "--output", str(tmp_path / "run")])
+    mounted = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    mounted += [f"mount -t tmpfs -o size=64k none /dev/shm && exec {run}"]
+    done = subprocess.run(mounted, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "--shm-size" in done.stderr.splitlines()[-1]
 
 
 # --- as a program

@@ -11,7 +11,7 @@ from torch import nn
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms.errors import UserError
 from timm_wsms.network.weight_sharing import keeps_statistics
-from timm_wsms.training.builders import adapt, build_accelerator, build_optimizer, synchronize_norms
+from timm_wsms.training.builders import adapt, build_accelerator, build_optimizer, scale_head, synchronize_norms
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import OptimizerSettings, ScheduleSettings, Settings
 
@@ -81,9 +81,12 @@ def test_gradient_checkpointing_is_switched_on_or_refused():
 def test_a_loss_of_each_stage_needs_a_network_with_predictions_of_each():
     model = timm.create_model("wsms_test_resnet", num_classes=5, fusion="mean", stages=2)
     model = adapt(model, Settings("wsms_test_resnet", stage_loss=0.5), CPU).train()
-    assert model(torch.randn(3, 3, 64, 64)).shape == (2, 3, 5)
+    outputs = model(torch.randn(3, 3, 64, 64))
+    assert outputs.logits.shape == (2, 3, 5) and outputs.features is None
+    with_features = adapt(model, Settings("wsms_test_resnet", stage_consistency=0.5), CPU)
+    assert with_features(torch.randn(3, 3, 64, 64)).features.shape == (2, 3, model.head_hidden_size)
     for name in ("wsms_test_resnet", "test_resnet"):
-        with pytest.raises(UserError, match=f"{name} has no predictions of each stage .* --model_kwargs.fusion mean"):
+        with pytest.raises(UserError, match=f"{name} has no predictions per stage; .* --model_kwargs.fusion mean"):
             adapt(network(name), Settings(name, stage_loss=0.5), CPU)
 
 
@@ -133,3 +136,30 @@ def test_networks_in_pieces_are_refused_with_the_reason(monkeypatch, variable, n
     monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
     with pytest.raises(UserError, match=f"configured for {name}.* in pieces; .*plain data parallelism"):
         build_accelerator(Settings("a"))
+
+
+# --- the classifier's initial scale
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("test_resnet", {}),
+        ("wsms_test_resnet", {}),
+        ("wsms_test_resnet", {"fusion": "mean"}),
+        ("wsms_test_resnet", {"fusion": "mean", "share_weights": False}),
+    ],
+)
+def test_every_stages_classifier_is_scaled_once_and_nothing_else(name, kwargs):
+    model = timm.create_model(name, num_classes=5, **kwargs)
+    torch.nn.init.normal_(model.get_classifier().bias)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    scale_head(model, None)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    scale_head(model, 0.25)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key] * (0.25 if re.search(r"(^|\.)fc\.", key) else 1)), key
+    images = torch.randn(2, 3, 64, 64)
+    small = model.eval()(images)
+    model.load_state_dict(before)
+    torch.testing.assert_close(small, model(images) / 4)

@@ -341,12 +341,18 @@ def test_a_failure_leaves_the_folder_that_was_there(tmp_path):
 
 
 def test_an_output_folder_with_a_run_is_refused_unless_resumed(tmp_path):
-    for name in ("settings.yaml", "checkpoints", "model", "baseline"):
-        folder = tmp_path / name.removesuffix(".yaml")
+    for number, name in enumerate(
+        ("checkpoints/epoch-0001", "checkpoints/epoch-0001.damaged", "model", "baseline/model")
+    ):
+        folder = tmp_path / str(number)
         (folder / name).mkdir(parents=True)
         checkpoint.check_output(folder, "auto")
         with pytest.raises(UserError, match=r"already holds a run.*--resume auto.*another --output"):
             checkpoint.check_output(folder, "no")
+    # A run that ended before its first checkpoint leaves nothing to resume, and is not in the way.
+    (tmp_path / "begun" / "checkpoints" / ".epoch-0001.new").mkdir(parents=True)
+    (tmp_path / "begun" / "settings.yaml").touch()
+    checkpoint.check_output(tmp_path / "begun", "no")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").touch()
     checkpoint.check_output(tmp_path / "notes", "no")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import train_accelerate
+from tests.helpers.fault_runs import images
 from tests.helpers.streams import write_shards
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint
@@ -59,3 +60,16 @@ def test_a_position_beyond_the_end_of_a_shorter_epoch_is_refused_and_the_run_sta
         shutil.rmtree(tmp_path / "checkpoints" / name)
     train(tmp_path, *short, "--resume", "auto", "--resume_with_changes", "true")
     assert "resumed after epoch 0 and 1 steps" in capsys.readouterr().out
+
+
+def test_a_renamed_class_is_refused_since_its_number_may_be_anothers(tmp_path, capsys):
+    source = images(tmp_path / "images")
+    arguments = ["--data.source", str(source), "--data.workers", "0", "--data.test_limit", "4", "--resume", "auto"]
+    train(tmp_path / "run", *arguments, "--epochs", "1")
+    for split in ("train", "test"):
+        (source / split / "cat").rename(source / split / "zebra")  # as many classes, as many images
+    with pytest.raises(UserError, match=r'class 1 was "cat" and now is "dog"; .*--resume_with_changes true') as error:
+        train(tmp_path / "run", *arguments, "--epochs", "2")
+    assert len(str(error.value).splitlines()) == 1
+    train(tmp_path / "run", *arguments, "--epochs", "2", "--resume_with_changes", "true")
+    assert "resumed after epoch 1" in capsys.readouterr().out

@@ -18,6 +18,15 @@ TRAINED = {
 }
 
 
+@pytest.mark.parametrize("share_weights", [True, False])
+def test_with_averaged_stages_their_classifiers_are_trained(share_weights):
+    model = timm.create_model("wsms_test_resnet", num_classes=5, fusion="mean", share_weights=share_weights)
+    Freeze(model, Settings("a", freeze="backbone")).set_epoch(1)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if ".fc." in name}
+    assert len(trained) == (2 if share_weights else 2 * len(model.factors()))
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_which_parameters_are_trained_in_which_epoch(name):
     model = timm.create_model(name, num_classes=5)

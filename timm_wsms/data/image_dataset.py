@@ -1,5 +1,6 @@
 """Decodes and transforms images one by one, in worker processes."""
 
+import errno
 import os
 import random
 import signal
@@ -58,7 +59,14 @@ def collate(samples: list[tuple[int, torch.Tensor | str]]) -> tuple[torch.Tensor
     index = [index for index, image in samples if isinstance(image, torch.Tensor)]
     images = [image for _, image in samples if isinstance(image, torch.Tensor)]
     errors = {index: error for index, error in samples if isinstance(error, str)}
-    return torch.tensor(index, dtype=torch.int64), torch.stack(images) if images else torch.empty(0), errors
+    tensors = torch.tensor(index, dtype=torch.int64), torch.stack(images) if images else torch.empty(0)
+    if torch.utils.data.get_worker_info() is not None:
+        # The queue's own thread would do it, but when shared memory is full it drops the batch, and the training
+        # process waits forever. Here the error reaches it.
+        for tensor in tensors:
+            if tensor.numel():  # an empty one takes no memory, and cannot be shared
+                tensor.share_memory_()
+    return *tensors, errors
 
 
 def outlive_stop_signals(_: int) -> None:
@@ -135,7 +143,12 @@ class ImageWorkers:
             generator=torch.Generator(),  # its own, or else it would draw from the training's random numbers
         )
         if count:  # they start now, with nothing to do: a fork amid gloo's collectives may hang for good
-            iter(self._loader)
+            try:
+                iter(self._loader)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise RuntimeError("DataLoader worker cannot start: no shared memory is left") from error  # semaphores
 
     def decode(self, batches: Iterable[list[Any]]) -> Iterator[tuple[torch.Tensor, torch.Tensor, dict[int, str]]]:
         """Yields (index, images, errors by index) for the keys of each batch, in their order.

@@ -62,13 +62,22 @@ def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Modu
 
 
 def scale_head(network: nn.Module, scale: float | None) -> None:
-    """Multiplies the classifier's weights and biases, as timm's `--head-init-scale` does."""
+    """Multiplies the weights and biases of every stage's classifier, as timm's `--head-init-scale` does."""
     if scale is None:
         return
-    classifier: Any = network.get_classifier()  # type: ignore[operator]
-    for part in classifier if isinstance(classifier, (tuple, list)) else [classifier]:
-        for parameter in part.parameters():
-            parameter.data.mul_(scale)
+    # Stages may share their classifiers: each parameter once.
+    parameters = {id(p): p for part in classifiers(network) for p in part.parameters()}
+    for parameter in parameters.values():
+        parameter.data.mul_(scale)
+
+
+def classifiers(network: Any) -> list[nn.Module]:
+    """A timm model's classifiers; with `fusion="mean"` those of every stage, whose weights may be one another's."""
+    found: list[nn.Module] = []
+    for part in network.backbones() if isinstance(network, WsmsMeanNet) else [network]:
+        classifier = part.get_classifier()
+        found += classifier if isinstance(classifier, (tuple, list)) else [classifier]
+    return found
 
 
 def build_optimizer(network: nn.Module, settings: Settings) -> Optimizer:

@@ -22,7 +22,6 @@ from timm_wsms.files import atomic_folder, remove, remove_left_overs, write_tens
 from timm_wsms.training.optimizer_state import flatten_state, load_optimizer, unflatten_state
 
 MANIFEST, STATE = "manifest.json", "state.json"
-RUN_FILES = ("settings.yaml", "metrics.jsonl", "checkpoints", "model", "baseline")
 
 
 class Position(NamedTuple):
@@ -189,6 +188,14 @@ def newest(output: Path) -> Path | None:
     return next(iter(reversed(all_of(output))), None)
 
 
+def _holds_run(folder: Path) -> bool:
+    """Whether a run has left there what would be lost: a checkpoint, damaged or not, or a model.
+
+    A run that ended before its first checkpoint leaves settings and perhaps metrics, which cannot be resumed.
+    """
+    return (folder / "model").exists() or any((folder / "checkpoints").glob("epoch-*"))
+
+
 def check_output(output: Path, resume: str) -> None:
     """Checks that a run may write to a folder, without creating it.
 
@@ -199,7 +206,7 @@ def check_output(output: Path, resume: str) -> None:
     Raises:
         UserError: it holds a run that is not to be resumed, or nothing can be written there.
     """
-    if resume == "no" and any((output / name).exists() for name in RUN_FILES):
+    if resume == "no" and any(_holds_run(folder) for folder in (output, output / "baseline")):
         raise UserError(f"{output} already holds a run; go on with it by --resume auto, or choose another --output")
     there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):

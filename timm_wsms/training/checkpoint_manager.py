@@ -1,6 +1,8 @@
 """Saves a run when that is due or when it is asked to stop, and brings it back."""
 
 import dataclasses
+import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,7 @@ class CheckpointManager:
             "so_far": [progress for progress, _ in parts],
             "left_out": sorted(set().union(*(left_out for _, left_out in parts))),
             **self._source(),
+            "class_names": self.run.train_loader.split.class_names,
             "metrics": state.metrics,
             "scaler": scaler and scaler.state_dict(),
         }
@@ -111,11 +114,22 @@ class CheckpointManager:
         return {"split_size": len(split), "shards": split.rows.num_shards if isinstance(split, Stream) else None}
 
     def _check_images(self, folder: str, extra: dict[str, Any]) -> None:
-        """Checks that their order is still the same, and that an epoch is no shorter than what is done of it.
+        """Checks that the images' classes and order are still the same, and that an epoch is no shorter than its part
+        that is done.
 
         Raises:
-            UserError: it is not.
+            UserError: it is not so; names what differs.
         """
+        names = self.run.train_loader.split.class_names
+        before = extra.get("class_names", names)  # newer than some runs
+        if before != names and not self.settings.resume_with_changes:
+            pairs = enumerate(zip_longest(before, names), start=1)
+            number, was, now = next((number, was, now) for number, (was, now) in pairs if was != now)
+            raise UserError(
+                f"the run in {self._output} was started with other classes: class {number} was {json.dumps(was)} and "
+                f"now is {json.dumps(now)}; give the classes their former names, or --resume_with_changes true to keep "
+                "what was learned under the new ones, or choose another --output"
+            )
         for name, now in self._source().items():
             before = extra.get(name, now)  # `shards` is newer than some runs
             if before != now and not self.settings.resume_with_changes:

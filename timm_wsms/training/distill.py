@@ -1,6 +1,6 @@
 """Knowledge distillation: the teacher, and the loss that it has a part in. Both are timm's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from timm.task import ClassificationTask, DistillationTeacher, LogitDistillation
 from torch import nn
 
 from timm_wsms.errors import UserError
+from timm_wsms.evaluation.class_matching import match_classes
 from timm_wsms.model_checks import check_input
 from timm_wsms.registry.why_not import check_name
 from timm_wsms.training.builders import build
@@ -23,13 +24,21 @@ class Teacher(DistillationTeacher):
     Args:
         model: in eval mode from now on, without gradients.
         data_config: the student's, with `mean` and `std`.
+        class_names: the data's.
+
+    Attributes:
+        remark: what a user should know about the classes; None if there is nothing.
+
+    Raises:
+        UserError: the model's class names are not the data's.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, model: nn.Module, data_config: Mapping[str, Any]):
+    def __init__(self, model: nn.Module, data_config: Mapping[str, Any], class_names: Sequence[str]):
         super().__init__(model.requires_grad_(False))
+        self.model, self.remark = _in_order(model, class_names)
         self.eval()
         mean, std = (torch.tensor(data_config[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
         self.register_buffer("mean", mean, persistent=False)
@@ -40,8 +49,34 @@ class Teacher(DistillationTeacher):
         return super().normalize_input(input, self.mean, self.std)
 
 
-def build_teacher(settings: Settings, data_config: Mapping[str, Any], num_classes: int) -> Teacher | None:
+def _in_order(model: Any, class_names: Sequence[str]) -> tuple[nn.Module, str | None]:
+    """Brings a teacher's logits into the order of the data's classes, where it names its classes.
+
+    Raises:
+        UserError: it names others.
+    """
+    names = model.pretrained_cfg.get("label_names") or class_names
+    names = list(names.values() if isinstance(names, dict) else names)
+    if sorted(names) != sorted(class_names) or len({*names}) < len(names):
+        differ = sorted({*names} ^ {*class_names})[:4] or ["some of them twice"]
+        raise UserError(
+            f"the teacher was trained on other classes than the data's ({', '.join(differ)}); choose a distill.teacher "
+            "that was trained on these classes, or rename the data's as the teacher's"
+        )
+    matched = match_classes(model, class_names, len(class_names))
+    remark = matched.remark
+    if not model.pretrained_cfg.get("label_names"):
+        remark = remark or "its checkpoint does not name its classes; they are taken to be in the data's order"
+    return matched.model, remark
+
+
+def build_teacher(settings: Settings, data_config: Mapping[str, Any], class_names: Sequence[str]) -> Teacher | None:
     """Builds the teacher, if there is to be one.
+
+    Args:
+        settings: `distill` is used.
+        data_config: the student's, with `input_size`, `mean` and `std`.
+        class_names: the data's.
 
     Raises:
         UserError: it cannot be built, does not know the same classes or cannot take images of the student's size.
@@ -52,10 +87,10 @@ def build_teacher(settings: Settings, data_config: Mapping[str, Any], num_classe
     check_name(name)
     kwargs = {"pretrained": True, **settings.distill.teacher_kwargs}
     # A pretrained classifier must not be replaced by a new one, as timm does when the number of classes differs.
-    classes = kwargs.pop("num_classes", None if kwargs["pretrained"] else num_classes)
+    classes = kwargs.pop("num_classes", None if kwargs["pretrained"] else len(class_names))
     model = build(name, kwargs, classes)
-    check_input(model, f"teacher {name}", data_config["input_size"], num_classes)
-    teacher = Teacher(model, data_config)
+    check_input(model, f"teacher {name}", data_config["input_size"], len(class_names))
+    teacher = Teacher(model, data_config, class_names)
     if teacher.mean_kd.shape != teacher.mean.shape:
         raise UserError(f"teacher {name} was trained on images with other channels; choose another")
     return teacher

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from timm_wsms.training.builders import classifiers
 from timm_wsms.training.settings import Settings
 
 
@@ -28,8 +29,8 @@ class Freeze:
         new = {id(module) for part in new_parts(network) for module in part.modules()}
         old = [module for module in network.modules() if id(module) not in new]
         self._old_norms = [module for module in old if "running_mean" in module._buffers]
-        own = (parameter for module in old for parameter in module.parameters(recurse=False))
-        self._old_parameters = list({id(one): one for one in own if one.requires_grad}.values())
+        parameters = {id(p): p for module in old for p in module.parameters(recurse=False) if p.requires_grad}
+        self._old_parameters = list(parameters.values())
         self._frozen = False
 
     def set_epoch(self, epoch: int) -> bool:
@@ -49,8 +50,7 @@ class Freeze:
 
 
 def new_parts(network: Any) -> Iterator[nn.Module]:
-    """What a network has that its backbone does not: the integration layer; and the classifier, for other classes."""
-    classifier = network.get_classifier()
-    yield from classifier if isinstance(classifier, (tuple, list)) else [classifier]
+    """What a network has that its backbone does not: the integration layer; and the classifiers, for other classes."""
+    yield from classifiers(network)
     if (integration := getattr(network, "integration", None)) is not None:
         yield integration

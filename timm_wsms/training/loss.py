@@ -88,6 +88,11 @@ def build_mix(settings: Settings, num_classes: int, micro_batch_size: int) -> Mi
     )
 
     def mix(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(images) == 1:
+            raise UserError(
+                "mixup and cutmix pair the images of a micro-batch, of which only one could be decoded; fix the data, "
+                "raise --batch_size or leave out mixup and cutmix"
+            )
         if len(images) % 2:  # an image that could not be decoded was left out; another goes with it
             images, labels = images[:-1], labels[:-1]
         return mixup(images, labels)

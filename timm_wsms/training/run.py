@@ -16,6 +16,7 @@ from timm_wsms.training import checkpoint
 from timm_wsms.training.builders import adapt, build, build_optimizer, scale_head
 from timm_wsms.training.distill import Teacher, build_teacher
 from timm_wsms.training.loss import build_mix
+from timm_wsms.training.map_sizes import check_single_images, needs_float32
 from timm_wsms.training.resume_check import check_same_run
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, plan
@@ -37,6 +38,7 @@ class Run:
         data_config: the images' preprocessing, from `data_config`.
         train_loader: this process's micro-batches.
         test_loader: this process's share of the test images.
+        in_float32: the network computes in float32 whatever `settings.precision` says.
     """
 
     settings: Settings
@@ -47,6 +49,7 @@ class Run:
     data_config: dict[str, Any]
     train_loader: Loader
     test_loader: Loader
+    in_float32: bool = False
 
     @property
     def output(self) -> Path:
@@ -94,17 +97,26 @@ def build_run(settings: Settings, splits: tuple[Split | Stream, Split | Stream],
         for change in check_same_run(settings, Path(settings.output) / "settings.yaml"):
             accelerator.print(f"resuming with {change}")
     train_split, test_split = splits
-    classes = len(train_split.class_names)
+    class_names = train_split.class_names
+    classes = len(class_names)
     set_seed(settings.seed)
     network = build(settings.model, settings.model_kwargs, classes)
     scale_head(network, settings.head_init_scale)
     config = data_config(network, settings.data)
     check_input(network, settings.model, config["input_size"], classes)
-    for side in settings.data.train_sizes or ():
-        size = (config["input_size"][0], side, side)
+    channels, *_ = config["input_size"]
+    sizes = [(channels, side, side) for side in settings.data.train_sizes or ()]
+    for size in sizes:
         check_input(network, settings.model, size, classes, "data.train_sizes")
+    micro_batch = micro_batch_size(settings, accelerator.num_processes)
+    train_sizes = sizes or [tuple(config["input_size"])]
+    if micro_batch == 1:
+        check_single_images(network, settings, train_sizes, accelerator.num_processes)
+    in_float32 = needs_float32(network, settings, train_sizes, accelerator.device)
+    if in_float32:
+        accelerator.print(in_float32)
     share = {
-        "batch_size": micro_batch_size(settings, accelerator.num_processes),
+        "batch_size": micro_batch,
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
         "device": accelerator.device,
@@ -114,11 +126,14 @@ def build_run(settings: Settings, splits: tuple[Split | Stream, Split | Stream],
     if len(train_loader) < settings.grad_accumulation:
         raise UserError(f"{len(train_split)} training images do not fill a batch; lower --batch_size")
     build_mix(settings, classes, train_loader.batch_size)  # refuses what cannot be paired
-    teacher = build_teacher(settings, config, classes)
+    teacher = build_teacher(settings, config, class_names)
+    if teacher is not None and teacher.remark:
+        accelerator.print(f"teacher {settings.distill.teacher}: {teacher.remark}")
     network = adapt(network, settings, accelerator.device)
     optimizer = build_optimizer(network, settings)
     schedule = Schedule(optimizer, settings, len(train_loader) // settings.grad_accumulation)
-    return Run(settings, network, optimizer, schedule, teacher, config, train_loader, test_loader)
+    parts = (network, optimizer, schedule, teacher, config, train_loader, test_loader)
+    return Run(settings, *parts, in_float32=in_float32 is not None)
 
 
 def micro_batch_size(settings: Settings, num_processes: int) -> int:

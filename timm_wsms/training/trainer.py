@@ -16,6 +16,7 @@ from timm_wsms.training.freeze import Freeze
 from timm_wsms.training.loss import Mix, build_mix
 from timm_wsms.training.run import Run
 from timm_wsms.training.run_state import EpochProgress, EpochResult
+from timm_wsms.utils import InFloat32
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,8 +73,9 @@ class Trainer:
         self.model = self.optimizer = self.task = None  # the old wrapper goes, and the memory it holds
         self.accelerator.free_memory()
         compiled: Any = torch.compile(self.network) if self.settings.compile else self.network
+        wrapped = InFloat32(compiled) if self.run.in_float32 else compiled
         # Accelerate replaces the forward of what it prepares; inside a Sequential the network keeps its own.
-        self.model, self.optimizer = self.accelerator.prepare(nn.Sequential(compiled), self.run.optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(nn.Sequential(wrapped), self.run.optimizer)
         self.task = build_task(self.model, self.network, self._teacher, self.settings, self.accelerator.device)
 
     def start_epoch(self, epoch: int, update: int = 0) -> "DeviceBatches":

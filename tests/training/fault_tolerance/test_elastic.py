@@ -5,7 +5,6 @@ from accelerate.state import AcceleratorState
 
 import train_accelerate
 from timm_wsms.errors import UserError
-from timm_wsms.training import trainer
 from timm_wsms.training.fault_tolerance import elastic
 
 FEW = ["--model", "resnet20_cifar", "--data.train_limit", "32", "--data.test_limit", "8", "--batch_size", "16"]
@@ -34,15 +33,15 @@ def test_attempts_of_one_launcher_are_told_from_those_of_another(attempt):
 def test_only_its_own_run_is_resumed_without_being_told_to(attempt, tmp_path, monkeypatch, capsys):
     arguments = [*FEW, "--epochs", "2", "--output", str(tmp_path / "run")]
     attempt("/tmp/a/none_x1", 0)
-    train_epoch = trainer.train_epoch
+    train_epoch = train_accelerate.train_epoch
 
-    def interrupted(*positional, **named):
-        if named["epoch"] == 2:
+    def interrupted(trainer, state, checkpoints):
+        if state.epoch == 2:
             raise KeyboardInterrupt
-        return train_epoch(*positional, **named)
+        return train_epoch(trainer, state, checkpoints)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_epoch", interrupted)
+        patch.setattr(train_accelerate, "train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_accelerate.main(arguments)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -54,7 +53,7 @@ def test_only_its_own_run_is_resumed_without_being_told_to(attempt, tmp_path, mo
     # Another launcher that is told to resume it makes it its own.
     attempt("/tmp/b/none_x2", 0)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_epoch", interrupted)
+        patch.setattr(train_accelerate, "train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_accelerate.main([*arguments, "--resume", "auto"])
     attempt("/tmp/b/none_x2", 1)

@@ -56,13 +56,14 @@ def test_a_killed_process_is_started_anew_with_the_others(two, output):
 
 
 def test_a_folder_that_was_refused_is_refused_again(output):
-    output.mkdir()
-    (output / "settings.yaml").write_text("another run's")
+    (output / "model").mkdir(parents=True)
+    (output / "model" / "config.json").write_text("another run's")
     once = [*TORCHRUN, "--nproc_per_node", "1", "--max-restarts", "1"]
     code, text = finished(once, "--model", "resnet20_cifar", *SMALL, "--output", str(output))
     assert code != 0
     assert text.count("already holds a run; go on with it by --resume auto, or choose another --output") == 2
-    assert {path.name: path.read_text() for path in output.iterdir()} == {"settings.yaml": "another run's"}
+    assert [path.name for path in output.iterdir()] == ["model"]
+    assert (output / "model" / "config.json").read_text() == "another run's"
 
 
 # --- a hang
