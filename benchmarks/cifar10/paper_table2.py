@@ -7,7 +7,8 @@ Every run is recipes/cifar10_resnet110.yaml, compiled and in bf16. Interrupted r
 exactly there; finished ones are not repeated. Forms that are not finished are reported as not run.
 """
 
-from benchmarks.common.sweep import PLAIN, Form, choose, collect, parser, train_all
+from benchmarks.common.size_sweep import collect, parser, train_all
+from benchmarks.common.sweep import PLAIN, Form, choose
 
 RECIPE = "recipes/cifar10_resnet110.yaml"
 GROUPS = {"164 epochs": ("--precision", "bf16", "--compile", "true", "--channels_last", "true", "--eval_every", "164")}

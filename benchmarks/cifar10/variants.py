@@ -1,13 +1,13 @@
 """Why WSMS does not win on CIFAR-10: ResNet-20, plain and in WSMS forms that differ in one thing each, trained alike.
 
-    python -m benchmarks.cifar10.variants --source ../shared/data/cifar10
+    python -m benchmarks.cifar10.variants --source ../shared/data/cifar10 --train_limit 8000
 
 Every run is recipes/cifar10_resnet20_short.yaml with fewer images and epochs. With one seed all variants start from the
 same backbone weights and see the same images, augmented alike, in the same order; so gains are taken seed by seed. For
-each run also: accuracy with one stage's maps replaced by their mean, and γ. Runs that stand in the results file are not
-repeated.
+each run also: accuracy with one stage's maps replaced by their mean, and γ. Finished runs are not repeated.
 """
 
+import argparse
 import dataclasses
 import time
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from torch import nn
 
 from benchmarks.cifar10.stage_ablation import accuracy, without_each_stage
 from benchmarks.common.environment import ROOT
-from benchmarks.common.variant_sweep import parser, search
+from benchmarks.common.sweep import PLAIN, Form, Record, Run, choose, collect_gains, parser, run_all
 from timm_wsms import evaluation
 from timm_wsms.data import Loader, Split, data_config, load_splits, make_loader
 from timm_wsms.training.builders import build, build_accelerator, build_optimizer
 from timm_wsms.training.checkpoint_manager import CheckpointManager
 from timm_wsms.training.fault_tolerance.step_sync import StepSync
-from timm_wsms.training.run import Run
+from timm_wsms.training.run import Run as TrainingRun
 from timm_wsms.training.run_state import RunState
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, parse
@@ -67,9 +67,9 @@ def halve_by_subsampling(x: torch.Tensor) -> torch.Tensor:
 
 PAPER = {"residual": False}  # and integration_channels 128, stages 3, the image halved by 2×2 average pooling
 VARIANTS = {
-    "plain": Variant("plain", model="resnet20_cifar"),
-    "paper": Variant("plain", PAPER),
-    "residual": Variant("plain", {"residual": True}),
+    PLAIN: Variant(PLAIN, model="resnet20_cifar"),
+    "paper": Variant(PLAIN, PAPER),
+    "residual": Variant(PLAIN, {"residual": True}),
     "residual, learning rate of γ × 10": Variant("residual", {"residual": True}, gamma_lr=10.0),
     "integration_channels 64": Variant("paper", PAPER | {"integration_channels": 64}),
     "integration_channels 256": Variant("paper", PAPER | {"integration_channels": 256}),
@@ -120,7 +120,7 @@ def train(variant: Variant, settings: Settings, splits: tuple[Split, Split]) -> 
     network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(network, variant, settings)
     schedule = Schedule(optimizer, settings, len(train_loader))
-    run = Run(settings, network, optimizer, schedule, None, config, train_loader, test_loader)
+    run = TrainingRun(settings, network, optimizer, schedule, None, config, train_loader, test_loader)
     trainer, state = Trainer(run, accelerator), RunState()
     checkpoints = CheckpointManager(trainer, StepSync(accelerator))
     started = time.perf_counter()
@@ -148,21 +148,27 @@ def what_stages_contribute(network: nn.Module, loader: Loader, limit: int = 2500
     return run if gamma is None else run | {"gamma_mean": gamma.mean().item(), "gamma_std": gamma.std().item()}
 
 
-def main(argv: list[str] | None = None) -> None:
-    command = parser(__doc__, "cifar10_why", [*VARIANTS], train_limit=20_000, test_limit=10_000, epochs=4)
-    command.add_argument("--recipe", default=str(ROOT / "recipes/cifar10_resnet20_short.yaml"))
-    options = command.parse_args(argv)
+def train_and_measure(run: Run, options: argparse.Namespace) -> Record:
+    """One run of the sweep."""
+    variant = VARIANTS[run.form.name]
     words = ["--data.source", options.source] if options.source else []
-    words += ["--data.train_limit", str(options.train_limit), "--data.test_limit", str(options.test_limit)]
-    settings = parse(["--recipe", options.recipe, *words, "--epochs", str(options.epochs)])
+    settings = parse(["--recipe", options.recipe, *words, *run.settings(options)])
     splits = load_splits(settings.data, seed=0)
+    changes = {"model": variant.model, "model_kwargs": variant.kwargs, "seed": run.seed}
+    return train(variant, dataclasses.replace(settings, **changes), splits)
 
-    def train_one(name: str, seed: int) -> dict[str, Any]:
-        variant = VARIANTS[name]
-        one = dataclasses.replace(settings, model=variant.model, model_kwargs=variant.kwargs, seed=seed)
-        return train(variant, one, splits)
 
-    search({name: variant.base for name, variant in VARIANTS.items()}, train_one, WHAT, options)
+def main(argv: list[str] | None = None) -> None:
+    command = parser(__doc__, "cifar10_why", seeds=(0, 1))
+    command.add_argument("--recipe", default=str(ROOT / "recipes/cifar10_resnet20_short.yaml"))
+    command.add_argument("--train_limit", type=int, default=20_000, help="images to train on")
+    command.add_argument("--test_limit", type=int, default=10_000, help="images to test on")
+    command.set_defaults(jobs=1, epochs=4)
+    options = command.parse_args(argv)
+    forms = [Form(name, variant.model) for name, variant in VARIANTS.items()]
+    lengths = ("--data.train_limit", str(options.train_limit), "--data.test_limit", str(options.test_limit))
+    run_all(choose(forms, {"short": lengths}, options), train_and_measure, options)
+    collect_gains({name: variant.base for name, variant in VARIANTS.items()}, WHAT, options)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ import torch
 
 from benchmarks.cifar10.stage_ablation import logits_without, test_set
 from benchmarks.common.environment import ROOT, record
-from benchmarks.common.sweep import PLAIN, Run, recognized, spread
+from benchmarks.common.size_sweep import recognized
+from benchmarks.common.sweep import PLAIN, Run, spread
 from benchmarks.mnist_scale import data as mnist_scale_data
 from benchmarks.mnist_scale.train import FORMS, data
 from timm_wsms import WsmsMeanNet

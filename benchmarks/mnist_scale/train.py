@@ -11,7 +11,8 @@ the plain CNN of the same seed. Finished runs are not repeated.
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.common.sweep import PLAIN, Form, choose, collect, parser, train_all
+from benchmarks.common.size_sweep import collect, parser, train_all
+from benchmarks.common.sweep import PLAIN, Form, choose
 from benchmarks.mnist_scale import data as mnist_scale_data
 
 RECIPE = "recipes/mnist_scale.yaml"

@@ -4,9 +4,10 @@
 
 Every run is recipes/mnist_scale.yaml at 28×28, a seed a realization of the data. But for the plain network and the
 paper's form, the stages are whole networks that share their weights (`fusion="mean"`). What is varied is the pyramid,
-how the stages' answers become one, and what they are trained by. Runs that stand in the results file are not repeated.
+how the stages' answers become one, and what they are trained by. Finished runs are not repeated.
 """
 
+import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from benchmarks.common.environment import ROOT
-from benchmarks.common.variant_sweep import PLAIN, parser, search
+from benchmarks.common.sweep import PLAIN, Form, Record, Run, choose, collect_gains, parser, run_all
 from benchmarks.mnist_scale import data as mnist_scale_data
 from benchmarks.mnist_scale.train import RECIPE
 from timm_wsms import evaluation
@@ -29,7 +30,7 @@ from timm_wsms.training.checkpoint_manager import CheckpointManager
 from timm_wsms.training.distill import Task
 from timm_wsms.training.fault_tolerance.step_sync import StepSync
 from timm_wsms.training.loss import build_loss
-from timm_wsms.training.run import Run
+from timm_wsms.training.run import Run as TrainingRun
 from timm_wsms.training.run_state import RunState
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, parse
@@ -165,7 +166,7 @@ def train(variant: Variant | None, settings: Settings, splits: tuple[Split, Spli
     network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(network, settings)
     schedule = Schedule(optimizer, settings, len(train_loader))
-    run = Run(settings, network, optimizer, schedule, None, config, train_loader, test_loader)
+    run = TrainingRun(settings, network, optimizer, schedule, None, config, train_loader, test_loader)
     trainer, state = Trainer(run, accelerator), RunState()
     trainer.set_epoch(1)
     if isinstance(network, Combined):
@@ -184,26 +185,27 @@ def train(variant: Variant | None, settings: Settings, splits: tuple[Split, Spli
     }
 
 
+def train_and_measure(run: Run, options: argparse.Namespace) -> Record:
+    """One run of the sweep, on its seed's realization, which is made if it is not there."""
+    data = options.realizations / f"seed{run.seed}"
+    if not data.exists():
+        mnist_scale_data.make(options.source or "ylecun/mnist", run.seed, data)
+    words = ["--data.source", str(data), "--seed", str(run.seed), *run.settings(options)]
+    settings = parse(["--recipe", str(ROOT / RECIPE), *words])
+    return train(VARIANTS[run.form.name], settings, load_splits(settings.data, seed=run.seed))
+
+
 def main(argv: list[str] | None = None) -> None:
-    defaults = {"train_limit": 10_000, "test_limit": 50_000, "epochs": 8}
-    command = parser(__doc__, "mnist_search", [*VARIANTS], **defaults)
+    command = parser(__doc__, "mnist_search", seeds=(0, 1))
     command.add_argument("--realizations", type=Path, default=REALIZATIONS, help="where the data are made")
+    command.add_argument("--train_limit", type=int, default=10_000, help="images to train on")
+    command.add_argument("--test_limit", type=int, default=50_000, help="images to test on")
+    command.set_defaults(jobs=1, epochs=8)
     options = command.parse_args(argv)
-    splits: dict[int, tuple[Split, Split]] = {}
-
-    def train_one(name: str, seed: int) -> dict[str, Any]:
-        data = options.realizations / f"seed{seed}"
-        if not data.exists():
-            mnist_scale_data.make(options.source or "ylecun/mnist", seed, data)
-        words = ["--data.source", str(data), "--epochs", str(options.epochs), "--seed", str(seed)]
-        words += ["--data.train_limit", str(options.train_limit), "--data.test_limit", str(options.test_limit)]
-        settings = parse(["--recipe", str(ROOT / RECIPE), *words])
-        if seed not in splits:
-            splits[seed] = load_splits(settings.data, seed=seed)
-        return train(VARIANTS[name], settings, splits[seed])
-
-    bases = {name: variant.base if variant else PLAIN for name, variant in VARIANTS.items()}
-    search(bases, train_one, WHAT, options)
+    forms = [Form(name, "mnist_cnn" if name == PLAIN else "wsms_mnist_cnn") for name in VARIANTS]
+    lengths = ("--data.train_limit", str(options.train_limit), "--data.test_limit", str(options.test_limit))
+    run_all(choose(forms, {"28": lengths}, options), train_and_measure, options)
+    collect_gains({name: variant.base if variant else PLAIN for name, variant in VARIANTS.items()}, WHAT, options)
 
 
 if __name__ == "__main__":

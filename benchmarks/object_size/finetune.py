@@ -8,7 +8,8 @@ fine-tuned in the same way. Tested at 0.35 to 2.8 times the size. Finished runs 
 
 import json
 
-from benchmarks.common.sweep import PLAIN, Form, choose, collect, parser, train_all
+from benchmarks.common.size_sweep import collect, parser, train_all
+from benchmarks.common.sweep import PLAIN, Form, choose
 from benchmarks.object_size.from_scratch import MEAN, RECIPE, SIZES
 
 START = "hub/models/resnet20_cifar10/model.safetensors"  # from the root, where the runs are started

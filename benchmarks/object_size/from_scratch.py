@@ -8,7 +8,8 @@ compares each form with the plain backbone of the same seed, image by image. On 
 MPS (`nvidia-cuda-mps-control -d`), without which the processes take turns.
 """
 
-from benchmarks.common.sweep import PLAIN, Form, choose, collect, parser, train_all
+from benchmarks.common.size_sweep import collect, parser, train_all
+from benchmarks.common.sweep import PLAIN, Form, choose
 
 RECIPE = "recipes/cifar10_resnet20_short.yaml"
 SIZES = [2 ** (step / 2) for step in range(-3, 4)]  # 0.35 to 2.8

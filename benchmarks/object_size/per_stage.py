@@ -21,7 +21,7 @@ from torch.optim.swa_utils import update_bn
 import timm_wsms
 from benchmarks.cifar10.stage_ablation import test_set
 from benchmarks.common.environment import ROOT, record
-from benchmarks.common.sweep import recognized
+from benchmarks.common.size_sweep import recognized
 from benchmarks.object_size.from_scratch import SIZES
 from benchmarks.object_size.untrained_average import stage_logits
 from timm_wsms.data import DataSettings, data_config, load_splits, make_loader

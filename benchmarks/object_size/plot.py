@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common.environment import ROOT
-from benchmarks.common.sweep import PLAIN, check_same_images, recognized
+from benchmarks.common.size_sweep import check_same_images, recognized
+from benchmarks.common.sweep import PLAIN
 from benchmarks.object_size.from_scratch import FORMS, GROUPS
 from timm_wsms.evaluation.plot_style import COLORS, curve_style, dress_size_axes, make_figure, save_figure
 

@@ -12,8 +12,8 @@ than timm's.
 
 `timm` is timm's loader without its prefetcher, `timm_prefetcher` with it, so that batches are normalized, and
 `timm_uint8` the same without normalization, which is what the processor has to do where a GPU normalizes. `stage_…` are
-the parts of `fast`, `decode_…`, `resize_…` and `region_…` others for the same (input_steps.py); `bound` is `fast`
-without its `stage_decode`.
+the parts of `fast`, `decode_…` and `resize_…` others for the same (input_steps.py); `bound` is `fast` without its
+`stage_decode`. (`region_…` in the results is libjpeg-turbo called from C: benchmarks/jpeg_region.py at commit f19dc61.)
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CONFIG = {
     "crop_mode": "center",
 }
 SETS = {"imagenet": {"amplitude": 32}, "large": {"amplitude": 12, "size": (1600, 1200)}}  # 110 and 700 KB
-PARTS = ("stage_", "decode_", "resize_", "region_")
+PARTS = ("stage_", "decode_", "resize_")
 TARGETS = {"imagenet": 1.0, "large": 1.5}  # of timm's loader's images/s
 ROUNDS = 10
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import torch
 import torchvision
 from PIL import Image
 
-from benchmarks.speed.jpeg_region import build
 from timm_wsms.data import DataSettings, Split, TimmAugmentation, train_transform
 from timm_wsms.data.image_dataset import _seed
 from timm_wsms.data.jpeg_crop import JpegCrop, decode_crop, resize
@@ -23,7 +21,6 @@ from timm_wsms.data.transforms import split_off_crop
 
 SIDE = 224
 BATCH = 20
-REGION = build()
 
 Candidates = dict[str, Callable[[], object]]
 
@@ -109,7 +106,7 @@ class Round:
             Image.core.set_blocks_max(0)
             Image.core.clear_cache()
 
-        candidates = {
+        return {
             "decode_pillow": lambda: [opened(file).convert("RGB") for file in self.files],
             "decode_pillow_blocks_kept": blocks_kept,
             "decode_pillow_draft": lambda: [drafted(*each) for each in zip(self.files, self.boxes, strict=True)],
@@ -124,24 +121,6 @@ class Round:
             "decode_simplejpeg_fast_dct": lambda: [
                 simple(file, fastdct=True, fastupsample=True) for file in self.files
             ],
-        }
-        return candidates | (self.regions() if REGION else {})
-
-    def regions(self) -> Candidates:
-        """libjpeg-turbo's decoding of whole images and of the crops' regions, from C."""
-        pixels = ctypes.create_string_buffer(max(width * height * 3 for width, height in self.sizes))
-
-        def run(scaled: bool, region: bool) -> None:
-            for file, cut, box in zip(self.files, self.cuts, self.boxes, strict=True):
-                eighths = round(8 * cut.shape[0] / box[2]) if scaled else 8
-                top, left, height, width = (max(1, edge * eighths // 8 - 1) for edge in box)
-                REGION.decode(file, len(file), pixels, eighths, top, left, height * region, width)
-
-        return {
-            "region_whole": lambda: run(False, False),
-            "region_whole_scaled": lambda: run(True, False),
-            "region_crop": lambda: run(False, True),
-            "region_crop_scaled": lambda: run(True, True),
         }
 
     def resizers(self) -> Candidates:

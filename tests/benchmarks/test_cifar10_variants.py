@@ -77,28 +77,16 @@ def test_variants_differ_in_what_they_name(why):
     assert shape("2 stages") == (2, 128, False)
 
 
-def test_gains_are_taken_seed_by_seed(why):
-    from benchmarks.common import variant_sweep  # beside it
-
-    top1 = {("plain", 0): 70.0, ("paper", 0): 71.0, ("plain", 1): 74.0, ("paper", 1): 73.0, ("2 stages", 1): 73.5}
-    runs = [{"variant": name, "seed": seed, "test_top1": value} for (name, seed), value in top1.items()]
-    bases = {name: variant.base for name, variant in why.VARIANTS.items()}
-    plain, paper, two = variant_sweep.summarize(runs, bases)
-    assert (paper["test_top1_mean"], paper["test_top1_std"]) == (72.0, pytest.approx(2**0.5))
-    assert paper["gain_on_plain"] == {0: 1.0, 1: -1.0} and plain["gain_on_plain"] == {0: 0.0, 1: 0.0}
-    assert (two["gain_on_plain"], two["gain_on_base"], two["test_top1_std"]) == ({1: -0.5}, {1: 0.5}, None)
-
-
 def test_a_sweep_is_taken_up_where_it_stopped(why, tmp_path):
     words = ["--source", "digits", "--train_limit", "256", "--test_limit", "70", "--epochs", "1", "--seeds", "0"]
     words += ["--results", str(results := tmp_path / "why.json")]
-    why.main([*words, "--variants", "plain"])
-    report = json.loads(results.read_text())
-    report["runs"][0]["train_loss"] = "as before"
-    results.write_text(json.dumps(report))
-    why.main([*words, "--variants", "plain", "residual"])
-    plain, residual = json.loads(results.read_text())["runs"]
-    assert (plain["variant"], plain["train_loss"], residual["variant"]) == ("plain", "as before", "residual")
-    assert len(residual["without_stage"]) == 3 and residual["gamma_mean"] != 1
-    with pytest.raises(SystemExit, match="other lengths"):
+    why.main([*words, "--forms", "plain"])
+    record = tmp_path / "why" / "plain_short_seed0.json"
+    record.write_text(record.read_text().replace('"test_top1": ', '"test_top1": 100'))
+    why.main([*words, "--forms", "plain", "residual"])
+    plain, residual = json.loads(results.read_text())["forms"]
+    assert (plain["form"], residual["form"]) == ("plain", "residual") and plain["test_top1"]["mean"] >= 100
+    found = json.loads((tmp_path / "why" / "residual_short_seed0.json").read_text())
+    assert len(found["without_stage"]) == 3 and found["gamma_mean"] != 1
+    with pytest.raises(SystemExit, match="of other settings"):
         why.main([*words, "--epochs", "2"])

@@ -29,10 +29,11 @@ def stages_of(network, images=IMAGES):
     return torch.stack(hidden), torch.stack([part(image) for part, image in parts])
 
 
-@pytest.mark.parametrize("name", [*mnist_variants.VARIANTS])
-def test_no_variant_has_more_than_half_a_million_parameters(name):
-    parameters = {*network_of(name).parameters()}
-    assert 480_000 < sum(parameter.numel() for parameter in parameters if parameter.requires_grad) < 500_000
+def test_no_variant_has_more_than_half_a_million_parameters():
+    for name in mnist_variants.VARIANTS:
+        parameters = {*network_of(name).parameters()}
+        count = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        assert 480_000 < count < 500_000, name
 
 
 @pytest.mark.parametrize("name", ["mean", "stage dropout", "loss of each stage", "attention", "2 1.4 1 0.7"])
@@ -116,10 +117,12 @@ def test_a_search_runs_and_goes_on(tmp_path):
         datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
     results = tmp_path / "search.json"
     words = ["--realizations", str(tmp_path / "data"), "--results", str(results), "--seeds", "0", "--epochs", "1"]
-    words += ["--train_limit", "128", "--test_limit", "40", "--variants", "plain"]
+    words += ["--train_limit", "128", "--test_limit", "40", "--forms", "plain"]
     mnist_variants.main(words)
-    first = json.loads(results.read_text())["runs"]
+    (path,) = (tmp_path / "search").iterdir()
+    first = json.loads(path.read_text())
+    assert first["test_top1"] in [2.5 * n for n in range(41)]
     mnist_variants.main([*words, "concat", "attention", "loss of each stage"])
+    assert json.loads(path.read_text()) == first  # not trained again
     report = json.loads(results.read_text())
-    assert report["runs"][0] == first[0] and first[0]["test_top1"] in [2.5 * n for n in range(41)]
-    assert [row["variant"] for row in report["variants"]] == ["plain", "concat", "attention", "loss of each stage"]
+    assert [row["form"] for row in report["forms"]] == ["plain", "concat", "attention", "loss of each stage"]

@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.common import sweep
+from benchmarks.common import size_sweep, sweep
 from benchmarks.mnist_scale import data as mnist_scale_data
 from benchmarks.mnist_scale import train as mnist_scale
 from benchmarks.object_size import plot as size_plot
+from tests.helpers.paths import ROOT
 from timm_wsms.evaluation.object_size.curve import SizePredictions, size_curve
 from timm_wsms.evaluation.object_size.report import Result
 
@@ -71,7 +72,7 @@ def predictions(run):
 @pytest.fixture
 def options(tmp_path):
     told = ["--outputs", str(tmp_path / "outputs"), "--results", str(tmp_path / "r.json"), "--jobs", "1"]
-    return sweep.parser(None, "x", seeds=(0, 1)).parse_args(told)
+    return size_sweep.parser(None, "x", seeds=(0, 1)).parse_args(told)
 
 
 @pytest.fixture
@@ -96,19 +97,19 @@ def trained(monkeypatch, options):
         result = Result(models[0], f"weights of {runs[models[0]].name}", 5, None, found, size_curve(found), None)
         return {"model": result}, {}, argparse.Namespace(labels=labels, class_names=["a"], pixels=labels)
 
-    monkeypatch.setattr(sweep, "_train", train)
-    monkeypatch.setattr(sweep.object_size, "measure_all", measure_all)
+    monkeypatch.setattr(size_sweep, "train", train)
+    monkeypatch.setattr(size_sweep.object_size, "measure_all", measure_all)
     return names
 
 
 def test_report_compares_runs_of_several_sessions_image_by_image(options, trained):
     runs = sweep.choose(FORMS, GROUPS, options)
     assert [(run.form.name, run.seed) for run in runs[:3]] == [("plain", 0), ("other", 0), ("third", 0)]
-    sweep.train_all(runs[:2], SIZES, "recipe", options)
+    size_sweep.train_all(runs[:2], SIZES, "recipe", options)
     shutil.rmtree(options.outputs)  # another session: only the records are left
-    sweep.train_all([runs[0], runs[3]], SIZES, "recipe", options)
+    size_sweep.train_all([runs[0], runs[3]], SIZES, "recipe", options)
     assert trained == ["plain_g_seed0", "other_g_seed0", "plain_g_seed1"]
-    plain, other, third = sweep.collect(FORMS, GROUPS, "what", options)["forms"]
+    plain, other, third = size_sweep.collect(FORMS, GROUPS, "what", options)["forms"]
 
     right = {run: predictions(run) == 3 for run in runs}
     share = 100 * np.array([right[runs[0]].mean(1), right[runs[3]].mean(1)])
@@ -121,30 +122,33 @@ def test_report_compares_runs_of_several_sessions_image_by_image(options, traine
     assert against["only_this"] == (right[runs[1]] & ~right[runs[0]]).sum(1).tolist()
     difference = 100 * (right[runs[1]].mean() - right[runs[0]].mean())
     assert against["area_difference"] == pytest.approx(difference)
-    assert f"against plain {difference:+.2f}" in sweep.describe(other)
+    assert f"against plain {difference:+.2f}" in size_sweep.describe(other)
     record = json.loads((options.results.with_suffix("") / "other_g_seed0.json").read_text())
     assert (record["trained_on"], record["compiled"]) == ({"device": "of the training"}, True)
-    assert third["n"] == 0 and third["area"] is None and sweep.describe(third).endswith("not run")
+    assert third["n"] == 0 and third["area"] is None and size_sweep.describe(third).endswith("not run")
     assert json.loads(options.results.read_text())["recipe_words"] == {"g": "--y 2"}
 
 
-def leave_a_trace_or_be_killed(run, *, sizes, recipe, options):
+def leave_a_trace_or_be_killed(run, options):
     """In place of training, in a process that has none of this one's patches."""
     if run.form.name == "plain":
         os.kill(os.getpid(), signal.SIGKILL)
     options.outputs.mkdir(exist_ok=True)
-    (options.outputs / run.name).write_text(f"{os.getpid()} {torch.get_num_threads()} {sizes} {recipe}")
+    (options.outputs / run.name).write_text(f"{os.getpid()} {torch.get_num_threads()}")
+    return {"top1": run.seed}
 
 
-def test_of_several_runs_at_a_time_one_that_is_killed_stops_no_other(options, monkeypatch):
-    monkeypatch.setattr(sweep, "_train_and_measure", leave_a_trace_or_be_killed)
+@pytest.mark.slow
+def test_of_several_runs_at_a_time_one_that_is_killed_stops_no_other(options):
     options.jobs, options.threads, options.seeds = 2, 3, [0]
     with pytest.raises(SystemExit, match=r"\.log: plain_g_seed0$"):
-        sweep.train_all(sweep.choose(FORMS, GROUPS, options), SIZES, "recipe", options)
+        sweep.run_all(sweep.choose(FORMS, GROUPS, options), leave_a_trace_or_be_killed, options)
     traces = {path.name: path.read_text().split(maxsplit=1) for path in options.outputs.iterdir()}
     assert traces.keys() == {"other_g_seed0", "third_g_seed0"}
-    assert {rest for _, rest in traces.values()} == {f"3 {SIZES} recipe"}
+    assert {rest for _, rest in traces.values()} == {"3"}
     assert str(os.getpid()) not in {process for process, _ in traces.values()}
+    records = {record["form"]: record["top1"] for record in sweep.records_of(options)}
+    assert records == {"other": 0, "third": 0}
 
 
 @pytest.mark.parametrize(
@@ -157,9 +161,9 @@ def test_a_run_is_the_training_script_with_the_forms_settings(options, monkeypat
         commands.append(command)
         Path(command[command.index("--output") + 1], "model").mkdir()
 
-    monkeypatch.setattr(sweep.subprocess, "run", train)
+    monkeypatch.setattr(size_sweep.subprocess, "run", train)
     options.eager, options.fourier, options.source, options.epochs = eager, fourier, ".", 3
-    sweep._train(replace(sweep.choose(FORMS, GROUPS, options)[1], watched=watched), "recipe", options)
+    size_sweep.train(replace(sweep.choose(FORMS, GROUPS, options)[1], watched=watched), "recipe", options)
     (command,) = commands
     assert command[1:] == [
         *(["-m", "benchmarks.common.fourier_convolution"] if fourier else []),
@@ -173,24 +177,42 @@ def test_a_run_is_the_training_script_with_the_forms_settings(options, monkeypat
 
 def test_records_of_other_settings_are_not_mixed(options, trained):
     runs = sweep.choose(FORMS[:1], GROUPS, options)
-    sweep.train_all(runs, SIZES, "recipe", options)
+    size_sweep.train_all(runs, SIZES, "recipe", options)
     options.epochs = 1
     with pytest.raises(SystemExit, match=r"plain_g_seed0.json is of other settings; remove it, or .* --results"):
-        sweep.train_all(runs, SIZES, "recipe", options)
+        size_sweep.train_all(runs, SIZES, "recipe", options)
 
 
 def test_records_of_other_images_are_not_compared(options, trained):
-    sweep.train_all(sweep.choose(FORMS[:2], GROUPS, options)[:2], SIZES, "recipe", options)
+    size_sweep.train_all(sweep.choose(FORMS[:2], GROUPS, options)[:2], SIZES, "recipe", options)
     path = options.results.with_suffix("") / "other_g_seed0.json"
     path.write_text(path.read_text().replace('"test_set_sha256": "', '"test_set_sha256": "0'))
     with pytest.raises(SystemExit, match="plain, g, seed 0 and other, g, seed 0 were not tested on the same images"):
-        sweep.collect(FORMS, GROUPS, "what", options)
+        size_sweep.collect(FORMS, GROUPS, "what", options)
 
 
 def test_a_report_of_nothing_is_not_written(options):
     with pytest.raises(SystemExit, match="no run is finished"):
-        sweep.collect(FORMS, GROUPS, "what", options)
+        size_sweep.collect(FORMS, GROUPS, "what", options)
     assert not options.results.exists()
+
+
+def test_gains_are_taken_seed_by_seed():
+    top1 = {("plain", 0): 70.0, ("paper", 0): 71.0, ("plain", 1): 74.0, ("paper", 1): 73.0, ("2 stages", 1): 73.5}
+    records = [{"form": name, "seed": seed, "test_top1": value} for (name, seed), value in top1.items()]
+    bases = {"plain": "plain", "paper": "plain", "not run": "plain", "2 stages": "paper"}
+    plain, paper, two = sweep.gains(records, bases)
+    assert paper["test_top1"] == {"mean": 72.0, "std": 1.414} and paper["n"] == 2
+    assert paper["gain_on_plain"] == {0: 1.0, 1: -1.0} and plain["gain_on_plain"] == {0: 0.0, 1: 0.0}
+    assert (two["gain_on_plain"], two["gain_on_base"], two["test_top1"]["std"]) == ({1: -0.5}, {1: 0.5}, None)
+
+
+def test_names_of_runs_are_names_of_files():
+    run = sweep.Run(sweep.Form("γ × 10, 2×2 log-sum-exp", "a"), "56+, 60 epochs", (), 1)
+    assert run.name == "_10_2_2_log_sum_exp_56+_60_epochs_seed1"
+    for path in (ROOT / "benchmarks" / "results").glob("*/*_seed?.json"):
+        one = json.loads(path.read_text(encoding="utf-8"))
+        assert sweep.Run(sweep.Form(one["form"], ""), one["group"], (), one["seed"]).name == path.stem
 
 
 def test_unknown_names(options):

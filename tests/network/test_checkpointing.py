@@ -64,6 +64,7 @@ def test_statistics_of_a_cumulative_average_are_updated_once_too():
     assert all(module.momentum is None for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_with_a_compiler():
     plain = build().double()
     model = copy.deepcopy(plain)

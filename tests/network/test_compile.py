@@ -12,6 +12,8 @@ from tests.helpers.networks import CLOSE, build, check_same, gradients, images, 
 from timm_wsms import WsmsNet
 from timm_wsms.backbones.sequential import SequentialBackbone
 
+pytestmark = pytest.mark.slow  # tracing a network takes ten seconds
+
 
 @pytest.mark.parametrize(
     "form, training", [("batch", True), ("batch", False), ("own head", True), ("own head", False), ("mean", True)]
@@ -30,7 +32,6 @@ def test_compiled_as_one_graph(form, training):
         torch.testing.assert_close(parameter.grad, expected.grad, **CLOSE, msg=lambda text, name=name: name + text)
 
 
-@pytest.mark.slow
 def test_compiled_to_machine_code():
     """A backbone of two layers: every kernel takes the C++ compiler seconds."""
     torch.manual_seed(0)
