@@ -104,6 +104,10 @@ class Combined(nn.Module):
         if variant.by_maximum:
             network.pyramid = lambda image: [image, *(F.max_pool2d(image, 2) for _ in network.stages)]  # type: ignore[method-assign]
 
+    def get_classifier(self) -> nn.Module:
+        """For the trainer, which asks every network."""
+        return self.network.get_classifier()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 1, H, W) → logits (B, classes); in training (1 + S, B, classes), the combination's and each stage's."""
         parts = zip(self.network.backbones(), self.network.stage_features(x), strict=True)

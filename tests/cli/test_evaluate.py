@@ -24,6 +24,8 @@ from tests.helpers.paths import ROOT
 from timm_wsms import cli_errors, evaluate
 from timm_wsms.evaluation.options import REMEDIES, Options, ScaleOptions
 
+pytestmark = pytest.mark.slow  # trains a network to evaluate
+
 LIMIT = 49
 FIRST = f"test[:{LIMIT}]"
 
@@ -97,7 +99,6 @@ def test_it_gives_what_the_training_run_measured(run, tmp_path, capsys):
     ]
 
 
-@pytest.mark.slow
 def test_a_run_leaves_what_it_found_in_the_data(run):
     found = json.loads((run / "data.json").read_text())
     assert json.loads((run / "model" / "data.json").read_text()) == found
@@ -339,7 +340,6 @@ def test_faults_are_told_in_the_commands_own_options(run, monkeypatch, capsys, f
     assert says in refused(capsys, *digits(run / "model"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "fault", "code", "says"),
     [

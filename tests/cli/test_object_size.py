@@ -19,6 +19,8 @@ from timm_wsms.data import Split
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.options import ScaleOptions
 
+pytestmark = pytest.mark.slow  # evaluates networks at every size
+
 MODELS = [str(ROOT / "hub" / "models" / name) for name in ("resnet20_cifar10", "wsms_resnet20_cifar10")]
 FEW = ["--data", "digits", "--limit", "24"]
 
@@ -175,7 +177,6 @@ def test_short_names():
     assert object_size.labels(["x/a", "y/a"]) == ["x/a", "y/a"]
 
 
-@pytest.mark.slow
 def test_command():
     found = subprocess.run(
         [sys.executable, "-m", "timm_wsms.object_size", "no_such_model", *FEW], capture_output=True, text=True, cwd=ROOT

@@ -143,7 +143,9 @@ def bare_loop(steps: int, updates: int, epochs: int, lr: float, bf16: bool) -> t
     return model.state_dict(), average
 
 
-@pytest.mark.parametrize(("precision", "compiled"), [("no", False), ("no", True), ("bf16", False)])
+@pytest.mark.parametrize(
+    ("precision", "compiled"), [("no", False), pytest.param("no", True, marks=pytest.mark.slow), ("bf16", False)]
+)
 def test_the_weights_are_those_of_a_bare_loop(tmp_path, monkeypatch, precision, compiled):
     # The graph is captured but not turned into C++, which would take minutes.
     compile_ = torch.compile
@@ -229,6 +231,7 @@ def interrupt_in(epoch_number: int, monkeypatch) -> None:
     monkeypatch.setattr(train_accelerate, "train_epoch", interrupted)
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_resumed_run_gives_the_same_weights(tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_accelerate.main([*RESUMED, "--output", str(whole)])

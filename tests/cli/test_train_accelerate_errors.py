@@ -68,6 +68,7 @@ def images(tmp_path):
     return write_image_folder(tmp_path / "images", train=20, test=10)
 
 
+@pytest.mark.slow
 def test_bad_data_is_one_line_and_leaves_nothing_behind(capsys, tmp_path, images):
     model = ["--model", "resnet20_cifar", "--data.source"]
     (tmp_path / "empty").mkdir()
@@ -80,6 +81,7 @@ def test_bad_data_is_one_line_and_leaves_nothing_behind(capsys, tmp_path, images
     assert "1 images of split train left out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_accuracy_is_of_the_images_that_could_be_decoded(capsys, tmp_path, images):
     for number, file in enumerate(sorted((images / "test").rglob("*.png"))):
         Image.fromarray(np.zeros((70 + number, 80, 3), np.uint8)).save(file)  # too large to be kept decoded
@@ -90,6 +92,7 @@ def test_the_accuracy_is_of_the_images_that_could_be_decoded(capsys, tmp_path, i
     assert "1 images of split test left out" in told and "% of 19 test images" in told
 
 
+@pytest.mark.slow
 def test_weights_for_other_classes_are_one_line_and_as_a_checkpoint_a_beginning(capsys, tmp_path, images):
     folder = ROOT / "hub" / "models" / "resnet20_cifar10"
     source = ["--data.source", str(images)]
@@ -117,6 +120,7 @@ def test_what_a_stream_turns_out_to_be_is_one_line(capsys, tmp_path, wrong, argu
     assert line.startswith("error: ") and all(part in line for part in says), line
 
 
+@pytest.mark.slow
 def test_the_image_folders_result_names_its_classes_but_not_its_place(tmp_path, images):
     output = tmp_path / "run"
     train_accelerate.main(
@@ -128,6 +132,7 @@ def test_the_image_folders_result_names_its_classes_but_not_its_place(tmp_path, 
     assert not (output / "scale.png").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_can_go_on(tmp_path, monkeypatch, capsys):
     arguments = ["--model", "resnet20_cifar", *FEW, "--epochs", "3", "--output", str(tmp_path), "--resume", "auto"]
     write = Path.write_bytes
@@ -147,6 +152,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(tmp_path, monkeypatch, ca
     assert len(metrics(tmp_path)) == 3
 
 
+@pytest.mark.slow
 def test_a_disk_that_cannot_be_written_to_is_one_line_before_the_run_and_in_it(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: False)  # root may write wherever the disk lets it
@@ -179,6 +185,7 @@ def test_a_real_read_only_disk_is_one_line(tmp_path):
     assert "read-only disk; choose another --output" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_out_of_memory_names_the_settings_that_lower_it(tmp_path, monkeypatch, capsys):
     for fault in (lambda: torch.empty(2**46), torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
 

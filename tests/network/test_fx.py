@@ -15,6 +15,7 @@ from torchvision.models import feature_extraction
 
 import timm_wsms  # noqa: F401  registers the names
 from tests.helpers.networks import images, randomize
+from tests.helpers.tiers import slow_except
 
 torch.set_num_threads(1)
 
@@ -27,7 +28,12 @@ def build(name, **kwargs):
 # stages that a tracer cannot enter (VoVNet: a part of its stem), features in a list (EfficientViM), tokens, positions
 # that depend on the image's size (dynamic_img_size)
 @pytest.mark.parametrize(
-    "name", ["test_resnet", "ese_vovnet19b_slim_dw", "efficientvim_m1", "vit_tiny_patch16_224", "test_vit"]
+    "name",
+    slow_except(
+        ["test_resnet", "ese_vovnet19b_slim_dw", "efficientvim_m1", "vit_tiny_patch16_224", "test_vit"],
+        "test_resnet",
+        "test_vit",
+    ),
 )
 def test_traced_network_gives_the_same(name):
     model = build(f"wsms_{name}")
@@ -46,7 +52,12 @@ def test_traced_network_gives_the_same(name):
 
 
 @pytest.mark.parametrize(
-    "name, pyramid", [("test_resnet", [2, 1, 0.5]), ("vit_tiny_patch16_224", [1, 0.7]), ("test_vit", [1, 0.5])]
+    "name, pyramid",
+    slow_except(
+        [("test_resnet", [2, 1, 0.5]), ("vit_tiny_patch16_224", [1, 0.7]), ("test_vit", [1, 0.5])],
+        "test_resnet",
+        "test_vit",
+    ),
 )
 def test_traced_network_of_averaged_stages_gives_the_same(name, pyramid):
     model = build(f"wsms_{name}", fusion="mean", pyramid=pyramid)

@@ -12,6 +12,8 @@ from tests.helpers.streams import write_shards
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint
 
+pytestmark = pytest.mark.slow  # whole training runs
+
 SMALL = ["--model", "resnet20_cifar", "--batch_size", "16", "--lr", "0.01", "--checkpoint_every_steps", "1"]
 
 

@@ -107,6 +107,7 @@ def test_the_loss_of_each_stage_as_in_a_bare_loop_beside_a_plain_baseline(tmp_pa
             torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-6, msg=key)
 
 
+@pytest.mark.slow
 def test_a_warm_start_that_trains_the_integration_layer_alone(tmp_path):
     torch.manual_seed(5)
     own = timm.create_model("test_resnet", num_classes=10)
@@ -123,6 +124,7 @@ def test_a_warm_start_that_trains_the_integration_layer_alone(tmp_path):
     assert saved["model_kwargs"]["pretrained_cfg_overlay"]["file"] == "backbone.safetensors"  # not where it is
 
 
+@pytest.mark.slow
 def test_the_average_and_the_weights_as_they_are_are_both_measured(tmp_path):
     rows = train(tmp_path, "--ema_decay", "0.8", "--ema_warmup", "true", "--lr", "0.2", "--eval_every", "1")
     network = start()
@@ -160,6 +162,7 @@ def test_the_average_and_the_weights_as_they_are_are_both_measured(tmp_path):
     assert all(torch.equal(published[name], value) for name, value in weights(tmp_path, 2, "ema").items())
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing_but_the_memory(tmp_path):
     random = ["--model_kwargs.drop_rate", "0.3"]
     train(tmp_path / "plain", *random)
@@ -170,6 +173,7 @@ def test_gradient_checkpointing_changes_nothing_but_the_memory(tmp_path):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_teacher_keeps_only_the_student(tmp_path):
     teacher = start("resnet20_cifar")
     timm.models.save_for_hf(teacher, tmp_path / "teacher", safe_serialization=True)
@@ -195,6 +199,7 @@ def test_a_run_with_a_teacher_keeps_only_the_student(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_early_stop_ends_the_run_in_the_same_epoch_when_resumed(tmp_path, monkeypatch, capsys):
     stopping = ["--epochs", "9", "--lr", "1e-9", "--early_stop", "2", "--checkpoint_every", "4", "--keep_best", "0"]
     stopping += ["--eval_every", "1"]
@@ -210,6 +215,7 @@ def test_early_stop_ends_the_run_in_the_same_epoch_when_resumed(tmp_path, monkey
         train(tmp_path, *stopping, "--resume", "auto", "--eval_every", "2")
 
 
+@pytest.mark.slow
 def test_trackers_get_every_epochs_numbers(tmp_path):
     rows = train(tmp_path, "--trackers", "[tensorboard]", "--ema_decay", "0.5", "--eval_every", "1")
     (events,) = (tmp_path / "timm-wsms").glob("events*")
@@ -220,6 +226,7 @@ def test_trackers_get_every_epochs_numbers(tmp_path):
         assert last == pytest.approx({row["epoch"]: row[name] for row in rows})
 
 
+@pytest.mark.slow
 def test_an_epoch_whose_evaluation_was_interrupted_is_told_of_after_the_resume(tmp_path, monkeypatch, capsys):
     arguments = ["--trackers", "[tensorboard]", "--eval_every", "1", "--resume", "auto"]
 
@@ -242,6 +249,7 @@ def test_an_epoch_whose_evaluation_was_interrupted_is_told_of_after_the_resume(t
     assert {event.step for event in logged.Scalars("test_top1")} == {1, 2}
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_memory_and_hours_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     updates = []

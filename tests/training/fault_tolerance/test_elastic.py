@@ -30,6 +30,7 @@ def test_attempts_of_one_launcher_are_told_from_those_of_another(attempt):
     assert names == ["none_x1", "none_x1", "none_x2", None]  # without --rdzv-id all run ids are "none"
 
 
+@pytest.mark.slow
 def test_only_its_own_run_is_resumed_without_being_told_to(attempt, tmp_path, monkeypatch, capsys):
     arguments = [*FEW, "--epochs", "2", "--output", str(tmp_path / "run")]
     attempt("/tmp/a/none_x1", 0)
