@@ -33,7 +33,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 # Accuracy
 "$PYTHON" -m benchmarks.cifar10.resnet20 --source "$CIFAR10"
 "$PYTHON" -m benchmarks.cifar10.stage_ablation --source "$CIFAR10"
-"$PYTHON" -m benchmarks.cifar10.variants --source "$CIFAR10"
+"$PYTHON" -m benchmarks.cifar10.variants --source "$CIFAR10" --train_limit 8000
 "$PYTHON" -m benchmarks.cifar10.recalibrate --source "$CIFAR10"
 "$PYTHON" -m benchmarks.cifar10.kept_accuracy --source "$CIFAR10"
 

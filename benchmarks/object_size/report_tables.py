@@ -49,7 +49,7 @@ Report = dict[tuple[str, str], dict[str, Any]]  # (form, group) → its row of t
 
 
 def load(name: str) -> Report:
-    """The rows of a results file that size_runs.collect wrote."""
+    """The rows of a results file that size_sweep.collect wrote."""
     report = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return {(row["form"], row["group"]): row for row in report["forms"]}
 
