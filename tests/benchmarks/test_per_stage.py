@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow  # a benchmark
 def test_each_stage_by_itself(monkeypatch):
     monkeypatch.setattr(per_stage, "SIZES", [1.0])
     torch.manual_seed(0)
-    model = timm.create_model("wsms_resnet20_cifar", fusion="mean", pyramid=[1, 0.5]).eval()
+    model = timm.create_model("ms_resnet20_cifar", fusion="mean", pyramid=[1, 0.5]).eval()
     images = torch.randn(60, 3, 32, 32)
     first, second = model.backbone, model.stages["2"].backbone
     half = torch.nn.functional.avg_pool2d(images, 2)
@@ -38,7 +38,7 @@ def test_each_stage_by_itself(monkeypatch):
 @torch.no_grad()
 def test_statistics_of_each_stages_own_images():
     torch.manual_seed(0)
-    shared = timm.create_model("wsms_resnet20_cifar", fusion="mean", pyramid=[1, 0.5], unshared_norms="none")
+    shared = timm.create_model("ms_resnet20_cifar", fusion="mean", pyramid=[1, 0.5], unshared_norms="none")
     shared.backbone.features.bn0.bias += torch.randn(16)
     settings = DataSettings(train_limit=16)
     own = per_stage.with_own_statistics(shared, settings, batch_size=16)

@@ -9,13 +9,17 @@ import torch.fx
 from timm.layers import ClassifierHead
 from torch import nn
 
+from timm_wsms.errors import UserError
 from timm_wsms.network.backbone_traits import TimmModel
 from timm_wsms.network.checkpointing_bn import update_statistics_once
 from timm_wsms.network.fx import FeatureCall
 from timm_wsms.network.pyramid import make_pyramid
-from timm_wsms.network.weight_sharing import duplicate_keys, tie
+from timm_wsms.network.ties import Ties, duplicate_keys
 
 GROUPS = {"stem": r"^\w+_embed|^cls_token", "blocks": r"^\w+\.(\d+)"}  # for layer decay, where a backbone names none
+
+PARTS = ("backbone", "stages", "integration", "feature_pyramid")  # the layers of the network itself, beside `head`
+CLASSIFIERS = ("fc", "classifier", "head")  # what timm's models call theirs
 
 
 def pooling(backbone: TimmModel) -> str | None:
@@ -52,8 +56,27 @@ class MultiStageNet(nn.Module):
         self.head = None
         self.num_features = backbone.num_features
         self.backbone_features = FeatureCall(type(backbone))
+        self.ties: Ties | None = None
+        self.register_state_dict_pre_hook(_follow)
         self.register_state_dict_post_hook(_drop_duplicates)
-        self.register_load_state_dict_post_hook(_tie_again)
+        self.register_load_state_dict_post_hook(_after_loading)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in PyTorch, but for a layer under a name that means one of the backbone's: it would have no effect.
+
+        Raises:
+            UserError: Naming the remedy.
+        """
+        if (
+            isinstance(value, nn.Module)
+            and name not in PARTS
+            and not (name == "head" and hasattr(value, "global_pool"))
+        ):
+            if name in CLASSIFIERS:
+                raise UserError(f"setting model.{name} would have no effect; call model.reset_classifier(num_classes)")
+            if name in getattr(self._modules.get("backbone"), "_modules", ()):
+                raise UserError(f"setting model.{name} would have no effect; set model.backbone.{name}")
+        super().__setattr__(name, value)
 
     @property
     def starts_as_backbone(self) -> bool:
@@ -67,6 +90,8 @@ class MultiStageNet(nn.Module):
 
     def pyramid(self, image: torch.Tensor) -> list[torch.Tensor]:
         """(B, C, H, W) → the images of all stages, stage 1's first, which is the same."""
+        if not torch.compiler.is_compiling():
+            self.follow()
         return make_pyramid(image, self.factors())
 
     def backbones(self) -> list[TimmModel]:
@@ -158,19 +183,47 @@ class MultiStageNet(nn.Module):
             return lambda name: own(re.sub(r"^(stages\.\d+\.)?backbone\.", "", name))
         return {group: inside(pattern) for group, pattern in own.items()}
 
-    # ---- state dict: every tensor once
+    # ---- shared tensors: the stages follow the backbone, and a state dict holds each once
+
+    def record_sharing(self) -> None:
+        """Take what the stages share with the backbone for what they are to share from now on."""
+        self.ties = None
+        self.ties = Ties(self)
+
+    def forget_sharing(self) -> None:
+        """Let stages and backbone be changed one by one, until `record_sharing`."""
+        self.ties = None
+
+    def follow(self, complain: bool = True) -> None:
+        """Let the stages follow what was done to the backbone's layers; see `timm_wsms.network.ties`."""
+        if self.ties is not None:
+            self.ties.follow(self, complain)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Any:
+        """As in PyTorch; whoever looks at the modules or parameters sees the stages as they are going to run."""
+        self.follow(complain=False)
+        return super().named_modules(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> "MultiStageNet":
+        """As in PyTorch."""
+        self.follow(complain=False)
+        return super().train(mode)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self._ties = duplicate_keys(self)  # for `assign=True`, which puts in new tensors
-        for key, owner in self._ties:
-            if prefix + owner in state_dict:
+        self.follow(complain=False)
+        for key, owner in duplicate_keys(self):
+            if prefix + owner in state_dict and self._is_saved(key):
                 state_dict[prefix + key] = state_dict[prefix + owner]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _is_saved(self, key: str) -> bool:
+        path, _, name = key.rpartition(".")
+        module = self.get_submodule(path)
+        return name in module._parameters or name not in module._non_persistent_buffers_set
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "MultiStageNet":
-        ties = duplicate_keys(self)  # before fn puts in new tensors
         super()._apply(fn, recurse)
-        tie(self, ties)
+        self.follow()
         return self
 
 
@@ -179,5 +232,11 @@ def _drop_duplicates(model: MultiStageNet, state_dict: dict[str, Any], prefix: s
         state_dict.pop(prefix + key, None)  # None: buffers that are not persistent
 
 
-def _tie_again(model: MultiStageNet, _incompatible_keys: Any) -> None:
-    tie(model, model.__dict__.pop("_ties", []))
+def _follow(model: MultiStageNet, *_args: Any) -> None:
+    model.follow()
+
+
+def _after_loading(model: MultiStageNet, keys: Any) -> None:
+    shared = tuple(key for key, _ in duplicate_keys(model))  # PyTorch's batch norms add a counter where they find none
+    keys.unexpected_keys[:] = [key for key in keys.unexpected_keys if not key.endswith(shared)]
+    model.follow()

@@ -127,6 +127,7 @@ class FeatureMaps(MultiStageNet):
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove what `forward_intermediates` does not need for some of the levels; gives their positions."""
+        self.forget_sharing()
         last = len(self.feature_info) - 1
         take, _ = take_indices(last + 1, indices)
         integrates = last in take and (self.replaces_last_map or not prune_head)
@@ -144,6 +145,7 @@ class FeatureMaps(MultiStageNet):
                 stage.prune(needed)
             else:
                 del self.stages[number]
+        self.record_sharing()
         return take
 
 

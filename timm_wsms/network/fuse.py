@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 from timm_wsms.errors import UserError
+from timm_wsms.network.base import MultiStageNet
 from timm_wsms.network.checkpointing_bn import update_statistics_once
 from timm_wsms.network.integration import PointwiseConv2d
 
@@ -57,6 +58,9 @@ def fuse(model: Any, images: torch.Tensor | None = None) -> Any:
     """
     fused = copy.deepcopy(model).eval()
     update_statistics_once(fused, enable=False)  # its hooks on norms are for training
+    networks = [part for part in fused.modules() if isinstance(part, MultiStageNet)]
+    for network in networks:
+        network.forget_sharing()  # each stage folds its own norms into weights of its own
     reparameterized = _reparameterize(fused)
     fused.requires_grad_(False)
     pairs = _find_pairs(fused, _images(fused) if images is None else images)
@@ -69,6 +73,8 @@ def fuse(model: Any, images: torch.Tensor | None = None) -> Any:
                 parent._modules[name] = rests[child]
     if not pairs and not reparameterized:
         _logger.warning(f"fuse found no batch norm to fold in {type(model).__name__}: nothing was changed")
+    for network in networks:
+        network.record_sharing()  # of what was not folded
     return fused.eval()
 
 
@@ -170,7 +176,6 @@ class _Flow(TorchDispatchMode):
 def _fold(norm: Any, layer: Any) -> None:
     statistics = (norm.running_mean, norm.running_var, norm.eps)
     weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, norm.weight, norm.bias)
-    layer._parameters = dict(layer._parameters)  # stages share the dictionary itself
     layer.weight, layer.bias = weight, bias
 
 

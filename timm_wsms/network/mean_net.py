@@ -21,7 +21,7 @@ from timm_wsms.network.image_sizes import build_part, size_arguments, whole_mult
 from timm_wsms.network.layouts import pad_to_multiple
 from timm_wsms.network.pyramid import choose_factors
 from timm_wsms.network.stages import is_flat, levels, levels_info
-from timm_wsms.network.weight_sharing import UnsharedNorms, share_dictionaries, share_new
+from timm_wsms.network.weight_sharing import UnsharedNorms, share_new
 from timm_wsms.utils import eval_mode, shorten
 
 
@@ -148,17 +148,18 @@ class WsmsMeanNet(MultiStageNet):
         for number, factor in enumerate(factors[1:], start=2):
             arguments = size_arguments(backbone, factor, multiple, img_size)
             part = build_part(build_backbone, backbone, arguments, share_weights, unshared_norms)
-            if share_weights:
-                share_dictionaries(part, backbone)
             self.stages[str(number)] = WholeStage(part, factor, multiple, minimum)
+        self.record_sharing()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier of every stage (0: none), and the pooling unless it is None ("": none)."""
         kept = {*self.modules()}
+        self.forget_sharing()
         for part in self.backbones():
             part.reset_classifier(num_classes, *(() if global_pool is None else (global_pool,)))
             if self.share_weights:
                 share_new(part, self.backbone, kept, self.unshared_norms)
+        self.record_sharing()
 
     def set_stagewise_training(self, enable: bool = True, features: bool = False) -> None:
         """Return, in training mode, `StageOutputs`: the logits of every stage instead of their mean.
@@ -264,7 +265,9 @@ class WsmsMeanNet(MultiStageNet):
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove what `forward_intermediates` does not need for some of the levels; gives their positions."""
+        self.forget_sharing()
         taken = [part.prune_intermediate_layers(indices, prune_norm, prune_head) for part in self.backbones()]
+        self.record_sharing()
         return [*taken[0]]
 
     def _pad(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -19,8 +19,8 @@ from torch import nn
 from timm_wsms.network.backbone_traits import Size, TimmModel, traits_of
 from timm_wsms.network.image_sizes import build_part, size_arguments
 from timm_wsms.network.layouts import fit, pad_to_multiple
-from timm_wsms.network.unused_layers import remove_unused
-from timm_wsms.network.weight_sharing import UnsharedNorms, share_dictionaries
+from timm_wsms.network.unused_layers import remove_empty_classifier, remove_unused
+from timm_wsms.network.weight_sharing import UnsharedNorms
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ class Stage(nn.Module):
         self.channels = {tap: backbone.feature_info[tap]["num_chs"] for tap in taps.values()}
         self.channels[level.index] = level.channels
         backbone.prune_intermediate_layers([level.index], prune_norm=not norm)
+        remove_empty_classifier(backbone)
         self.backbone = backbone
         self.end = end_like(end, level.channels) if end is not None else nn.Identity()
 
@@ -163,6 +164,7 @@ class Stage(nn.Module):
         self.taps = {position: tap for position, tap in self.taps.items() if position in positions}
         if max(self.taps.values()) < self.index:
             self.backbone.prune_intermediate_layers([max(self.taps.values())], prune_norm=not self.norm)
+            remove_empty_classifier(self.backbone)
             self.end = nn.Identity()
 
 
@@ -214,6 +216,4 @@ def make_stage(
     stage = Stage(part, level, multiple, flat, taps, minimum, 1 / divisor)
     if traits.mixes_resolutions:
         remove_unused(stage, backbone, share_weights)
-    if share_weights:
-        share_dictionaries(stage.backbone, backbone)
     return stage

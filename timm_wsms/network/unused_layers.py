@@ -7,6 +7,7 @@ from torch import nn
 
 from timm_wsms.errors import UserError
 from timm_wsms.network.backbone_traits import TimmModel
+from timm_wsms.network.ties import find_owner
 
 
 def remove_head(backbone: TimmModel) -> None:
@@ -32,6 +33,19 @@ def remove_head(backbone: TimmModel) -> None:
             parent, _, name = path.rpartition(".")
             setattr(backbone.get_submodule(parent), name, nn.Identity())
             removed += (f"{path}.",)  # what it held is gone with it
+    remove_empty_classifier(backbone)
+
+
+def remove_empty_classifier(backbone: TimmModel) -> None:
+    """Remove the `Identity` that timm leaves in a classifier's place, of a backbone whose head is never called.
+
+    PEFT's `target_modules="all-linear"` goes by names, and would take it for a linear layer.
+    """
+    names = getattr(backbone, "default_cfg", {}).get("classifier") or ()
+    for name in (names,) if isinstance(names, str) else names:
+        parent, child = find_owner(backbone, name), name.rpartition(".")[2]
+        if parent is not None and isinstance(parent._modules.get(child), nn.Identity):
+            setattr(parent, child, None)
 
 
 def remove_unused(stage: nn.Module, backbone: TimmModel, share_weights: bool) -> None:

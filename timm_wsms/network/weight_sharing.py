@@ -134,21 +134,8 @@ def build_sharing(
     return other
 
 
-def share_dictionaries(part: nn.Module, backbone: TimmModel) -> None:
-    """Where a module has the very tensors of the backbone's, let it have its dictionaries: then it keeps them.
-
-    After pruning, which may take entries out of them.
-    """
-    owners = dict(backbone.named_modules())
-    for path, module in part.named_modules():
-        owner = owners.get(path)
-        for kind in ("_parameters", "_buffers"):
-            if owner is not None and _same(own := module.__dict__[kind], owner.__dict__[kind]) and own:
-                module.__dict__[kind] = owner.__dict__[kind]
-
-
 def share_new(part: nn.Module, backbone: TimmModel, kept: Collection[nn.Module], unshared_norms: UnsharedNorms) -> None:
-    """After both were changed alike: let the modules that are new hold the backbone's dictionaries, but for norms.
+    """After both were changed alike: let the modules that are new hold the backbone's tensors, except for norms.
 
     Args:
         part: Of the backbone's structure.
@@ -161,13 +148,9 @@ def share_new(part: nn.Module, backbone: TimmModel, kept: Collection[nn.Module],
             continue
         owner = backbone.get_submodule(path)
         if not has_own_parameters(module, unshared_norms):
-            module._parameters = owner._parameters
+            module._parameters.update(owner._parameters)
         if not has_own_buffers(module, unshared_norms):
-            module._buffers = owner._buffers
-
-
-def _same(own: dict[str, Any], other: dict[str, Any]) -> bool:
-    return own.keys() == other.keys() and all(own[name] is other[name] for name in own)
+            module._buffers.update(owner._buffers)
 
 
 def resample(table: torch.Tensor, shape: torch.Size, aspect: float = 1.0) -> torch.Tensor:
@@ -226,24 +209,3 @@ def _grid(positions: int, aspect: float) -> tuple[int, int] | None:
         if grid[0] * grid[1] == positions > 0:
             return grid
     return None
-
-
-def duplicate_keys(model: nn.Module) -> list[tuple[str, str]]:
-    """(key, key of the first) of every tensor that stands in a model a second time."""
-    first: dict[int, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return [(key, owner) for key, tensor in named if (owner := first.setdefault(id(tensor), key)) != key]
-
-
-def tie(model: nn.Module, keys: list[tuple[str, str]]) -> None:
-    """Make tensors one again that `duplicate_keys` named, after an operation that put new ones into some modules.
-
-    Only modules that share some of their parameters, and not others, need it: all others share the dictionary.
-    """
-    for key, owner_key in keys:
-        path, _, name = key.rpartition(".")
-        owner_path, _, owner_name = owner_key.rpartition(".")
-        module, owner = model.get_submodule(path), model.get_submodule(owner_path)
-        for own, theirs in ((module._parameters, owner._parameters), (module._buffers, owner._buffers)):
-            if name in own:
-                own[name] = theirs[owner_name]  # type: ignore[assignment, index]

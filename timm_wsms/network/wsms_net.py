@@ -95,6 +95,7 @@ class WsmsNet(FeatureMaps):
         if self.replaces_last_map and self.head is not None:
             self.feature_info[-1]["num_chs"] = self.num_features
         self.feature_pyramid = self.make_feature_pyramid(gamma) if feature_pyramid else nn.ModuleDict()
+        self.record_sharing()
 
     def _integrate(
         self, widths: list[int], kind: str, channels: int | None, residual: bool, gamma: float, paper: dict[str, Any]

@@ -1,0 +1,158 @@
+"""How stages keep sharing weights: tied parameters, of which the backbone's layers lead.
+
+A stage's layer holds the same `Parameter` objects as the backbone's layer at the same path, in dictionaries of its own:
+PyTorch's tied weights. What puts another tensor or another layer in the place of one (`prune`, `weight_norm`, LoRA,
+`.to("meta")`, `assign=True` …) reaches one layer of several. The stages then follow the backbone: their layers take its
+new tensor; where its layer was re-parametrized or replaced, that very layer serves the stages too.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from timm_wsms.errors import UserError
+
+Entries = dict[str, Any]  # of a module: its `_parameters`, `_buffers` or `_modules`
+
+
+class Ties:
+    """Which tensors of the stages are the backbone's, and whether they still are.
+
+    Args:
+        model: Has a `backbone`, and `stages` in which each shared tensor stands under the backbone's path.
+
+    Attributes:
+        keys: (key, the backbone's key) of every shared tensor in a stage.
+        mixed: Paths of the modules in stages that hold tensors of their own, anywhere below.
+        composed: Paths of the modules that have parts. They may depend on the size of the stage's image.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.keys = duplicate_keys(model)
+        tied = {key for key, _ in self.keys}
+        own = [key for key, _ in named_tensors(model) if key not in tied and key.startswith("stages.")]
+        self.mixed = {path for key in own for path in _prefixes(key)}
+        modules = nn.Module.named_modules(model, remove_duplicate=False)
+        self.composed = {path for path, module in modules if module._modules}
+        self._watch(model)
+
+    def follow(self, model: nn.Module, complain: bool = True) -> None:
+        """Let the stages follow what was done to the backbone's layers since the last call.
+
+        Args:
+            model: The one that it was made for.
+            complain: False: leave the complaint about a change in one stage to a later call.
+
+        Raises:
+            UserError: If a shared tensor was changed in one stage only, or where the stages cannot follow.
+        """
+        if self._intact():
+            return
+        for key, owner in self.keys:
+            stage, backbone = find_owner(model, key), find_owner(model, owner)
+            found, leading = find_tensor(stage, key), find_tensor(backbone, owner)
+            if found is leading is not None or stage is backbone is not None:
+                continue
+            level = self._changed(model, owner)
+            if leading is not None and leading is self._known[owner] and level is None:
+                if not complain:
+                    return
+                raise UserError(
+                    f"{key} is the backbone's {owner} and was changed in this stage only; change the layer of "
+                    "model.backbone instead, which all stages follow"
+                )
+            if hasattr(leading, "device_mesh") and not hasattr(found, "device_mesh"):
+                raise UserError(
+                    f"FSDP shards {owner} with a part of the backbone, but the stages use it too; "
+                    "call fully_shard on the whole network only, or use DistributedDataParallel"
+                )
+            if found is not None and leading is not None:
+                entries_of(stage, key)[_name(key)] = leading
+            else:
+                self._adopt(model, key, owner, level)
+        self._watch(model)
+
+    def _adopt(self, model: nn.Module, key: str, owner: str, replaced: str | None) -> None:
+        """Put the backbone's layer, which was re-parametrized or replaced, into the stage as well."""
+        level = replaced or owner.rpartition(".")[0]
+        path = key.removesuffix(owner) + level
+        if not key.endswith(owner) or path in self.mixed or (replaced is None and path in self.composed):
+            raise UserError(
+                f"{level} was re-parametrized or replaced, but {path} has parts of the stage's own, so they cannot be "
+                "one layer; undo it, or build the network with share_weights=False"
+            )
+        parent, _, name = path.rpartition(".")
+        model.get_submodule(parent)._modules[name] = model.get_submodule(level)
+
+    def _changed(self, model: nn.Module, key: str) -> str | None:
+        """The first module on the way to a tensor that is another one than it was."""
+        modules = {path: find_owner(model, f"{path}.") for path in _prefixes(key)}
+        return next((path for path, module in modules.items() if module is not self._modules.get(path)), None)
+
+    def _intact(self) -> bool:
+        return all(entries.get(name) is module for entries, name, module in self._places) and all(
+            own.get(name, self) is leading.get(lead) for own, name, leading, lead in self._pairs
+        )
+
+    def _watch(self, model: nn.Module) -> None:
+        """Note how things are."""
+        modules = dict(nn.Module.named_modules(model, remove_duplicate=False))
+        paths = {path for pair in self.keys for key in pair for path in _prefixes(key)}
+        self._modules = {path: modules[path] for path in paths if path in modules}
+        self._places: list[tuple[Entries, str, nn.Module]] = []
+        for path, module in self._modules.items():
+            parent, _, name = path.rpartition(".")
+            self._places.append((modules[parent]._modules, name, module))
+        self._pairs: list[tuple[Entries, str, Entries, str]] = []
+        self._known: dict[str, Any] = {}
+        for key, owner in self.keys:
+            stage, backbone = (modules.get(one.rpartition(".")[0]) for one in (key, owner))
+            self._known[owner] = find_tensor(backbone, owner)
+            if stage is None or stage is backbone:
+                continue
+            self._pairs.append((entries_of(stage, key), _name(key), entries_of(backbone, owner), _name(owner)))
+            # To torch.distributed.checkpoint these are no tensors of this module's that a checkpoint should have.
+            stage._non_persistent_buffers_set.add(_name(key))
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every parameter and buffer by name, a shared one under each of its names."""
+    for path, module in nn.Module.named_modules(model, remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for entries in (module._parameters, module._buffers):
+            yield from ((prefix + name, tensor) for name, tensor in entries.items() if tensor is not None)
+
+
+def duplicate_keys(model: nn.Module) -> list[tuple[str, str]]:
+    """(key, key of the first) of every tensor that stands in a model a second time."""
+    first: dict[int, str] = {}
+    named = named_tensors(model)
+    return [(key, owner) for key, tensor in named if (owner := first.setdefault(id(tensor), key)) != key]
+
+
+def _prefixes(key: str) -> list[str]:
+    """The paths of all modules on the way to a tensor, the outermost first."""
+    parts = key.split(".")[:-1]
+    return [".".join(parts[: depth + 1]) for depth in range(len(parts))]
+
+
+def find_owner(model: nn.Module, key: str) -> nn.Module | None:
+    """The module that a tensor belongs to; None if there is none at its path."""
+    module: nn.Module | None = model
+    for name in key.split(".")[:-1]:
+        module = None if module is None else module._modules.get(name)
+    return module
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def entries_of(module: Any, key: str) -> Entries:
+    """The dictionary of a module in which a tensor stands, or used to."""
+    return module._buffers if _name(key) in module._buffers else module._parameters
+
+
+def find_tensor(module: nn.Module | None, key: str) -> Any:
+    return None if module is None else entries_of(module, key).get(_name(key))
