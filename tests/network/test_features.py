@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-import timm_wsms  # noqa: F401  registers the names
+import timm_wsms
 from tests.helpers.networks import images, randomize
 from tests.helpers.tiers import slow_except
 from timm_wsms.network.features import WsmsFeatures
@@ -154,6 +154,31 @@ def test_some_of_the_levels(name, out_indices):
     for index, map_ in zip(wanted, found, strict=True):
         torch.testing.assert_close(map_, expected[index])
     check_gradients(some, image(name))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("used", [(1, -1), (-1,), (0, 2)])
+def test_a_decoder_that_uses_some_of_the_maps_that_it_asks_for(name, used):
+    """As segmentation_models.pytorch and DETR do: what is named gets its integration, and nothing lacks a gradient."""
+    arguments = BACKBONES[name][1] | {"out_indices": len(timm.create_model(name).feature_info)}
+    torch.manual_seed(0)
+    model = randomize(staged(name, arguments, integrated_indices=used))
+    maps = model(image(name))
+    used = {index % len(maps) for index in used}
+    plain = model.model.backbone.forward_intermediates(image(name), intermediates_only=True)
+    stages = [{*stage.taps} for stage in model.model.stages.values()]
+    for position, (map_, own) in enumerate(zip(maps, plain, strict=True)):
+        integrated = position in used and any(position in taps for taps in stages)
+        assert torch.equal(map_, own) != integrated, position
+    # every block of the backbone lies on the way to the last map
+    sum(maps[position].square().sum() for position in used | {len(maps) - 1}).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+
+
+def test_integrated_indices_without_features():
+    with pytest.raises(timm_wsms.UserError, match="integrated_indices belongs to features_only=True"):
+        timm.create_model("wsms_test_resnet", integrated_indices=[1])
 
 
 def check_gradients(model, x):

@@ -20,6 +20,7 @@ class FeatureMaps(MultiStageNet):
     """What a WsmsNet does besides classification: it gives the maps of its levels.
 
     Attributes:
+        integrated: Positions of the maps that are integrated for `features_only`.
         integration: Of the last map; None if there is one stage alone.
         feature_pyramid: The integration layers of other levels, by their position; empty but for `features_only`.
         feature_info: timm's list of levels.
@@ -30,6 +31,7 @@ class FeatureMaps(MultiStageNet):
         residual: Whether the integrated map is added.
     """
 
+    integrated: set[int]
     integration: Integration | None
     feature_pyramid: nn.ModuleDict
     feature_info: list[dict[str, Any]]
@@ -53,7 +55,7 @@ class FeatureMaps(MultiStageNet):
         for position, entry in enumerate(self.feature_info[: -1 if self.replaces_last_map else None]):
             stages = [stage for stage in self.shallow_stages() if position in stage.taps]
             widths = [entry["num_chs"], *(stage.channels[stage.taps[position]] for stage in stages)]
-            if stages:
+            if stages and position in self.integrated:
                 layers[str(position)] = Integration(widths, widths[0], 1, residual=True, gamma=gamma)
         reference = next(self.backbone.parameters())
         return layers.to(reference.device, reference.dtype)
@@ -86,31 +88,41 @@ class FeatureMaps(MultiStageNet):
         """
         last = len(self.feature_info) - 1
         take, _ = take_indices(last + 1, indices)
-        complete = self.integration is not None and (last in take or not (stop_early or intermediates_only))
-        used = sorted({*take, last} if complete and self.map_not_in_features else {*take})
         images = self.pyramid(x)
-        alone = intermediates_only and not complete
-        given = self.backbone.forward_intermediates(
-            images[0], indices=used, norm=norm, stop_early=stop_early and not complete, intermediates_only=alone
-        )
-        features, found = (None, given) if alone else given
-        maps = dict(zip(used, found, strict=True))
-        wanted = {position: x for position, x in maps.items() if str(position) in self.feature_pyramid}
-        if complete:
+        if self.integration is None or (last not in take and (stop_early or intermediates_only)):
+            features, maps = self._backbone_maps(images[0], take, norm, stop_early, intermediates_only)
+            self._integrate_levels(maps, self._other_stages(images, self._with_layer(maps)))
+        else:
+            features, maps = self._backbone_maps(images[0], [*take, last] if self.map_not_in_features else take, norm)
             f1 = maps[last] if self.map_not_in_features else to_map(features, x, self.reduction, self.layout)
-            wanted[last] = f1
-        others = self._other_stages(images, wanted)
-        for position in wanted:
-            if str(position) in self.feature_pyramid:
-                own = maps[position]
-                maps[position] = own + self.feature_pyramid[str(position)]([own, *others[position]])
-        if complete:
-            integrated = self.integration([f1, *others[last]])  # type: ignore[misc]
+            others = self._other_stages(images, self._with_layer(maps) | {last: f1})
+            self._integrate_levels(maps, others)
+            integrated = self.integration([f1, *others[last]])
             features = self.merged(features, integrated)
             if self.replaces_last_map and last in maps:
                 maps[last] = maps[last] + integrated if self.residual else integrated
         result = [nchw_to(maps[position], Format(output_fmt)) for position in sorted({*take})]
         return result if intermediates_only else (features, result)
+
+    def _backbone_maps(
+        self, image: torch.Tensor, positions: Sequence[int], norm: bool, stop_early: bool = False, alone: bool = False
+    ) -> tuple[Any, dict[int, torch.Tensor]]:
+        """The backbone's features (None if only maps are asked for), and its maps by their positions."""
+        used = sorted({*positions})
+        given = self.backbone.forward_intermediates(
+            image, indices=used, norm=norm, stop_early=stop_early, intermediates_only=alone
+        )
+        features, found = (None, given) if alone else given
+        return features, dict(zip(used, found, strict=True))
+
+    def _with_layer(self, maps: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Those of the maps for which there is an integration layer in `feature_pyramid`."""
+        return {position: x for position, x in maps.items() if str(position) in self.feature_pyramid}
+
+    def _integrate_levels(self, maps: dict[int, torch.Tensor], others: dict[int, list[torch.Tensor]]) -> None:
+        """Add to each map that has a layer in `feature_pyramid` its integration with the other stages' maps."""
+        for position, own in self._with_layer(maps).items():
+            maps[position] = own + self.feature_pyramid[str(position)]([own, *others[position]])
 
     def _other_stages(
         self, images: list[torch.Tensor], wanted: dict[int, torch.Tensor]
@@ -130,7 +142,7 @@ class FeatureMaps(MultiStageNet):
         self.forget_sharing()
         last = len(self.feature_info) - 1
         take, _ = take_indices(last + 1, indices)
-        integrates = last in take and (self.replaces_last_map or not prune_head)
+        integrates = last in {*take} & self.integrated and (self.replaces_last_map or not prune_head)
         self.backbone.prune_intermediate_layers(take, prune_norm and not integrates, prune_head)
         if prune_head:
             self.head = None
@@ -150,7 +162,11 @@ class FeatureMaps(MultiStageNet):
 
 
 class WsmsFeatures(FeatureGetterNet):
-    """The maps of a WsmsNet's levels, each with the stages' maps of its resolution integrated.
+    """The maps of a network's levels, each with the stages' maps of its resolution integrated, or averaged.
 
-    Which levels, if `out_indices` does not say, is what timm gives for the backbone.
+    Which levels, if `out_indices` does not say, is what timm gives for the backbone. What the maps that are left out
+    would need is left out too, so every parameter gets a gradient if every map is used. Where a decoder asks for more
+    maps than it uses (segmentation_models.pytorch asks for all, DeepLabV3+ takes two), `integrated_indices` says which
+    are integrated: the others are the backbone's, without parameters that DDP would wait for. `fusion="mean"` has no
+    such parameters.
     """

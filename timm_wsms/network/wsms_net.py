@@ -17,6 +17,7 @@ from timm_wsms.network.pyramid import choose_factors, halvings
 from timm_wsms.network.stages import Level, is_flat, levels, levels_info, make_stage, parts
 from timm_wsms.network.unused_layers import remove_head
 from timm_wsms.network.weight_sharing import UnsharedNorms
+from timm_wsms.utils import take_indices
 
 KERNEL_SIZE = {"conv1x1": 1, "conv3x3": 3, "none": 0}
 
@@ -45,6 +46,8 @@ class WsmsNet(FeatureMaps):
         gamma: What γ starts from: 0 leaves the backbone's logits as they are.
         img_size: Of the images, in pixels, for a backbone whose parameters depend on it; None: its default.
         feature_pyramid: Integrate the maps of the other levels too, for `forward_intermediates`.
+        integrated_indices: With `feature_pyramid`, positions of the maps to integrate, as in `out_indices`; None: all.
+            A decoder that takes some of the maps only leaves the integration of the others without gradients.
         pyramid: 1, 1/2, 1/4 …, of which `stages` says how many; no other factors give maps that fit together.
 
     Raises:
@@ -64,6 +67,7 @@ class WsmsNet(FeatureMaps):
         img_size: int | Size | None = None,
         feature_pyramid: bool = False,
         pyramid: Sequence[float] | None = None,
+        integrated_indices: Sequence[int] | None = None,
     ):
         check_choice("integration", integration, IntegrationKind)
         check_choice("unshared_norms", unshared_norms, UnsharedNorms)
@@ -94,6 +98,10 @@ class WsmsNet(FeatureMaps):
             self._integrate(widths, integration, integration_channels, residual, gamma, paper)
         if self.replaces_last_map and self.head is not None:
             self.feature_info[-1]["num_chs"] = self.num_features
+        if integrated_indices is not None and not feature_pyramid:
+            raise UserError("integrated_indices belongs to features_only=True; leave it out")
+        count = len(self.feature_info)
+        self.integrated = {*take_indices(count, None if integrated_indices is None else [*integrated_indices])[0]}
         self.feature_pyramid = self.make_feature_pyramid(gamma) if feature_pyramid else nn.ModuleDict()
         self.record_sharing()
 

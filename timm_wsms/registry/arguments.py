@@ -15,11 +15,12 @@ NETWORK_ARGS: dict[str, tuple[type, ...]] = {
     "integration": (str,),
     "integration_channels": (int,),
     "residual": (bool,),
+    "integrated_indices": (list, tuple),
     "share_weights": (bool,),
     "unshared_norms": (str,),
 }
 Fusion = Literal["concat", "mean"]
-CONCAT_ARGS = ("integration", "integration_channels", "residual")  # of fusion="concat" alone
+CONCAT_ARGS = ("integration", "integration_channels", "residual", "integrated_indices")  # of fusion="concat" alone
 # What a name's prefix says of the arguments. `wsmean_` is the form that is recommended.
 PREFIXES: dict[str, dict[str, Any]] = {
     "wsms_": {"share_weights": True},
