@@ -2,7 +2,7 @@
 
     accelerate launch train_accelerate.py --recipe recipes/NAME.yaml [--any.setting value]
 
-Works alike on one CPU or GPU (then `python train_accelerate.py …` does too), on several, and in mixed precision. All
+Works on one CPU or GPU (then `python train_accelerate.py …` does too), on several, and in mixed precision. All
 settings: `python train_accelerate.py --help`. Accelerate starts one process only on CPUs; for two processes there:
 
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 train_accelerate.py --recipe recipes/NAME.yaml
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         report.print_results(rows, output)
         if settings.hub.push:
             folder = output / "model"
-            print(f"Publishing it; should that fail: python hub/publish.py {folder} --repo {settings.hub.push}")
+            print(f"Publishing it; if that fails: python hub/publish.py {folder} --repo {settings.hub.push}")
             publish.publish(folder, publish.Options(settings.hub.push, settings.hub.private, settings.hub.tag))
 
 

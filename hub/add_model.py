@@ -2,7 +2,8 @@
 
     python hub/add_model.py RUN/model --as NAME [--beside OTHER_RUN/model] [--data uoft-cs/cifar10]
 
-The card shows the model's figures and, beside them, those of another run: of the plain backbone, trained alike.
+The card shows the model's figures and, beside them, those of another run, such as the plain backbone's with the same
+settings.
 """
 
 import argparse
@@ -33,7 +34,7 @@ OWN = (
 
 
 def add_model(folder: Path, target: Path, beside: Path | None = None, data: str | None = None) -> None:
-    """Copies a checkpoint folder, with the figures of another run beside its own, and writes its card anew.
+    """Copies a checkpoint folder, with the figures of another run beside its own, and writes its card again.
 
     Args:
         folder: The `model` folder of a run.
@@ -65,7 +66,7 @@ def check_alike(folder: Path, beside: Path) -> None:
     one, other = (yaml.safe_load((each / "settings.yaml").read_text(encoding="utf-8")) for each in (folder, beside))
     differ = [key for key in one.keys() | other.keys() if key not in OWN and one.get(key) != other.get(key)]
     if differ:
-        raise UserError(f"{beside} was trained with another {' and '.join(sorted(differ))}; compare runs trained alike")
+        raise UserError(f"{beside} was trained with another {' and '.join(sorted(differ))}; compare like with like")
 
 
 def main() -> None:

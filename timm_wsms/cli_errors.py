@@ -1,4 +1,4 @@
-"""Faults a user can mend, told in one line instead of a traceback."""
+"""Errors that a user can fix, reported in one line instead of a traceback."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ class Remedies:
 
 
 TRAINING = Remedies(
-    again="go on with --resume auto",
+    again="continue with --resume auto",
     place="choose another --output",
     workers="lower --data.workers",
     memory="lower --batch_size, or keep it and raise --grad_accumulation (a power of two that divides it) so that "
@@ -68,7 +68,7 @@ def explain(error: BaseException, remedies: Remedies = TRAINING) -> str | None:
         )
     if is_the_hubs(error):
         return (
-            f"the Hub did not deliver ({' '.join(str(error).split())}); mend the name; if it is private or gated, log "
+            f"the Hub did not deliver ({' '.join(str(error).split())}); check the name; if it is private or gated, log "
             "in (hf auth login, or set HF_TOKEN) and accept its terms; without a network fetch it where there is one "
             "(hf download <name>), copy HF_HOME here and set HF_HUB_OFFLINE=1"
         )
@@ -110,7 +110,7 @@ class Stopped(Exception):  # noqa: N818  it is no error
 
 
 def command_to_resume() -> str:
-    """The command that goes on with a stopped run. A launcher's own options are not known."""
+    """The command that continues a stopped run. A launcher's own options are not known."""
     launcher = "torchrun …" if "TORCHELASTIC_RUN_ID" in os.environ else "accelerate launch …"
     words = list(sys.argv)
     if "--resume=auto" not in words and ("--resume", "auto") not in pairwise(words):
@@ -135,7 +135,7 @@ def run(main: Callable[[], None], remedies: Remedies = TRAINING) -> int:
         main()
     except Stopped as stopped:
         if rank == 0:
-            print(f"{stopped}\ngo on with: {command_to_resume()}", file=sys.stderr, flush=True)
+            print(f"{stopped}\ncontinue with: {command_to_resume()}", file=sys.stderr, flush=True)
         return 0
     except KeyboardInterrupt:
         if rank == 0:

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 
 class UserError(ValueError):
-    """A mistake of the user's. The message is one line that says what is wrong and names the remedy.
+    """A user's mistake. The message is one line that says what is wrong and names the remedy.
 
     The commands print it without a traceback and leave with exit code 2.
     """

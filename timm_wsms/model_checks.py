@@ -40,4 +40,6 @@ def check_input(
     finally:
         network.train(was_training)
     if logits.shape != (1, num_classes):
-        raise UserError(f"{name} gives an output of shape {tuple(logits.shape)} for one image, not (1, {num_classes})")
+        raise UserError(
+            f"{name} returns an output of shape {tuple(logits.shape)} for one image, not (1, {num_classes})"
+        )

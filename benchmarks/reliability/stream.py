@@ -4,7 +4,7 @@
 
 JPEG images of ImageNet's mean size, 500×400 pixels and 95 KB, in parquet files on the local disk; the
 random-resized crop at 224; nothing is trained. Three kinds of epochs alternate: of a stream, of the same files
-map-style, and of a stream that is gone on with at its last batch, so that all before it is read and dropped. What a
+map-style, and of a stream that is resumed at its last batch, so that all before it is read and dropped. What a
 network between the files and the machine costs is not in here.
 """
 

@@ -1,4 +1,4 @@
-"""Why a WSMS network takes more time than its arithmetic at batch 1, and two ways to mend that.
+"""Why a WSMS network takes more time than its arithmetic at batch 1, and two ways to fix that.
 
     python -m benchmarks.speed.forward_batch1
 

@@ -18,7 +18,7 @@ SIZES = {
     (400, 300): 0.06, (800, 600): 0.05, (250, 250): 0.02,
 }  # fmt: skip
 QUALITIES = (88, 92, 95)
-FIELDS, SIDE = 8, 2048  # noise is cut from so many squares of so many pixels
+FIELDS, SIDE = 8, 2048  # noise is cut from FIELDS squares of SIDE × SIDE pixels
 SHAPES = 5
 
 

@@ -78,10 +78,10 @@ def test_what_the_hub_refuses_is_one_line_with_its_remedy(hub, tmp_path):
         ],
         ("data", "gated/streamed", ""): ["is gated: accept its terms", "log in"],
         ("data", "gated/whole", "hf_x"): ["is gated, and your token has no access", "with the same account"],
-        ("data", "nobody/aggregated", ""): ["is no local folder", "Fix data.source", "log in", "if it is private"],
-        ("data", "nobody/aggregated", "hf_x"): ["is no local folder", "Fix data.source", "data.config"],
+        ("data", "nobody/aggregated", ""): ["is not a local folder", "Fix data.source", "log in", "if it is private"],
+        ("data", "nobody/aggregated", "hf_x"): ["is not a local folder", "Fix data.source", "data.config"],
         ("model", "hf-hub:gated/model", ""): ["the Hub did not deliver", "log in", "accept its terms"],
-        ("model", "hf-hub:nobody/model", "hf_x"): ["the Hub did not deliver", "mend the name", "HF_HUB_OFFLINE=1"],
+        ("model", "hf-hub:nobody/model", "hf_x"): ["the Hub did not deliver", "check the name", "HF_HUB_OFFLINE=1"],
     }
     lines = told(hub, tmp_path, *cases)
     assert len(lines) == len(cases), lines

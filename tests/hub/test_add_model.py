@@ -29,5 +29,5 @@ def test_runs_that_are_compared_differ_in_network_and_seed_alone(tmp_path):
         (tmp_path / name / "settings.yaml").write_text(yaml.safe_dump({**common, **more}))
     check_alike(tmp_path / "one", tmp_path / "other")
     (tmp_path / "other" / "settings.yaml").write_text(yaml.safe_dump({"lr": 0.1, "model": "a"}))
-    with pytest.raises(UserError, match="other was trained with another epochs and lr; compare runs trained alike"):
+    with pytest.raises(UserError, match="other was trained with another epochs and lr; compare like with like"):
         check_alike(tmp_path / "one", tmp_path / "other")

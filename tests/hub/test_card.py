@@ -67,6 +67,22 @@ def test_the_kept_models_have_the_card_of_today(name):
     assert (MODELS / name / "README.md").read_text() == card.render(MODELS / name)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "first", "second"),
+    [
+        ("wsmean_resnet20_cifar", "A multi-stage network that averages", "with the same weights"),
+        ("ms_resnet20_cifar", "A multi-stage network (Takahashi", "with weights of its own for each"),
+    ],
+)
+def test_the_card_says_how_the_stages_are_combined_and_what_they_share(architecture, first, second, tmp_path):
+    folder = Path(shutil.copytree(MODELS / "wsms_resnet20_cifar10", tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architecture": architecture, "model_args": {}}))
+    replace(folder / "settings.yaml", "model: wsms_resnet20_cifar", f"model: {architecture}")
+    text = card.render(folder)
+    assert first in text and second in " ".join(text.split())
+
+
 def test_front_matter_is_valid_and_true(folder):
     data = ModelCard.load(card.write(folder)).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("timm", "image-classification", "apache-2.0")
@@ -107,7 +123,10 @@ def test_figures_come_from_the_folder(folder):
 def test_lines_of_python_run(folder):
     text = card.render(folder)
     lines = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    assert lines.startswith("# pip install timm-wsms\nimport timm, timm_wsms\n") and len(lines.splitlines()) == 5
+    assert (
+        lines.startswith("# needs timm-wsms: `pip install .` in a clone of its repository\nimport timm, timm_wsms\n")
+        and len(lines.splitlines()) == 5
+    )
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 180, 3), dtype=np.uint8))
     names = {"image": image}
     exec(lines.replace("path/to/this/folder", str(folder)), names)
@@ -119,13 +138,13 @@ def test_lines_of_python_run(folder):
     torch.testing.assert_close(names["logits"], expected)
 
 
-NOT_COMPARED = "how much the stages add is not known"
+NOT_COMPARED = "it is not known how much the stages contribute"
 
 
 def test_what_is_said_of_the_baseline(folder):
     results.write(folder, [OWN], HARDWARE)
     plain = card.render(folder)
-    assert "to compare multi-stage networks with" in plain and NOT_COMPARED not in plain
+    assert "for comparison with multi-stage networks" in plain and NOT_COMPARED not in plain
     replace(folder / "config.json", '"test_resnet"', '"wsms_test_resnet"')
     assert NOT_COMPARED in card.render(folder)
     results.write(folder, [PLAIN, OWN], HARDWARE)

@@ -160,4 +160,4 @@ def test_verify_measures(repo, client):
     expected = timm.create_model(f"local-dir:{MODEL}", pretrained=True).num_classes
     assert expected == 10
     line = refused(client.command("verify", REPO, "--data", "digits"))  # ten classes, but not those
-    assert "top-1 on digits is" in line and "but someone/small says 86.32 %; is it that data?" in line
+    assert "top-1 on digits is" in line and "but someone/small says 86.32 %; is it that data set?" in line

@@ -137,7 +137,7 @@ def test_faults_that_stay_leave_the_repo_as_it_was(hub, client, folder, fault, w
     [
         ("hf_wrong", "the Hub does not know this token; `hf auth login` again"),
         (READ, "the token may not write to someone/small; make one with write access"),
-        ("", "there is no token; `hf auth login`, or set HF_TOKEN"),
+        ("", "no token was found; `hf auth login`, or set HF_TOKEN"),
     ],
 )
 @pytest.mark.parametrize("there", [False, True])
@@ -156,7 +156,7 @@ def test_private_repos(hub, client):
     assert "there is no someone/small, or it is private" in refused(client.command("verify", REPO))
     assert client.command("verify", REPO, token=READ)[0] == 0
     hub.repos[REPO].private = False
-    assert "someone/small is there already, and public" in refused(publish(client, "--private"))
+    assert "someone/small already exists and is public" in refused(publish(client, "--private"))
 
 
 def test_a_tag_is_not_moved(hub, client, folder):
@@ -190,7 +190,7 @@ def test_the_training_script_publishes(hub, client, tmp_path):
     output = tmp_path / "run"
     train = [*FEW, "--output", output, "--hub.push", REPO, "--hub.private", "true", "--hub.tag", "v1"]
     line = refused(client.command("train", *train, token=""))
-    assert "there is no token" in line and not output.exists()  # before any work
+    assert "no token was found" in line and not output.exists()  # before any work
     hub.faults.append(Fault("/commit/", 400))
     code, shown, told = client.command("train", *train, token=WRITE)
     assert code == 2 and "the Hub refuses this for someone/small" in told

@@ -104,7 +104,7 @@ def another_accuracy(folder):
         (missing, "has no test/tensors.safetensors"),
         (of_another_run, "is from another run than settings.yaml and metrics.jsonl beside it"),
         (without_run, "does not say which run it is from"),
-        (cut_off, "is not a whole safetensors file"),
+        (cut_off, "is not a complete safetensors file"),
         (a_weight_less, "does not load"),
         (another_shape, "does not load"),
         (one_weight_off, "the model's logits are not those recorded"),
@@ -149,7 +149,7 @@ BY_TIMM = [
     ({"architecture": "hf-hub:evil/model"}, "architecture 'hf-hub:evil/model', which timm does not know"),
     ({"architecture": "../../evil"}, "architecture '../../evil'"),
     ({"architecture": ["wsms_resnet20_cifar"]}, "architecture"),
-    ({"pretrained_cfg": "evil"}, "is no config of timm's"),
+    ({"pretrained_cfg": "evil"}, "is not a timm config"),
     ({"model_args": {"pretrained_cfg": {"file": "evil.pth"}}}, "unknown argument 'pretrained_cfg'"),
     ({"model_args": {"pretrained": True}}, "unknown argument 'pretrained'"),
     ({"model_args": {"cache_dir": "/"}}, "unknown argument 'cache_dir'"),
@@ -220,5 +220,5 @@ def test_add_model(tmp_path, folder):
 
     settings = yaml.safe_load((other / "settings.yaml").read_text())
     (other / "settings.yaml").write_text(yaml.safe_dump({**settings, "epochs": 9, "seed": 3}))
-    with pytest.raises(UserError, match=r"was trained with another epochs; compare runs trained alike"):
+    with pytest.raises(UserError, match=r"was trained with another epochs; compare like with like"):
         add_model(folder, target, other)

@@ -46,7 +46,7 @@ def test_tokens_become_a_map(prefix, height, width, grid):
 
 
 def test_tokens_that_are_no_grid():
-    with pytest.raises(UserError, match="1 tokens are no grid of patches of an image of 256×256 pixels"):
+    with pytest.raises(UserError, match="1 tokens are not a grid of patches of an image of 256×256 pixels"):
         to_map(values(2, 1, 7), image(256, 256), 16, "NCHW")
 
 

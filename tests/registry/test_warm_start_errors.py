@@ -40,7 +40,7 @@ def test_broken_safetensors(tmp_path):
     for content in (b"", b"not safetensors at all", whole[:-100], whole[:50]):
         (tmp_path / "weights.safetensors").write_bytes(content)
         message = refused(overlay=overlay)
-        assert "weights.safetensors is not a whole safetensors file" in message
+        assert "weights.safetensors is not a complete safetensors file" in message
         assert "download or copy it again" in message
 
 

@@ -248,7 +248,7 @@ def test_without_a_whole_checkpoint_nothing_is_resumed_and_nothing_renamed(tmp_p
     saved_at(tmp_path / "checkpoints", Position(1), Position(2))
     for path in (tmp_path / "checkpoints").iterdir():
         (path / "state.json").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint is whole: .*epoch-0002/state.json.*epoch-0001/state.json"):
+    with pytest.raises(UserError, match=r"no checkpoint is intact: .*epoch-0002/state.json.*epoch-0001/state.json"):
         checkpoint.newest_whole(tmp_path)
     assert names(tmp_path / "checkpoints") == ["epoch-0001", "epoch-0002"]
     assert checkpoint.newest_whole(tmp_path / "elsewhere") == (None, [])

@@ -45,7 +45,7 @@ class BatchAugmentation:
         return drawn
 
     def __call__(self, images: torch.Tensor, drawn: Draws) -> torch.Tensor:
-        """Does it: float (B, C, H, W) → float (B, C, H, W)."""
+        """Applies the augmentation: float (B, C, H, W) → float (B, C, H, W)."""
         if "sizes" in drawn:
             images = rescale_object(images, drawn["sizes"], self._border)
         return pad_crop_flip(images, drawn["corners"], drawn["flips"]) if "corners" in drawn else images

@@ -130,8 +130,8 @@ def _hub_remedy(settings: DataSettings, error: Exception) -> str:
     if isinstance(error, ConnectionError) or "LocalEntryNotFoundError" in str(error):
         offline = f", with {settings.option('streaming')}=false" if settings.streaming else ""
         return (
-            f"{source!r} is no local folder, and the Hub cannot be reached. Check the network; or fetch it where there"
-            f" is one (python -c \"import datasets; datasets.load_dataset('{source}')\"), copy its HF_HOME here and set"
+            f"{source!r} is not a local folder, and the Hub cannot be reached. Check the network; or fetch it elsewhere"
+            f" (python -c \"import datasets; datasets.load_dataset('{source}')\"), copy its HF_HOME here and set"
             f" HF_HUB_OFFLINE=1{offline}; or name a local folder."
         )
     if "is a gated dataset" in str(error):  # `datasets` tells by nothing else
@@ -140,7 +140,7 @@ def _hub_remedy(settings: DataSettings, error: Exception) -> str:
             return f"{source!r} is gated: accept its terms at {page}, then log in (hf auth login, or set HF_TOKEN)."
         return f"{source!r} is gated, and your token has no access: accept its terms at {page} with the same account."
     return (
-        f"{source!r} is no local folder, and the Hub did not deliver it. Fix {settings.option('source')} or"
+        f"{source!r} is not a local folder, and the Hub did not deliver it. Fix {settings.option('source')} or"
         f" {settings.option('config')}; log in (hf auth login, or set HF_TOKEN) if it is private; or name a local"
         " folder."
     )

@@ -109,7 +109,7 @@ def _random_numbers_kept() -> Iterator[None]:
 
 
 class Keys:
-    """A batch sampler that is told each epoch's batches anew, since the workers outlive an epoch.
+    """A batch sampler that gets new batches in each epoch, since the workers outlive an epoch.
 
     Attributes:
         batches: the keys of each batch's images.

@@ -80,7 +80,7 @@ class Loader(ABC):
         """Chooses the epoch that the next iterations go through, and where in it they begin.
 
         Args:
-            epoch: its number. In evaluation all epochs are alike.
+            epoch: its number. In evaluation all epochs are the same.
             start: the number of this process's batch to begin with, from 0. From there on the batches are those of an
                 uninterrupted epoch; those before are not decoded, and not read either, unless the split is a stream.
                 `len` counts them all the same.

@@ -1,4 +1,4 @@
-"""What a recipe says about its images."""
+"""The settings of the images."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -65,7 +65,7 @@ class DataSettings:
     """The values of black and white in images of more than 8 bits a channel, such as [0, 4095]; by default as each file
     says, and an image that does not say it is an error."""
     augmentation: Literal["none", "pad_crop_flip", "timm"] = "none"
-    """Of training images: none, CIFAR's usual (pad 4 pixels, random crop, horizontal flip), or that of `data.timm`."""
+    """Of training images: none, CIFAR's (pad 4 pixels, random crop, horizontal flip), or timm's, see `data.timm`."""
     scale_jitter: tuple[float, float] | None = None
     """Smallest and largest size of a training image's object, such as [0.5, 2], drawn log-uniformly; 1 is as it is.
     A larger image is zoomed about its center. Before `pad_crop_flip` and before timm's random-resized crop."""
@@ -87,13 +87,13 @@ class DataSettings:
     """What the augmentation `timm` draws from."""
     decoding: Literal["fast", "full"] = "fast"
     """Of JPEGs for random-resized crops: `fast` decodes them small where the crop allows, and resizes with PyTorch;
-    `full` does as timm does, with Pillow. The crop is the same; docs/data.md has how much pixels differ."""
+    `full` decodes as timm does, with Pillow. The crop is the same; docs/data.md says how much pixels differ."""
     on_bad_image: Literal["error", "skip"] = "error"
     """An image that cannot be decoded stops the run (`error`), or is left out and counted (`skip`)."""
     workers: int = 2
     """Processes that decode images (none are needed for small images, which are kept decoded)."""
     streaming: bool = False
-    """Read the source row by row while training, in place of downloading it first; docs/streaming.md says more."""
+    """Read the source row by row during training instead of downloading it first; see docs/streaming.md."""
     shuffle_buffer: int = 10_000
     """Of a stream: the number of images, over all processes, among which the next one is drawn."""
     lanes: int = 8

@@ -108,7 +108,7 @@ class Stream:
             raise
         except Exception as error:  # the many readers and the network raise many things
             raise UserError(
-                f"Split {self.name!r} cannot be read any further; check the network and the data, then go on with"
+                f"Split {self.name!r} cannot be read any further; check the network and the data, then continue with"
                 f" --resume auto. {one_line(error)}"
             ) from error
 

@@ -1,4 +1,4 @@
-"""Batches of a stream: in an order that follows from (seed, epoch) alone, and can be gone on with anywhere."""
+"""Batches of a stream, in an order that follows from (seed, epoch) alone and can be resumed anywhere."""
 
 import math
 from collections import deque

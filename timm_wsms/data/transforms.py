@@ -87,7 +87,7 @@ def train_transform(config: dict[str, Any], settings: DataSettings):
     if jitter := check_scale_jitter(settings):
         if not isinstance(crop, RandomResizedCropAndInterpolation):
             raise UserError(
-                "data.scale_jitter goes with timm's random-resized crop; leave out data.timm.train_crop_mode."
+                "data.scale_jitter requires timm's random-resized crop; leave out data.timm.train_crop_mode."
             )
         jittered = ScaleJitterCrop(crop, jitter, settings.scale_border)
         transform = Compose([jittered, *rest])

@@ -1,4 +1,4 @@
-"""What an evaluation can be told, named as timm's validate.py names it where it has the same."""
+"""The options of an evaluation, with the names of timm's validate.py where it has the same."""
 
 import argparse
 import dataclasses
@@ -33,7 +33,7 @@ class EvaluationData(DataSettings):
 
 @dataclass
 class Options:
-    """What an evaluation can be told."""
+    """The options of an evaluation."""
 
     data: str
     """`digits`, a local folder (image folder or parquet files), or a Hub name."""
@@ -80,7 +80,7 @@ class Options:
     device: Literal["cpu", "cuda", "mps", "xpu"] | None = None
     """By default what Accelerate chooses."""
     json: str | None = None
-    """A file for all figures, written anew after each model."""
+    """A file for all figures, rewritten after each model."""
     append: str | None = None
     """A file to which one line of JSON is added per model, to compare models over time: `results.jsonl`."""
     output: str | None = None
@@ -97,14 +97,14 @@ class Options:
 
 @dataclass
 class ScaleOptions(Options):
-    """What an evaluation at several object sizes can be told."""
+    """The options of an evaluation at several object sizes."""
 
     factors: list[float] = field(default_factory=lambda: list(FACTORS))
     """Sizes of the object, relative to the image's own; 1 is always among them."""
     border: Border = "mean"
     """What surrounds a smaller object: the image's mean color, the image mirrored, or the image blurred."""
     stages: bool = False
-    """Also: accuracy lost without each stage, and heat maps a stage."""
+    """Also: accuracy lost without each stage, and a heat map per stage."""
     heat_images: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
     """The images, by their place in the split, whose heat maps `--stages` draws."""
     gallery: bool = False

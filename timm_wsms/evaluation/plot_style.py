@@ -18,7 +18,7 @@ LINES = ("-", "--", ":", "-.")  # where there are more curves than colors
 
 
 def curve_style(number: int, points: int) -> dict[str, Any]:
-    """How matplotlib is to draw the curve of this number, counted from 0, through so many points."""
+    """How matplotlib draws the curve of this number, counted from 0, through this many points."""
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],

@@ -71,7 +71,7 @@ def start(options: Options) -> Accelerator:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{folder} cannot be made ({error.strerror}); {REMEDIES.place}") from error
+            raise UserError(f"{folder} cannot be created ({error.strerror}); {REMEDIES.place}") from error
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"nothing can be written to {folder}; {REMEDIES.place}")
     return accelerator

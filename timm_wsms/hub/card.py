@@ -50,7 +50,7 @@ def render(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> 
         known = values(folder)
         text = environment.from_string(template.read_text(encoding="utf-8")).render(known, repo=repo)
     except FileNotFoundError as error:
-        raise UserError(f"{folder} has no {Path(error.filename).name}, which its card needs; train it anew") from error
+        raise UserError(f"{folder} has no {Path(error.filename).name}, which its card needs; train it again") from error
     except (jinja2.UndefinedError, KeyError) as error:
         raise UserError(f"the card of {folder} needs a value that its files do not have: {error}") from error
     text = re.sub(r"\n{3,}", "\n\n", text)  # what a condition left out leaves blank lines
@@ -72,6 +72,8 @@ def values(folder: Path) -> dict[str, Any]:
     known = {
         "architecture": config["architecture"],
         "staged": config["architecture"].startswith(STAGED),
+        "averages": config["architecture"].startswith("wsmean_") or settings["model_kwargs"].get("fusion") == "mean",
+        "shares_weights": not config["architecture"].startswith("ms_"),
         "config": config["pretrained_cfg"],
         "num_classes": config["num_classes"],
         "picture": _picture(folder, config["pretrained_cfg"]["input_size"]),
@@ -125,7 +127,7 @@ def _picture(folder: Path, input_size: list[int]) -> str:
 
 
 def data_set(source: str) -> tuple[str, str | None]:
-    """Name and Hub name of the data. Of a local folder only its name is told, its path is nobody's business."""
+    """Name and Hub name of the data. Of a local folder only its name is given: its path is private."""
     if source == "digits":
         return "scikit-learn digits at 8 to 32 pixels", None
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) and not Path(source).is_dir():

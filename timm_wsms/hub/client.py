@@ -65,7 +65,7 @@ def retried(call: Callable[[], T]) -> T:
     for number in range(TRIES - 1):
         try:
             return call()
-        except (HTTPError, json.JSONDecodeError) as error:  # a page instead of JSON, while the Hub is being mended
+        except (HTTPError, json.JSONDecodeError) as error:  # a page instead of JSON, while the Hub is under maintenance
             wait = _wait(error, 2.0**number)
             if wait is None or wait > LONGEST_WAIT:
                 raise

@@ -57,7 +57,7 @@ def check_model_args(arguments: Mapping[str, Any], network_args: Collection[str]
     for key, value in arguments.items():
         if key not in network_args and key not in BACKBONE_ARGS:
             known = ", ".join((*network_args, *BACKBONE_ARGS))
-            raise UserError(f"the config's model_args name an unknown argument {key!r}; known are {known}")
+            raise UserError(f"the config's model_args have an unknown argument {key!r}; known are {known}")
         if key in BACKBONE_ARGS and value is not None and not BACKBONE_ARGS[key](value):
             raise UserError(f"the config's model_args say {key} = {str(value)[:60]!r}, which no network accepts")
         numbers = value if isinstance(value, (list, tuple)) else (value,)

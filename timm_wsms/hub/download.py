@@ -23,7 +23,7 @@ def fetch(hub_id: str, filename: str, cache_dir: Any = None, sha256: str | None 
         sha256: What the file has to have, if that is known from elsewhere.
 
     Raises:
-        UserError: The file is not what the Hub has. It has been removed, so that the next try fetches it anew.
+        UserError: The file is not what the Hub has. It has been removed, so that the next attempt downloads it again.
     """
     repo, _, revision = hub_id.partition("@")
     path = Path(hf_hub_download(repo, filename, revision=revision or None, cache_dir=cache_dir))

@@ -70,7 +70,7 @@ def _of_status(error: HfHubHTTPError, repo: str) -> str:
     if status == 412:
         return f"{repo} has changed meanwhile; look at --dry-run, then run it again"
     if status >= 500:
-        return f"the Hub has a fault (HTTP {status}), and had it each time; {repo} is as it was, run it again later"
+        return f"the Hub has a fault (HTTP {status}), and had it each time; {repo} is unchanged, run it again later"
     return f"the Hub refuses this for {repo}: {_short(error)}"
 
 

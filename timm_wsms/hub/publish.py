@@ -3,7 +3,7 @@
     python -m timm_wsms.publish OUT/model --repo owner/name [--private] [--tag v1] [--dry-run] [--register]
 
 `--dry-run` checks everything and shows what would change. The token is that of `hf auth login` or HF_TOKEN. The card is
-filled anew, with the repo's name. Whatever happens before the commit, the repo stays as it was.
+filled in again, with the repo's name. Whatever happens before the commit, the repo stays unchanged.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def publish(folder: Path, options: Options) -> str:
     with in_one_line(options.repo):
         before = look_if_there(api, options.repo)
         if before and options.private and not before.private:
-            raise UserError(f"{options.repo} is there already, and public; make it private on its page")
+            raise UserError(f"{options.repo} already exists and is public; make it private on its page")
         check_tag(api, options, before, files)
         print(diff.describe(api, options.repo, files, before))
         if options.dry_run:
@@ -85,7 +85,7 @@ def check_access(repo: str) -> None:
     """
     check_repo(repo)
     if not get_token():
-        raise UserError("there is no token; `hf auth login`, or set HF_TOKEN")
+        raise UserError("no token was found; `hf auth login`, or set HF_TOKEN")
 
 
 def check_tag(api: HfApi, options: Options, before: Remote | None, files: dict[str, Path | bytes]) -> None:
@@ -136,7 +136,7 @@ def upload_large(api: HfApi, repo: str, added: list[CommitOperationAdd]) -> None
         if isinstance(error.__cause__, HTTPError):
             raise error.__cause__ from error
         why = textwrap.shorten(str(error), 160, placeholder=" …")
-        raise UserError(f"the upload failed ({why}); {repo} is as it was, run it again") from error
+        raise UserError(f"the upload failed ({why}); {repo} is unchanged, run it again") from error
 
 
 def commit_once(api: HfApi, repo: str, files: dict[str, Path | bytes], before: Remote, operations: list) -> str:

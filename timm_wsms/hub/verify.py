@@ -1,4 +1,4 @@
-"""Verifies a published model: downloads it anew, compares sums, rebuilds it, compares outputs, measures accuracy.
+"""Verifies a published model: downloads it again, compares checksums, rebuilds it, compares outputs, measures accuracy.
 
     python -m timm_wsms.hub.verify owner/name[@revision] [--data SOURCE]
     python -m timm_wsms.hub.verify FOLDER [--data SOURCE]           a checkpoint folder, without the Hub
@@ -68,7 +68,9 @@ def verify_folder(folder: Path, place: str, data: str | None) -> list[str]:
         expected = results.read(folder).rows[-1].accuracy
         found = accuracy(model, folder, data)
         if abs(found - expected) > TOLERANCE:
-            raise UserError(f"top-1 on {data} is {found:.2f} %, but {place} says {expected:.2f} %; is it that data?")
+            raise UserError(
+                f"top-1 on {data} is {found:.2f} %, but {place} says {expected:.2f} %; is it that data set?"
+            )
         said.append(f"top-1 on {data} is {found:.2f} %, and it says {expected:.2f} %")
     return said
 
@@ -84,7 +86,7 @@ def download(repo: str, revision: str | None, cache: str) -> tuple[Path, str]:
     """
     there = look(HfApi(), repo, revision)
     if missing := [name for name in NEEDED if name not in there.sums]:
-        raise UserError(f"{repo} has no {missing[0]}, so it is no model of this package; pickled weights are not read")
+        raise UserError(f"{repo} has no {missing[0]}, so it is not a model of ours; pickled weights are not read")
     config = Path()
     for name in (name for name in FILES if name in there.sums):
         path = Path(

@@ -51,7 +51,7 @@ def check_files(folder: Path) -> None:
         what = "is pickled, and pickles are not published" if name.endswith(PICKLED) else "is no part of a model"
         raise UserError(f"{folder / name} {what}; move it out of the folder")
     if missing := [name for name in NEEDED if name not in found]:
-        raise UserError(f"{folder} has no {missing[0]}; give the `model` folder of a run, or train it anew")
+        raise UserError(f"{folder} has no {missing[0]}; give the `model` folder of a run, or train it again")
 
 
 def check_config(folder: Path) -> None:
@@ -65,7 +65,7 @@ def check_config(folder: Path) -> None:
         architecture, described = config["architecture"], dict(config["pretrained_cfg"])
         arguments, labels = dict(config.get("model_args", {})), config.get("label_names")
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / 'config.json'} is no config of timm's ({error})") from error
+        raise UserError(f"{folder / 'config.json'} is not a timm config ({error})") from error
     if not isinstance(architecture, str) or not timm.is_model(architecture) or "." in architecture:
         raise UserError(f"the config names an architecture {str(architecture)[:60]!r}, which timm does not know")
     check_model_args(arguments, NETWORK_ARGS if prefix_of(architecture) else ())
@@ -80,9 +80,9 @@ def check_run(folder: Path) -> None:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS} is not a whole safetensors file ({error}); copy it again") from error
+        raise UserError(f"{folder / WEIGHTS} is not a complete safetensors file ({error}); copy it again") from error
     if metadata.get("format") != "pt" or "run" not in metadata:
-        raise UserError(f"{folder / WEIGHTS} does not say which run it is from; train it anew with this version")
+        raise UserError(f"{folder / WEIGHTS} does not say which run it is from; train it again with this version")
     if metadata["run"] != run_hash(folder):
         raise UserError(f"{folder / WEIGHTS} is from another run than {' and '.join(RUN)} beside it")
     own = results.read(folder).rows[-1]

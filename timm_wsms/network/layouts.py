@@ -116,7 +116,7 @@ def _at_least(size: Any, least: int) -> Any:
 
 
 def _grid(tokens: int, image: torch.Tensor, reduction: int) -> tuple[int, int]:
-    """Height and width of the grid of patches, the largest that so many tokens can hold.
+    """Height and width of the grid of patches, the largest that this number of tokens can hold.
 
     An image that the patches do not divide was padded or cut; some backbones merge m×m patches after their last block.
     """
@@ -126,4 +126,4 @@ def _grid(tokens: int, image: torch.Tensor, reduction: int) -> tuple[int, int]:
         for grid in ((-(-height // side), -(-width // side)), (height // side, width // side)):
             if 0 < grid[0] * grid[1] <= tokens:
                 return grid
-    raise UserError(f"{tokens} tokens are no grid of patches of an image of {height}×{width} pixels")
+    raise UserError(f"{tokens} tokens are not a grid of patches of an image of {height}×{width} pixels")

@@ -100,7 +100,7 @@ class WsmsMeanNet(MultiStageNet):
     ```
 
     All parameters are shared but the norms' and those whose shape depends on the image size, in the head too. Dropout
-    draws for every stage anew.
+    draws separately for every stage.
 
     `forward` averages logits. What asks for features gets the average of the stages' maps, each brought to stage 1's
     height and width (bilinear) and then shifted per channel so that its spatial mean stays the stage's own:

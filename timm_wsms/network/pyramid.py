@@ -17,7 +17,7 @@ def choose_factors(pyramid: Sequence[float] | None, stages: int | None) -> list[
     """The factors of all stages, stage 1's first, which is 1.
 
     Args:
-        pyramid: The factors in any order; None: 1, 1/2, 1/4 …, so many as there are stages.
+        pyramid: The factors in any order; None: 1, 1/2, 1/4 …, as many as there are stages.
         stages: Number of stages; None: the pyramid's, or 3.
 
     Raises:

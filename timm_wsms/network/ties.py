@@ -125,7 +125,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def duplicate_keys(model: nn.Module) -> list[tuple[str, str]]:
-    """(key, key of the first) of every tensor that stands in a model a second time."""
+    """(key, key of the first) of every tensor that is in a model a second time."""
     first: dict[int, str] = {}
     named = named_tensors(model)
     return [(key, owner) for key, tensor in named if (owner := first.setdefault(id(tensor), key)) != key]

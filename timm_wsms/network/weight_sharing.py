@@ -201,7 +201,7 @@ def _find_grids(
 
 
 def _grid(positions: int, aspect: float) -> tuple[int, int] | None:
-    """Height and width of a grid of so many positions, or relative positions; None if there is none of this aspect."""
+    """Height and width of a grid of this number of (relative) positions; None if there is none of this aspect."""
     height = math.sqrt(max(positions, 0) * aspect)
     rows = round(height)
     relative = round((height + 1) / 2)  # from -(h - 1) to h - 1

@@ -2,7 +2,7 @@
 
 Building a network to find out takes a second, and there are over a thousand names, so the answer is kept in
 `stageable.json` beside this file. Every name is built and run once, forward and backward, without memory or arithmetic
-(on PyTorch's meta device). Run it again for a new version of timm; it goes on where it stopped.
+(on PyTorch's meta device). Run it again for a new version of timm; it continues where it stopped.
 """
 
 import json

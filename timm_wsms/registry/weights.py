@@ -185,7 +185,9 @@ def _read_file(file: Path) -> dict[str, Any]:
             with safe_open(file, framework="pt"):
                 pass
         except SafetensorError as error:
-            raise UserError(f"{file} is not a whole safetensors file ({error}); download or copy it again") from error
+            raise UserError(
+                f"{file} is not a complete safetensors file ({error}); download or copy it again"
+            ) from error
     return load_state_dict(str(file))  # with weights_only=True
 
 

@@ -77,7 +77,7 @@ def _inside_network(cfg: PretrainedCfg) -> PretrainedCfg:
 
 
 def _default_cfg(name: str, tags: dict[str, PretrainedCfg], own_head: bool) -> DefaultCfg:
-    """What timm is told of a name: first the checkpoints that have been published, then the backbone's tags."""
+    """timm's tags of a name: first the checkpoints that have been published, then the backbone's tags."""
     if own_head:
         tags = {tag: replace(cfg, classifier=HEAD_CLASSIFIER) for tag, cfg in tags.items()}
     cfgs = {entry.tag: entry.pretrained_cfg() for entry in _published().get(name, ())}

@@ -1,4 +1,4 @@
-"""Checkpoints to go on from. Safetensors and JSON, no pickle; whole or not at all; damage is found before use.
+"""Checkpoints to resume from: safetensors and JSON, no pickle; complete or absent; damage is found before use.
 
 A checkpoint holds no random state: whatever is random in a step is seeded by (seed, epoch, step, process), order and
 augmentation by (seed, epoch, image), all known from how far the run is.
@@ -164,7 +164,7 @@ def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
             bad.rename(aside)
         return folder, list(damaged.values())
     if damaged:
-        raise UserError(f"no checkpoint is whole: {'; '.join(damaged.values())}; choose another --output")
+        raise UserError(f"no checkpoint is intact: {'; '.join(damaged.values())}; choose another --output")
     return None, []
 
 
@@ -207,10 +207,10 @@ def check_output(output: Path, resume: str) -> None:
         UserError: it holds a run that is not to be resumed, or nothing can be written there.
     """
     if resume == "no" and any(_holds_run(folder) for folder in (output, output / "baseline")):
-        raise UserError(f"{output} already holds a run; go on with it by --resume auto, or choose another --output")
+        raise UserError(f"{output} already holds a run; continue it with --resume auto, or choose another --output")
     there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
-            f"nothing can be written to {output}, since {there} is no folder, not yours, or on a read-only disk; choose"
-            " another --output"
+            f"nothing can be written to {output}, since {there} is not a folder, not yours, or on a read-only disk; "
+            "choose another --output"
         )

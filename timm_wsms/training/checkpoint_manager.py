@@ -143,7 +143,7 @@ class CheckpointManager:
         if done > steps:
             raise UserError(
                 f"{folder} lies {done} steps into an epoch, which now has {steps}; resume it with the images and the "
-                "--batch_size it had, or remove it to go on from the one before it, or choose another --output"
+                "--batch_size it had, or remove it to continue from the one before it, or choose another --output"
             )
 
     def _own_progress(self, saved: list[dict[str, Any]], update: int) -> EpochProgress:

@@ -1,4 +1,4 @@
-"""What a training run can be told: typed settings, read from a recipe (YAML) and the command line."""
+"""The settings of a training run: typed, read from a recipe (YAML) and the command line."""
 
 import argparse
 import dataclasses
@@ -44,7 +44,7 @@ class Settings:
     output: str = "outputs/run"
     """The folder for the result."""
     epochs: int = field(default=10, metadata=AT_LEAST_1)
-    """How often every training image is seen."""
+    """The number of passes over the training images."""
     batch_size: int = field(default=128, metadata=AT_LEAST_1)
     """Images per optimizer step, over all processes and accumulation steps."""
     lr: float = field(default=0.1, metadata=ABOVE_0)
@@ -52,9 +52,9 @@ class Settings:
     seed: int = 0
     """Fixes the initial weights, the order of the images, augmentation and dropout."""
     resume: Literal["no", "auto"] = "no"
-    """`auto` goes on from the newest checkpoint in `output`, if any; `no` refuses a folder that holds a run."""
+    """`auto` continues from the newest checkpoint in `output`, if any; `no` refuses a folder that holds a run."""
     resume_with_changes: bool = False
-    """Resume also if settings have changed so that the result is another than that of an uninterrupted run."""
+    """Resume even if settings have changed in a way that changes the result."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -70,7 +70,7 @@ class Settings:
     ema_decay: float | None = field(default=None, metadata=PROPER_FRACTION)
     """Keep an exponential moving average of the weights, which then are the ones evaluated and published."""
     ema_warmup: bool = False
-    """Let the average forget faster at first, by timm's rule, until it has come to `ema_decay`."""
+    """Let the average forget faster at first, by timm's rule, until it reaches `ema_decay`."""
     head_init_scale: float | None = field(default=None, metadata=ABOVE_0)
     """Multiply the classifier's initial weights and biases by this, as timm's `--head-init-scale` does. In
     fine-tuning a small number, such as 0.01, starts the loss at that of chance."""
@@ -82,7 +82,7 @@ class Settings:
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Cross entropy, or binary cross entropy of each class by itself."""
     bce_threshold: float | None = field(default=None, metadata=PROPER_FRACTION)
-    """bce: labels that are mixed count as 1 if above this, else as 0; by default as what they are."""
+    """bce: labels that are mixed count as 1 if above this, else as 0; by default they keep their values."""
     label_smoothing: float = field(default=0.0, metadata=FRACTION_BELOW_1)
     """Label smoothing of the loss."""
     stage_loss: float = field(default=0.0, metadata=AT_LEAST_0)
@@ -113,7 +113,7 @@ class Settings:
     early_stop: int | None = field(default=None, metadata=AT_LEAST_1)
     """Number of epochs without a new best accuracy after which the run ends."""
     trackers: list[str] = field(default_factory=list)
-    """Where else to log, by Accelerate's names: `tensorboard` (files in `output`), `wandb`, ..."""
+    """Where else to log; Accelerate's names: `tensorboard` (files in `output`), `wandb`, ..."""
     checkpoint_every: int = field(default=1, metadata=AT_LEAST_1)
     """Number of epochs between two checkpoints; the last epoch always gets one."""
     checkpoint_every_steps: int | None = field(default=None, metadata=AT_LEAST_1)

@@ -63,7 +63,7 @@ class Trainer:
             self._teacher = accelerator.prepare_model(run.teacher, evaluation_mode=True)
 
     def set_epoch(self, epoch: int) -> None:
-        """Freezes or thaws what the settings say, and wraps the network anew if that has changed what is trained.
+        """Freezes or unfreezes what the settings say, and wraps the network again if that changed what is trained.
 
         DDP exchanges the gradients of the parameters that could be trained when it was built, and waits for all of
         them.

@@ -48,7 +48,7 @@ def test_only_its_own_run_is_resumed_without_being_told_to(attempt, tmp_path, mo
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for logs, number in (("/tmp/a/none_x1", 0), ("/tmp/b/none_x2", 1), ("/tmp/a/none_x", 1), ("", 1)):
         attempt(logs, number)
-        with pytest.raises(UserError, match=r"already holds a run; go on with it by --resume auto"):
+        with pytest.raises(UserError, match=r"already holds a run; continue it with --resume auto"):
             train_accelerate.main(arguments)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     # Another launcher that is told to resume it makes it its own.

@@ -61,7 +61,7 @@ def test_a_folder_that_was_refused_is_refused_again(output):
     once = [*TORCHRUN, "--nproc_per_node", "1", "--max-restarts", "1"]
     code, text = finished(once, "--model", "resnet20_cifar", *SMALL, "--output", str(output))
     assert code != 0
-    assert text.count("already holds a run; go on with it by --resume auto, or choose another --output") == 2
+    assert text.count("already holds a run; continue it with --resume auto, or choose another --output") == 2
     assert [path.name for path in output.iterdir()] == ["model"]
     assert (output / "model" / "config.json").read_text() == "another run's"
 

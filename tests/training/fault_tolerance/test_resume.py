@@ -98,7 +98,7 @@ def test_two_processes_with_loader_workers_stopped_in_the_midst_of_an_epoch(two,
     code, text = finished(TORCHRUN, *two.arguments, "--output", str(output), fault="SIGTERM 1 4")
     assert code == 0, text
     assert "stopped by a signal to another process and saved after epoch 1 and 2 steps" in text
-    assert "go on with: torchrun … " in text
+    assert "continue with: torchrun … " in text
     # Another number of workers changes nothing.
     code, text = finished(TORCHRUN, *two.arguments, "--output", str(output), "--data.workers", "0")
     assert (code, "resumed after epoch 1 and 2 steps" in text) == (0, True), text

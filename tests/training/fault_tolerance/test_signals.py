@@ -51,7 +51,7 @@ def saved(text: str, output: Path) -> str:
     assert stopped, text
     name = f"epoch-{int(stopped[1]):04d}" + (f"-step-{int(stopped[2]):06d}" if stopped[2] else "")
     assert (output / "checkpoints" / name / "manifest.json").exists()
-    assert re.search(r"^go on with: .*--resume auto$", text, re.MULTILINE)
+    assert re.search(r"^continue with: .*--resume auto$", text, re.MULTILINE)
     return text
 
 
@@ -125,7 +125,7 @@ def test_a_signal_during_an_evaluation_is_answered_by_the_next_step(tmp_path, mo
     del saved_before[:]
     assert cli_errors.run(lambda: train_accelerate.main(arguments)) == 0
     assert saved_before[0][-1] == "epoch-0002"
-    assert "go on with" not in capsys.readouterr().err
+    assert "continue with" not in capsys.readouterr().err
     assert (output / "model" / "config.json").exists()
 
 

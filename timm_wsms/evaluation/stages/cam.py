@@ -126,7 +126,7 @@ def _to_map(model: Any, features: torch.Tensor, images: torch.Tensor) -> torch.T
     """Features of a plain model → (B, C, h, w)."""
     if features.ndim != 4:
         raise UserError(
-            'this model gives tokens, no feature map; for heat maps give its wsms_ form with fusion="concat", or a '
+            'this model returns tokens, not a feature map; for heat maps use its wsms_ form with fusion="concat", or a '
             "model with maps"
         )
     return to_map(features, images, 1, feature_layout(model))

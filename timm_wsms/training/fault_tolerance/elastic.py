@@ -1,4 +1,4 @@
-"""torchrun starts the processes anew after a failure: they are to go on with its own run, and with no other."""
+"""torchrun restarts the processes after a failure: they must continue its own run, and no other."""
 
 import os
 import re
@@ -14,7 +14,7 @@ LAUNCHERS = "launchers.txt"
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this process anew, after a failure."""
+    """Whether torchrun has restarted this process after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 

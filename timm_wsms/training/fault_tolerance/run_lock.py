@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOCK = "run.lock"
-WAIT = 30.0  # seconds; so long at most does what a killed run has started outlive it
+WAIT = 30.0  # seconds; processes that a killed run started outlive it by less
 
 
 @contextlib.contextmanager

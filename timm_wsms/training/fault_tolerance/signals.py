@@ -11,7 +11,7 @@ from typing import Any
 
 from timm_wsms.cli_errors import under_launcher
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what Slurm is told to warn with
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm is asked to warn with the last
 # A signal to the whole process group reaches a process twice, once from its launcher: this soon after it is no second.
 GRACE = 3.0  # seconds
 
@@ -19,7 +19,7 @@ GRACE = 3.0  # seconds
 class ShutdownSignal:
     """Notes, while it is entered, that the process is asked to stop; a second signal ends it at once.
 
-    Python calls signal handlers between two of its own instructions only. A process that waits for others in the midst
+    Python calls signal handlers between two of its own instructions only. A process that waits for others in the middle
     of a collective operation would never get there, so a thread reads what the interpreter's C handler writes to a
     pipe. Under a launcher, the launcher's death counts as a signal, so that no process is left behind.
 
@@ -67,9 +67,7 @@ class ShutdownSignal:
                 if first is None:
                     first = time.monotonic()
                     self.reason = signal.Signals(number).name
-                    print(
-                        f"\n{self.reason}: finishing the step and saving; once more to leave at once", file=sys.stderr
-                    )
+                    print(f"\n{self.reason}: finishing the step and saving; send it again to exit now", file=sys.stderr)
                 elif time.monotonic() - first > GRACE:
                     os._exit(128 + number)
             elif under_launcher() and os.getppid() != parent and self.reason is None:

@@ -28,7 +28,7 @@ class StepFlags(NamedTuple):
 
 
 class StepSync:
-    """Lets all processes decide alike, by one exchange of three bytes a step.
+    """Lets all processes decide in the same way, by one exchange of three bytes per step.
 
     They go over gloo, also beside NCCL: nothing has to wait for a GPU's queue. Every process has to create it, and
     to call `exchange` equally often.
@@ -37,7 +37,7 @@ class StepSync:
         accelerator: knows the processes.
         stop: whether this process was asked to stop.
         save_minutes: time between two saves; None for no limit.
-        watchdog: is told what this process is doing.
+        watchdog: gets notes of what this process is doing.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ class Watchdog:
 
     All processes do the same things in the same order, so of those that wait for each other the one that has done the
     fewest is to blame. They tell each other by the store they met in. A launcher then ends the other processes, and
-    torchrun with `--max-restarts` starts all anew.
+    torchrun with `--max-restarts` restarts all of them.
 
     Args:
         accelerator: knows the processes.
