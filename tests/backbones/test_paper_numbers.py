@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import timm_wsms  # noqa: F401  registers the names
 from tests.helpers.paper import CIFAR
 
+pytestmark = pytest.mark.slow  # full-size networks, if without memory
+
 IMAGENET = [  # name, depth, paper's parameters, parameters: Table 3
     ("resnet50", 50, 25.6, 25.557),
     ("resnet101", 101, 44.5, 44.549),

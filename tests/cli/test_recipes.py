@@ -75,6 +75,7 @@ PAPER = {
 
 
 @pytest.mark.parametrize("name", PAPER)
+@pytest.mark.slow
 def test_the_papers_settings_and_network(name):
     epochs, batch_size, lr, optimizer, augmentation, label_column, classes, parameters = PAPER[name]
     settings = settings_of(name)
@@ -95,6 +96,7 @@ def test_the_papers_settings_and_network(name):
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if name.startswith("cifar")])
+@pytest.mark.slow
 def test_the_header_says_how_to_train_the_tables_other_rows(name):
     header = next(path for path in RECIPES if path.stem == name).read_text(encoding="utf-8")
     added = re.findall(r"^#   \d+\.\d+ %: add (.*)$", header, re.MULTILINE)
