@@ -83,3 +83,10 @@ def test_every_room_and_module_has_its_place_in_this_test():
 )
 def test_the_test_notices_what_is_forbidden(room, line, wrong):
     assert forbidden(room, f"def inner():\n    {line.strip()}\n") == wrong
+
+
+def test_no_test_file_imports_another():
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    found = {path.name: modules & {*imported(path.read_text(encoding="utf-8"))} for path in files}
+    assert len(modules) > 100 and {name: others for name, others in found.items() if others} == {}
