@@ -188,6 +188,7 @@ def test_reset_classifier(case):
     assert pre_logits.shape == (2, model.head_hidden_size)
     model.reset_classifier(7)
     randomize(model.double(), seed=3)
+    features = model.stage_features(x)
     logits = sum(head(own) for head, own in zip(heads, features, strict=True)) / len(heads)
     assert model.num_classes == 7 and logits.shape == (2, 7)
     torch.testing.assert_close(model(x), logits)

@@ -1,8 +1,8 @@
 """What the stages of a WSMS-Net share, and how (paper, Section 3.1 and Fig. 2).
 
-A stage is a copy of the backbone's *structure*: each of its modules holds the very dictionary of parameters that the
-backbone's module holds. So a shared tensor exists once, whatever is done to it later (`.to`, `load_state_dict`, `EMA`),
-and every stage has norms of its own without any switching at run time.
+A stage is a copy of the backbone's *structure*: each of its modules holds the very parameters that the backbone's module
+holds. `ties.py` keeps it so, whatever is done to them later. Every stage has norms of its own without any switching at
+run time.
 """
 
 import copy
@@ -62,7 +62,8 @@ def copy_sharing(backbone: TimmModel, unshared_norms: UnsharedNorms) -> TimmMode
     memo: dict[int, Any] = {}  # deepcopy leaves as they are the objects that its memo already holds
     for module in backbone.modules():
         own_parameters, own_buffers = (has(module, unshared_norms) for has in (has_own_parameters, has_own_buffers))
-        if _is_simple(module):  # most are, and deepcopy takes its time over them
+        # Most are. By deepcopy alone creating wsms_convnext_tiny takes 1.35 times its backbone's time, not 1.0.
+        if _is_simple(module):
             memo[id(module)] = _copy_simple(module, own_parameters, own_buffers)
             continue
         for tensors, own in ((module._parameters, own_parameters), (module._buffers, own_buffers)):
