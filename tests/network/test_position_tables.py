@@ -1,9 +1,11 @@
 """Tables of positions for another image size, against interpolation written as matrices and cases made by hand."""
 
 import pytest
+import timm
 import torch
 
-from timm_wsms.network.weight_sharing import resample
+from timm_wsms import UserError
+from timm_wsms.network.position_tables import _guess_grids, find_grids, resample
 
 
 def interpolation(old, new, antialias):
@@ -113,3 +115,43 @@ def test_dtype_and_memory(dtype):
     assert new.dtype == dtype and new.is_contiguous() and not new.requires_grad
     same = resample(old, old.shape)
     assert torch.equal(same, old)
+
+
+def test_a_grid_that_timm_states_is_not_guessed():
+    """2×8 and 4×4 have as many entries: without the module's word the table would be resized as 4×4."""
+    old = table(1, 1 + 16, 3)
+    found = resample(old, torch.Size((1, 1 + 4, 3)), grids=((2, 8), (1, 4)))
+    expected = on_grid_of(old[:, 1:], (2, 8), (1, 4))
+    torch.testing.assert_close(found, torch.cat((old[:, :1], expected), 1))
+    assert not torch.allclose(found, resample(old, torch.Size((1, 1 + 4, 3))))
+
+
+def on_grid_of(entries, old, new):
+    rows, columns = (interpolation(before, after, antialias=True) for before, after in zip(old, new, strict=True))
+    grid = entries.double().unflatten(1, old)  # (1, h, w, C)
+    return torch.einsum("oh,bhwc,pw->bopc", rows, grid, columns).flatten(1, 2).float()
+
+
+@pytest.mark.parametrize(
+    "name, parameter, grids",
+    [
+        ("test_vit", "pos_embed", ((10, 10), (5, 5))),
+        ("swin_tiny_patch4_window7_224", "layers.0.blocks.0.attn.relative_position_bias_table", ((13, 13), (7, 7))),
+    ],
+)
+def test_which_grids_timm_states(name, parameter, grids):
+    arguments = {"window_size": 4} if "swin" in name else {}
+    with torch.device("meta"):
+        old = timm.create_model(name)
+        new = timm.create_model(name, img_size=old.default_cfg["input_size"][-1] // 2, **arguments)
+    path, _, leaf = parameter.rpartition(".")
+    holders = [(backbone, backbone.get_submodule(path)) for backbone in (old, new)]
+    assert find_grids(leaf, *holders) == grids
+    for holder, grid in zip(holders, grids, strict=True):
+        tokens = 1 if leaf == "pos_embed" else 0
+        assert holder[1].get_parameter(leaf).shape[leaf == "pos_embed"] == tokens + grid[0] * grid[1]
+
+
+def test_two_grids_that_fit_are_an_error():
+    with pytest.raises(UserError, match="may list a grid of"):
+        _guess_grids(16, 4, (0, 0), 1.0)

@@ -6,7 +6,7 @@ import torch
 
 from tests.helpers.checkpoints import checkpoint_of, images, logits_differ, run, start, trained, write
 from tests.helpers.tiers import slow_except
-from timm_wsms.network.weight_sharing import resample
+from timm_wsms.network.position_tables import resample
 
 SWIN = {"embed_dim": 24, "depths": (1, 1, 2, 1), "window_size": 4}
 SIZES = [  # backbone, arguments, the checkpoint's image size, the network's

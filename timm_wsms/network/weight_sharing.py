@@ -6,12 +6,10 @@ run time.
 """
 
 import copy
-import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from timm.layers import (
     EvoNorm2dS0,
     EvoNorm2dS1,
@@ -30,6 +28,7 @@ from timm.layers import (
 from torch import nn
 
 from timm_wsms.network.backbone_traits import TimmModel
+from timm_wsms.network.position_tables import find_grids, resample
 
 UnsharedNorms = Literal["batch", "statistics", "all", "none"]
 
@@ -120,7 +119,9 @@ def build_sharing(
                 continue
             tensor = owner._parameters[name]
             if tensor.shape != placeholder.shape:
-                tensor = nn.Parameter(resample(tensor, placeholder.shape, aspect), requires_grad=tensor.requires_grad)
+                grids = find_grids(name, (backbone, owner), (other, module))
+                values = resample(tensor, placeholder.shape, aspect, grids)
+                tensor = nn.Parameter(values, requires_grad=tensor.requires_grad)
             module._parameters[name] = copy.deepcopy(tensor) if own_parameters else tensor
         for name, placeholder in module._buffers.items():
             if placeholder is None:
@@ -152,61 +153,3 @@ def share_new(part: nn.Module, backbone: TimmModel, kept: Collection[nn.Module],
             module._parameters.update(owner._parameters)
         if not has_own_buffers(module, unshared_norms):
             module._buffers.update(owner._buffers)
-
-
-def resample(table: torch.Tensor, shape: torch.Size, aspect: float = 1.0) -> torch.Tensor:
-    """A parameter whose shape depends on the image size, for another image size.
-
-    Each axis that differs is resized by linear interpolation. Where it lists the positions of a grid, row by row, it is
-    resized as that grid; in position embeddings (1, N, C) entries of class tokens stand before the grid, in tables of
-    relative positions (N, heads) behind it, as in timm. Where it does not it is one row of positions.
-
-    Args:
-        table: Of any shape.
-        shape: Of the result; as many axes.
-        aspect: Height of the image divided by its width.
-    """
-    x = table.detach().float()
-    changed = [axis for axis, (length, wanted) in enumerate(zip(table.shape, shape, strict=True)) if length != wanted]
-    is_map = table.ndim > 2 and len(changed) > 1  # two axes make up the grid
-    for axis in changed:
-        length, wanted = table.shape[axis], shape[axis]
-        x = x.movedim(axis, -1)
-        rest = x.shape[:-1]
-        embeds = table.ndim == 3 and axis == 1
-        extras = range(6) if embeds else (0, 3) if table.ndim == 2 and axis == 0 else (0,)
-        found = None if is_map else _find_grids(length, wanted, extras, aspect)
-        if found is None:
-            x = F.interpolate(x.reshape(1, -1, length), size=wanted, mode="linear", align_corners=False)
-        else:
-            extra, old, new = found
-            kept, positions = (
-                x.split((extra, length - extra), -1) if embeds else x.split((length - extra, extra), -1)[::-1]
-            )
-            grid = positions.reshape(1, -1, *old)
-            grid = F.interpolate(grid, size=new, mode="bilinear", align_corners=False, antialias=True)
-            parts = [kept, grid.reshape(*rest, -1)]
-            x = torch.cat(parts if embeds else parts[::-1], -1)
-        x = x.reshape(*rest, wanted).movedim(-1, axis)
-    return x.to(table.dtype).contiguous()
-
-
-def _find_grids(
-    length: int, wanted: int, extras: Iterable[int], aspect: float
-) -> tuple[int, tuple[int, int], tuple[int, int]] | None:
-    """How many entries belong to class tokens, and the grids that the others list."""
-    for extra in extras:
-        if (old := _grid(length - extra, aspect)) and (new := _grid(wanted - extra, aspect)):
-            return extra, old, new
-    return None
-
-
-def _grid(positions: int, aspect: float) -> tuple[int, int] | None:
-    """Height and width of a grid of this number of (relative) positions; None if there is none of this aspect."""
-    height = math.sqrt(max(positions, 0) * aspect)
-    rows = round(height)
-    relative = round((height + 1) / 2)  # from -(h - 1) to h - 1
-    for grid in (rows, round(rows / aspect)), (2 * relative - 1, 2 * round(relative / aspect) - 1):
-        if grid[0] * grid[1] == positions > 0:
-            return grid
-    return None

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from timm_wsms.network.base import MultiStageNet
-from timm_wsms.network.weight_sharing import resample
+from timm_wsms.network.position_tables import resample
 
 _logger = logging.getLogger(__name__)
 
