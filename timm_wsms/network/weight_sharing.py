@@ -1,8 +1,8 @@
 """What the stages of a WSMS-Net share, and how (paper, Section 3.1 and Fig. 2).
 
-A stage is a copy of the backbone's *structure*: each of its modules holds the very parameters that the backbone's module
-holds. `ties.py` keeps it so, whatever is done to them later. Every stage has norms of its own without any switching at
-run time.
+A stage is a copy of the backbone's *structure*: each of its modules holds the very parameters of the backbone's module.
+`ties.py` keeps it so, whatever is done to them later. Every stage has norms of its own without any switching at run
+time.
 """
 
 import copy
