@@ -51,7 +51,7 @@ def test_the_loss_is_that_of_the_labels_and_of_the_teachers_softened_logits(mixe
 def test_a_teacher_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match="no model test_resnat; did you mean"):
         build_teacher(settings("test_resnat"), CONFIG, NAMES)
-    with pytest.raises(UserError, match=r"teacher test_resnet gives .* \(1, 1000\) .* not \(1, 5\)"):
+    with pytest.raises(UserError, match=r"teacher test_resnet returns .* \(1, 1000\) .* not \(1, 5\)"):
         build_teacher(settings(num_classes=1000), CONFIG, NAMES)
     with pytest.raises(UserError, match="teacher test_vit cannot take images of 3×64×64"):
         build_teacher(settings("test_vit", dynamic_img_size=False), CONFIG, NAMES)

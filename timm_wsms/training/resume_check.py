@@ -10,10 +10,27 @@ from timm_wsms.training.settings import Settings, dump
 
 # A resumed run may change these and gives the same result. The data may move, not change.
 FREE = {
-    *("output", "resume", "resume_with_changes", "baseline", "baseline_kwargs", "eval_every", "max_skipped_steps"),
-    *("checkpoint_every", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_last", "keep_best"),
-    *("hang_timeout", "data.workers", "data.source", "trackers", "dry_run", "grad_checkpointing"),
-    *("hub.push", "hub.private", "hub.tag"),
+    "baseline",
+    "baseline_kwargs",
+    "checkpoint_every",
+    "checkpoint_every_minutes",
+    "checkpoint_every_steps",
+    "data.source",
+    "data.workers",
+    "dry_run",
+    "eval_every",
+    "grad_checkpointing",
+    "hang_timeout",
+    "hub.private",
+    "hub.push",
+    "hub.tag",
+    "keep_best",
+    "keep_last",
+    "max_skipped_steps",
+    "output",
+    "resume",
+    "resume_with_changes",
+    "trackers",
 }
 
 
