@@ -101,7 +101,7 @@ def test_data_fingerprint(tmp_path):
         dataclasses.replace(split, pixels=changed),
         dataclasses.replace(split, labels=np.array([0, 1, 3, 2])),
         dataclasses.replace(split, class_names=list("abdc")),
-        split.first(3),
+        split.take(range(3)),
     ]
     assert data_fingerprint(dataclasses.replace(split, pixels=pixels.copy())) == own
     assert len({own, *map(data_fingerprint, others)}) == 5
@@ -119,4 +119,4 @@ def test_fingerprint_of_images_that_stay_on_the_disk(tmp_path):
     settings = DataSettings(source=str(tmp_path))
     first, again = (load_splits(settings, 0)[1] for _ in range(2))
     assert first.pixels is None and data_fingerprint(first) == data_fingerprint(again)
-    assert data_fingerprint(first.first(2)) != data_fingerprint(first)
+    assert data_fingerprint(first.take(range(2))) != data_fingerprint(first)
