@@ -95,7 +95,11 @@ def trained(monkeypatch, options):
         assert (chosen.factors, chosen.data, chosen.limit) == ([*SIZES], "uoft-cs/cifar10", 10_000)
         found = SizePredictions(SIZES, np.arange(IMAGES), labels, predictions(runs[models[0]]))
         result = Result(models[0], f"weights of {runs[models[0]].name}", 5, None, found, size_curve(found), None)
-        return {"model": result}, {}, argparse.Namespace(labels=labels, class_names=["a"], pixels=labels)
+        return (
+            {"model": result},
+            {},
+            argparse.Namespace(labels=labels, class_names=["a"], value_range=None, pixels=labels),
+        )
 
     monkeypatch.setattr(size_sweep, "train", train)
     monkeypatch.setattr(size_sweep.object_size, "measure_all", measure_all)

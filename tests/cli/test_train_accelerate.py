@@ -65,7 +65,7 @@ def test_the_model_folder_is_whole_and_computes_what_was_measured(result, part):
     folder = output / "model"
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
         *("config.json", "model.safetensors", "README.md", "settings.yaml", "metrics.jsonl", "curves.png"),
-        *("results.json", "scale.png", "test/tensors.safetensors"),
+        *("results.json", "data.json", "scale.png", "test/tensors.safetensors"),
     }
     assert metrics(folder) == metrics(output)
     assert [row["epoch"] for row in metrics(folder)] == [1, 2]

@@ -16,8 +16,9 @@ import torch
 from tests.helpers.paths import ROOT
 from tests.helpers.preprocessing import preprocessing
 from tests.helpers.splits import lazy_split, memory_split
-from timm_wsms.data import DataSettings, Split, TimmAugmentation, make_loader, sources
+from timm_wsms.data import DataSettings, Split, TimmAugmentation, make_loader
 from timm_wsms.data.loader import MemoryLoader, PerImageLoader, has_room
+from timm_wsms.data.split import fits_in_memory
 from timm_wsms.errors import UserError
 
 CONFIG = preprocessing(12)
@@ -356,4 +357,4 @@ def test_the_splits_pixels_are_not_touched():
     epoch_of(split)
     epoch_of(split, TIMM)
     np.testing.assert_array_equal(split.pixels, before)
-    assert sources.fits_in_memory(1000, 64, 64) and not sources.fits_in_memory(1, 65, 8)
+    assert fits_in_memory(1000, 64, 64) and not fits_in_memory(1, 65, 8)

@@ -209,14 +209,14 @@ def test_image_too_small_for_a_stage_is_padded(name, side):
     model = build(f"wsms_{name}").eval()
     stage, level = model.stages["3"], levels(model.backbone)[2]
     x = images(side // 4)
-    least = stage.least
-    assert side // 4 < least
+    minimum = stage.minimum
+    assert side // 4 < minimum
     with torch.no_grad():
         like = model.backbone.forward_intermediates(images(side), intermediates_only=True)[-1]
-        padded = F.pad(x, (0, least - side // 4, 0, least - side // 4))
+        padded = F.pad(x, (0, minimum - side // 4, 0, minimum - side // 4))
         expected = model.backbone.forward_intermediates(padded, indices=[level.index], intermediates_only=True,
                                                         stop_early=True)[0]  # fmt: skip
-        height = -(-like.shape[-1] * least // (side // 4))
+        height = -(-like.shape[-1] * minimum // (side // 4))
         expected = F.interpolate(expected, (height, height), mode="bilinear")[..., : like.shape[-2], : like.shape[-1]]
         torch.testing.assert_close(stage(x, like), expected)
 

@@ -121,7 +121,7 @@ def test_where_logits_are_averaged_each_stage_gives_its_own_class_activation_map
     got = stage_heat_maps(model, images, [3, 1])
     weight, bias = model.get_classifier().weight[[3, 1]], model.get_classifier().bias[[3, 1]]
     with torch.no_grad():
-        own, other = (torch.einsum("bc,bchw->bhw", weight, one) / 2 for one in model.forward_features(images))
+        own, other = (torch.einsum("bc,bchw->bhw", weight, one) / 2 for one in model.stage_features(images))
         own, other = (one / one[0].numel() for one in (own, other))
         logits = model(images)[[0, 1], [3, 1]]
     if pyramid == [1, 0.5]:  # each of its places covers four
@@ -145,5 +145,5 @@ def test_models_that_cannot_be_looked_into():
         with pytest.raises(UserError, match="only a network of several stages"):
             several_stages(model)
     for model in (build("test_vit"), build("wsms_test_vit", fusion="mean", pyramid=[1, 0.5])):
-        with pytest.raises(UserError, match="gives tokens"):
+        with pytest.raises(UserError, match="returns tokens"):
             stage_heat_maps(model, torch.zeros(1, 3, 160, 160))
