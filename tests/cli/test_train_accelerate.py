@@ -31,7 +31,21 @@ def result(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
         patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
-        train_accelerate.main(["--recipe", recipe, *FEW, "--epochs", "2", "--output", str(output), "--eval_every", "1"])
+        train_accelerate.main(
+            [
+                "--recipe",
+                recipe,
+                *FEW,
+                "--precision",
+                "bf16",
+                "--epochs",
+                "2",
+                "--output",
+                str(output),
+                "--eval_every",
+                "1",
+            ]
+        )
     return output, "\n".join(printed)
 
 
@@ -43,8 +57,8 @@ def test_the_end_tells_what_came_out_and_how_to_load_it(result):
     table = printed[printed.index("model  ") :].splitlines()
     assert table[0].split()[-14:] == ["8", "px", "12", "px", "16", "px", "20", "px", "24", "px", "28", "px", "32", "px"]
     rows = {line.split()[0]: line for line in table[2:4]}
-    assert rows.keys() == {"resnet20_cifar", "wsms_resnet20_cifar"}
-    for name, folder in {"resnet20_cifar": output / "baseline", "wsms_resnet20_cifar": output}.items():
+    assert rows.keys() == {"resnet20_cifar", "wsmean_resnet20_cifar"}
+    for name, folder in {"resnet20_cifar": output / "baseline", "wsmean_resnet20_cifar": output}.items():
         measured = [f"{metrics(folder)[-1][top]:.2f}" for top in ("test_top1", "test_top5")]
         assert rows[name].split()[5:7] == measured
         parameters = sum(p.numel() for p in timm.create_model(name, num_classes=10).parameters())

@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 from sklearn import datasets
 
+from timm_wsms.data import DataSettings, load_splits
 from timm_wsms.data.digits import Digits, load_digits
+from timm_wsms.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +80,20 @@ def test_a_seed_reproduces_and_another_differs(digits):
     other = load_digits(seed=4)
     assert not np.array_equal(digits[1].sources, other[1].sources)
     assert not np.array_equal(digits[0].object_sizes, other[0].object_sizes)
+
+
+def test_training_digits_of_a_range_of_sizes_and_test_digits_of_all():
+    settings = DataSettings("digits", digit_sizes=(14, 20))
+    train, test = load_splits(settings, seed=3)
+    assert set(train.object_sizes.tolist()) == set(range(14, 21))
+    assert set(test.object_sizes.tolist()) == {8, 12, 16, 20, 24, 28, 32}
+    index = int(np.flatnonzero(train.object_sizes == 17)[0])
+    rows, columns = (np.flatnonzero(train.pixels[index].any((axis, 2))) for axis in (1, 0))
+    assert rows[-1] - rows[0] < 17 and columns[-1] - columns[0] < 17  # nothing outside its square
+    np.testing.assert_array_equal(test.pixels, load_splits(DataSettings("digits"), seed=3)[1].pixels)
+
+
+@pytest.mark.parametrize("sizes", [(7, 20), (14, 33), (20, 14)])
+def test_sizes_that_no_digit_can_have(sizes):
+    with pytest.raises(UserError, match=rf"data\.digit_sizes is \[{sizes[0]}, {sizes[1]}\].* from 8 to 32"):
+        load_splits(DataSettings("digits", digit_sizes=sizes), seed=0)
