@@ -243,3 +243,17 @@ def test_a_network_of_the_features_follows_too():
         model.model.backbone.layer1[0].conv1.parametrizations.weight.original0.zero_()
         model(images())
     assert not model.model.stages["2"].backbone.layer1[0].conv1.weight.any()
+
+
+def test_no_tied_tensor_is_listed_as_not_persistent():
+    """torch.export takes away every name that it finds among the buffers that are not persistent."""
+    model = build("none")
+    stage = model.get_submodule(PATHS[1])
+    listed = {name for module in model.modules() for name in module._non_persistent_buffers_set}
+    assert not listed and "weight" in stage._non_persistent_buffers_set  # torch.distributed.checkpoint asks
+    copied = copy.deepcopy(model).get_submodule(PATHS[1])
+    assert "weight" in copied._non_persistent_buffers_set and "bias" not in copied._non_persistent_buffers_set
+    stage.weight = nn.Parameter(stage.weight.detach().clone())
+    model.record_sharing()
+    assert "weight" not in stage._non_persistent_buffers_set
+    assert f"{PATHS[1]}.weight" in model.state_dict()

@@ -6,7 +6,7 @@ PyTorch's tied weights. What puts another tensor or another layer in the place o
 new tensor; where its layer was re-parametrized or replaced, that very layer serves the stages too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -98,6 +98,9 @@ class Ties:
     def _watch(self, model: nn.Module) -> None:
         """Note how things are."""
         modules = dict(nn.Module.named_modules(model, remove_duplicate=False))
+        for module in modules.values():  # what is no longer shared belongs in checkpoints again
+            if isinstance(module._non_persistent_buffers_set, _NotPersistent):
+                module._non_persistent_buffers_set.tied.clear()
         paths = {path for pair in self.keys for key in pair for path in _prefixes(key)}
         self._modules = {path: modules[path] for path in paths if path in modules}
         self._places: list[tuple[Entries, str, nn.Module]] = []
@@ -112,8 +115,37 @@ class Ties:
             if stage is None or stage is backbone:
                 continue
             self._pairs.append((entries_of(stage, key), _name(key), entries_of(backbone, owner), _name(owner)))
-            # To torch.distributed.checkpoint these are no tensors of this module's that a checkpoint should have.
-            stage._non_persistent_buffers_set.add(_name(key))
+            if not isinstance(stage._non_persistent_buffers_set, _NotPersistent):
+                stage._non_persistent_buffers_set = _NotPersistent(stage._non_persistent_buffers_set)
+            stage._non_persistent_buffers_set.tied.add(_name(key))
+
+
+class _NotPersistent(set[str]):
+    """A module's `_non_persistent_buffers_set` that, asked for a name, also says yes to tied tensors.
+
+    torch.distributed.checkpoint asks name by name which tensors of a module to leave out of a checkpoint, parameters
+    among them, and knows no other way to leave one out. torch.export goes through the names, and takes every one away
+    from the tensors that the program may use: there, only buffers that truly are not persistent may turn up.
+
+    Attributes:
+        tied: Names of the module's tensors that a checkpoint has under the backbone's name.
+    """
+
+    def __init__(self, names: Iterable[str] = ()):
+        super().__init__(names)
+        self.tied: set[str] = set()
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self.tied
+
+    def discard(self, name: object) -> None:
+        """As in a set; a tensor that is registered anew is not tied."""
+        super().discard(name)
+        self.tied.discard(name)
+
+    def copy(self) -> set[str]:
+        """A plain set: a copy of the module may be tied to nothing."""
+        return set(self)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
