@@ -41,7 +41,7 @@ def test_there_are_three_notebooks_without_outputs():
     ("name", "said"),
     [
         ("01_quickstart", ["objects at 2 times their size", "stage 2:", "loss "]),
-        ("02_your_own_folder", ["wsms_test_resnet", "Checkpoint folder", "predicted digit_"]),
+        ("02_your_own_folder", ["wsmean_test_resnet", "Checkpoint folder", "predicted digit_"]),
         ("03_size_curve", ["wsms_resnet20_sizes_cifar10", "image/png"]),
     ],
 )
