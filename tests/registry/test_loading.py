@@ -166,6 +166,78 @@ def test_a_network_that_fits_in_part_is_an_error(change, tmp_path):
         assert "backbone.bn1.weight" in str(caught.value)
 
 
+# ---- a checkpoint folder
+
+
+def without_weight(state):
+    del state["backbone.fc.weight"]
+
+
+def without_classifier(state):
+    del state["backbone.fc.weight"], state["backbone.fc.bias"]
+
+
+def of_other_classes(state):
+    state.update({key: state[key][:4] for key in ("backbone.fc.weight", "backbone.fc.bias")})
+
+
+def of_other_width(state):
+    state["backbone.fc.weight"] = state["backbone.fc.weight"][:, :-1]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A checkpoint folder of 5 classes, and the network that it holds."""
+    source = network("wsms_test_resnet")
+    timm.models.save_for_hf(source, tmp_path, model_config={"num_classes": 5}, safe_serialization=True)
+    return tmp_path, source
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"num_classes": 5}])
+@pytest.mark.parametrize("spoil", [without_weight, without_classifier, of_other_classes, of_other_width])
+def test_a_folder_whose_classifier_does_not_fit_its_own_number_of_classes_is_an_error(spoil, kwargs, folder):
+    path, source = folder
+    state = dict(source.state_dict())
+    spoil(state)
+    write(state, path / "model.safetensors")
+    with pytest.raises(UserError) as caught:
+        timm.create_model(f"local-dir:{path}", pretrained=True, **kwargs)
+    assert str(caught.value).startswith(f"{path} does not load (") and "backbone.fc.weight" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"num_classes": 5}, {"num_classes": 3}, {"num_classes": 0}])
+def test_a_folders_values_and_another_number_of_classes(kwargs, folder, caplog):
+    path, source = folder
+    model = timm.create_model(f"local-dir:{path}", pretrained=True, **kwargs)
+    own, found = source.state_dict(), model.state_dict()
+    classes = kwargs.get("num_classes", 5)
+    assert model.num_classes == classes
+    fresh = {key for key, tensor in found.items() if not torch.equal(own[key], tensor)}
+    if classes == 5:
+        assert not fresh and own.keys() == found.keys() and not lines(caplog)
+        assert torch.equal(run(model, False), run(source, False))
+    else:
+        assert fresh == ({"backbone.fc.weight", "backbone.fc.bias"} if classes else set())
+        assert own.keys() - found.keys() == (set() if classes else {"backbone.fc.weight", "backbone.fc.bias"})
+        ((level, line),) = lines(caplog)
+        assert level == "WARNING" and f"(5 classes, not {classes or 'none'}), and starts fresh" in line
+
+
+def test_a_file_without_the_classifiers_weight_is_an_error_too(tmp_path, caplog):
+    """Its bias tells the number of classes; where another is asked for, the bias starts fresh too."""
+    source = network("wsms_test_resnet")
+    state = dict(source.state_dict())
+    without_weight(state)
+    overlay = write(state, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"does not load .*backbone\.fc\.weight"):
+        start("wsms_test_resnet", overlay, num_classes=5)
+    start("wsms_test_resnet", overlay, num_classes=3)
+    total = len(source.state_dict())
+    assert f"loaded {total - 2} of {total} " in lines(caplog)[0][1]
+    assert "(5 classes, not 3), and starts fresh" in lines(caplog)[0][1]
+
+
 # ---- a backbone's
 
 

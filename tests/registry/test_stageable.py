@@ -57,7 +57,8 @@ def test_the_table_is_right_for_every_name(name):
 
 def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stageable, "TABLE", tmp_path / "stageable.json")
-    monkeypatch.setattr(timm, "list_models", lambda: ["test_resnet", "test_nfnet", "wsms_test_resnet"])
+    models = {"": ["test_resnet", "test_nfnet", "wsms_test_resnet"], "wsms": ["wsms_test_resnet"]}
+    monkeypatch.setattr(timm, "list_models", lambda module="": models[module])
     table = {"timm": timm.__version__, "stageable": [], "not_stageable": {"test_nfnet": "as found before"}}
     table["not_mean"] = {}
     stageable.TABLE.write_text(json.dumps(table))

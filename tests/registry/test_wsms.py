@@ -314,7 +314,7 @@ def test_arguments_found_in_a_file_must_be_known(tmp_path):
     assert len(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).stages) == 1
 
     for arguments, words in (
-        ({"block": "evil"}, "model_args name an unknown argument 'block'"),
+        ({"block": "evil"}, "the config's model_args have an unknown argument 'block'"),
         ({"stages": "2"}, "stages must be int"),
         ({"stages": 9}, "stages must be 1 to 5"),
     ):
@@ -384,6 +384,7 @@ def test_public_names():
         "fuse",
         "recalibrate",
         "register",
+        "tie_adapters",
         "why_not",
     }
     assert all(getattr(timm_wsms, name).__doc__ for name in timm_wsms.__all__)

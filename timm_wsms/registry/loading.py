@@ -11,7 +11,7 @@ from torch import nn
 from timm_wsms.errors import UserError
 from timm_wsms.network.base import MultiStageNet
 from timm_wsms.registry.loading_errors import explain, explained
-from timm_wsms.registry.weights import LoadPlan
+from timm_wsms.registry.weights import FOLDERS, LoadPlan
 
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ def load_backbone(plan: LoadPlan, build: Callable[..., nn.Module]) -> nn.Module:
 
 
 def load_network(network: MultiStageNet, plan: LoadPlan) -> None:
-    """Load the weights of a multi-stage network. All must fit but the classifier's, which starts fresh if it does not.
+    """Load the weights of a multi-stage network. All must fit; only the classifier starts fresh, and only where the
+    network has another number of classes than the weights.
 
     Args:
         network: Of the architecture that the weights are for.
@@ -53,7 +54,8 @@ def load_network(network: MultiStageNet, plan: LoadPlan) -> None:
     weights = dict(plan.weights or {})
     if not own.keys() & weights.keys():
         raise UserError(_nothing_fits(plan, plan.name))
-    fresh = _unfit_classifiers(network, own, weights)
+    classes, theirs = network.num_classes, _classes_of_weights(network, plan, own, weights)
+    fresh = _unfit_classifiers(network, own, weights) if theirs != classes else set()
     # built for `features_only`, and trained there
     added = [key for key in own if key.startswith("feature_pyramid.") and key not in weights]
     weights = {key: tensor for key, tensor in weights.items() if key not in fresh}
@@ -69,32 +71,48 @@ def load_network(network: MultiStageNet, plan: LoadPlan) -> None:
     loaded = len(own) - len({*fresh, *added} & own.keys())
     what = f"{plan.where}: loaded {loaded} of {len(own)} tensors of {plan.name}"
     if fresh:
-        _logger.warning(f"{what}; its classifier is not that of the checkpoint ({_classes(fresh)}), and starts fresh")
+        counts = f"{theirs or 'no'} classes, not {classes or 'none'}"
+        _logger.warning(f"{what}; its classifier is not that of the checkpoint ({counts}), and starts fresh")
     else:
         _logger.info(what)
 
 
+def _classes_of_weights(
+    network: MultiStageNet, plan: LoadPlan, own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
+) -> int:
+    """The number of classes that the weights have: a checkpoint folder says it, of a file only the tensors do."""
+    if plan.cfg.source in FOLDERS:
+        return plan.cfg.num_classes
+    prefixes, classes = _classifiers(network), network.num_classes
+    theirs = {key: tensor for key, tensor in weights.items() if key.startswith(prefixes)}
+    if not classes:
+        return next((tensor.shape[0] for tensor in theirs.values() if tensor.ndim > 1), 0)
+    # the tensors that have one row per class in the network
+    rows = [
+        tensor.shape[0]
+        for key, tensor in theirs.items()
+        if tensor.ndim and own.get(key, tensor).shape[:1] == (classes,)
+    ]
+    return next((count for count in rows if count != classes), classes if rows else 0)
+
+
 def _unfit_classifiers(
     network: MultiStageNet, own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
-) -> dict[str, tuple[int, int]]:
-    """The classifiers' tensors that differ in shape or are on one side only: their rows (checkpoint's, network's)."""
+) -> set[str]:
+    """The tensors of the classifiers' layers in which one differs in shape or is on one side only."""
+    keys = [key for key in {*own, *weights} if key.startswith(_classifiers(network))]
+    unfit = [key for key in keys if key not in own or key not in weights or own[key].shape != weights[key].shape]
+    layers = {key.rpartition(".")[0] for key in unfit}  # as a whole: no new weight goes with an old bias
+    return {key for key in keys if key.rpartition(".")[0] in layers}
+
+
+def _classifiers(network: MultiStageNet) -> tuple[str, ...]:
+    """What the names of the classifiers' tensors start with, in the network's state dict."""
     names = network.get_classifier(name_only=True)
     names = (names,) if isinstance(names, str) else names
     inside = {name.removeprefix("backbone.") for name in names}
     stages = [f"stages.{number}.backbone.{name}" for number in network.stages for name in inside]
-    prefixes = tuple(f"{name}." for name in (*names, *stages))
-    fresh = {}
-    for key in {*own, *weights}:
-        shapes = [tensors[key].shape if key in tensors else None for tensors in (weights, own)]
-        if key.startswith(prefixes) and shapes[0] != shapes[1]:
-            rows = [shape[0] if shape else 0 for shape in shapes]
-            fresh[key] = (rows[0], rows[1])
-    return fresh
-
-
-def _classes(fresh: Mapping[str, tuple[int, int]]) -> str:
-    theirs, ours = next(iter(fresh.values()))
-    return f"{theirs or 'no'} classes, not {ours or 'none'}"
+    return tuple(f"{name}." for name in (*names, *stages))
 
 
 def _check_backbone(backbone: nn.Module, plan: LoadPlan) -> None:
