@@ -95,7 +95,7 @@ def cost_statements() -> list[str]:
 def backbones_statement() -> str:
     table = json.loads((ROOT / "timm_wsms" / "registry" / "stageable.json").read_text(encoding="utf-8"))
     refused = len(table["not_stageable"])
-    return f"Of the {len(table['stageable']) + refused - 12:,} architectures of timm {table['timm']} all but {refused}"
+    return f"All but {refused} of the {len(table['stageable']) + refused - 12:,} architectures of timm {table['timm']}"
 
 
 def test_every_figure_in_the_readme_comes_from_a_results_file():
