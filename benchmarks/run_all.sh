@@ -11,6 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 CIFAR10=${CIFAR10:-uoft-cs/cifar10}
 MNIST=${MNIST:-ylecun/mnist}
 PYTHON=${PYTHON:-.venv/bin/python}
+FLOWERS=${FLOWERS:-../shared/data/flowers}
+IMAGENETTE=${IMAGENETTE:-../shared/data/imagenette160}
 TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 
 # Objects of every size (docs/results.md)
@@ -40,9 +42,11 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 # Photographs: the runs take some 15 minutes each on one core; each command does what no record is there for
 "$PYTHON" -m benchmarks.photographs_data --flowers "$FLOWERS" --imagenette "$IMAGENETTE"
 "$PYTHON" -m benchmarks.photographs screen
+"$PYTHON" -m benchmarks.photographs_report
 
 # Every backbone
 "$PYTHON" -m benchmarks.backbones.all_backbones
+"$PYTHON" -m benchmarks.backbones.sharing_table # the table of docs/architecture.md; needs the extra `clients`
 [ -d "$TIMM" ] || (mkdir -p outputs && cd outputs && pip download timm==1.0.31 --no-binary :all: --no-deps && tar xzf timm-1.0.31.tar.gz)
 "$PYTHON" -m benchmarks.backbones.timm_tests --timm "$TIMM"
 "$PYTHON" -m benchmarks.backbones.timm_tests --timm "$TIMM" --max_params 60e6 \
