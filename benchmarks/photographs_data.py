@@ -7,7 +7,7 @@ are checked against PyPI's `efficientnet-lite-pytorch`, which defines the same n
 agree to 1e-3, at the network's own size (224 and 240 pixels), for which that package fixes its padding. Then lite0's
 top-1 on Imagenette's validation images is measured, upsampled to 224 pixels. Nearly all of these are among ImageNet's
 training images, so it only shows that the weights are right.
-Needs `pip install -e .[bench]`.
+Needs `pip install -e ".[bench]"`.
 """
 
 from __future__ import annotations
