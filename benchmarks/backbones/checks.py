@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import DropPath
 from torch import nn
 
-import timm_wsms  # noqa: F401  registers the names
+import timm_wsms
 from benchmarks.common.random_networks import cheap_random_numbers, trained
 from timm_wsms import UserError
 
@@ -48,6 +48,8 @@ def check(row: Row, timeout: int = 300) -> Row:
     """
     row = row | dict.fromkeys(("wsms_params", "input_size", *CHECKS, "error"), "")
     row["checked"] = "meta" if int(row["backbone_params"]) > META_ABOVE else "real"
+    if reason := timm_wsms.why_not(f"wsms_{row['name']}"):
+        return row | {"checked": "not staged", "error": f"not staged: {reason}", "cpu_seconds": "0.0"}
     started = time.process_time()
     try:
         with time_limit(timeout), torch.random.fork_rng(devices=[]):
@@ -57,9 +59,6 @@ def check(row: Row, timeout: int = 300) -> Row:
             if row["checked"] == "real" or ASKS_FOR_VALUES in row["error"]:
                 row |= {"checked": "real", "error": ""}
                 _check_real(row)
-    except UserError as error:
-        refused = {"checked": "not staged", "input_size": "", "error": f"not staged: {error}"}
-        row |= refused if _is_refusal(error) else {"error": one_line(error)}
     except (Exception, OutOfTimeError) as error:  # whatever goes wrong with one name, the others are tried
         row["error"] = one_line(error)
     gc.collect()
@@ -116,9 +115,7 @@ def _build(row: Row) -> tuple[Any, Any, torch.Tensor, dict[str, Any]]:
             with cheap_random_numbers():
                 network = trained(timm.create_model(f"wsms_{row['name']}", **arguments))
                 plain = trained(timm.create_model(row["name"], **arguments))
-        except Exception as error:
-            if _is_refusal(error):
-                raise
+        except Exception as error:  # too small an image, perhaps
             row["error"] = one_line(error)
         else:
             built = plain, network, images, arguments
@@ -233,10 +230,6 @@ def _without_gradient(model: nn.Module) -> str:
     zero = [key for key in zero if not parameters[key].grad.any()]
     text = f"{NO_GRADIENT} {_some(lacking)}" if lacking else ""
     return text + f"{' and ' * bool(text)}a gradient of zeros for {_some(zero)}" if zero else text
-
-
-def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, UserError) and "cannot be staged" in str(error)
 
 
 def _some(keys: list[str]) -> str:
