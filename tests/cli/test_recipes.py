@@ -128,22 +128,12 @@ def test_the_modern_recipe_is_procedure_a2():
     assert "ColorJitter" not in steps
 
 
-@pytest.mark.parametrize("name, prefix", [("imagenet_finetune", "wsms"), ("finetune_folder", "wsmean")])
-def test_fine_tuning_starts_from_timms_weights(name, prefix):
+@pytest.mark.parametrize("name, head_init_scale", [("imagenet_finetune", None), ("finetune_folder", 0.01)])
+def test_fine_tuning_trains_the_recommended_form_from_timms_weights(name, head_init_scale):
     settings = settings_of(name)
-    assert (settings.model, settings.model_kwargs) == (f"{prefix}_resnet50.a1_in1k", {"pretrained": True})
+    assert (settings.model, settings.model_kwargs) == ("wsmean_resnet50.a1_in1k", {"pretrained": True})
     assert timm.get_pretrained_cfg(settings.model).hf_hub_id == "timm/resnet50.a1_in1k"
-
-
-def test_fine_tuning_on_imagenet_thaws():
-    settings = settings_of("imagenet_finetune")
-    assert settings.freeze == "backbone"
-    assert 0 < settings.freeze_epochs < settings.epochs == 10
-
-
-def test_fine_tuning_on_a_folder_trains_the_recommended_form():
-    settings = settings_of("finetune_folder")
-    assert (settings.stage_loss, settings.head_init_scale, settings.freeze) == (1, 0.01, "none")
+    assert (settings.stage_loss, settings.head_init_scale, settings.freeze) == (1, head_init_scale, "none")
 
 
 def test_imagenet_is_seen_as_in_fb_resnet_torch(data):
