@@ -10,6 +10,7 @@ import torch
 import timm_wsms  # noqa: F401
 from benchmarks.object_size.report_tables import headline_table, load
 from tests.helpers.paths import ROOT
+from tests.helpers.snippets import run_snippet
 from timm_wsms.evaluation.cost import multiplications
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -124,8 +125,7 @@ def test_its_code_runs():
     assert len([line for line in code.splitlines() if line.strip()]) == 9
     small = code.replace("wsmean_resnet50.a1_in1k", "wsmean_test_resnet").replace("pretrained=True", "pretrained=False")
     assert small != code
-    names: dict = {}
-    exec(small, names)
+    names = run_snippet(small)
     assert names["logits"].shape == (2, 4, 10) and names["predictions"].shape == (4,)
     assert all(parameter.grad is not None for parameter in names["model"].parameters())
     stages = names["logits"]

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from tests.helpers.paths import ROOT
-from timm_wsms import UserError, WsmsNet
+from timm_wsms import WsmsNet
 from timm_wsms.registry import stageable
 
 pytestmark = pytest.mark.slow  # one backbone of every family of timm

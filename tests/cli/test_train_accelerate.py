@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import train_accelerate
+from tests.helpers.snippets import run_snippet
 from tests.helpers.training_runs import FEW, ROOT, launch, metrics, without_times
 from timm_wsms import cli_errors, evaluation
 from timm_wsms.data import DataSettings, load_splits, make_loader
@@ -52,6 +53,7 @@ def result(tmp_path_factory):
 # --- the result
 
 
+@pytest.mark.slow
 def test_the_end_tells_what_came_out_and_how_to_load_it(result):
     output, printed = result
     table = printed[printed.index("model  ") :].splitlines()
@@ -67,12 +69,12 @@ def test_the_end_tells_what_came_out_and_how_to_load_it(result):
     assert str(output / "scale.png") in printed
     assert str(output / "model") in printed
     line = printed[printed.index("import timm, timm_wsms") :].splitlines()[0]
-    names: dict = {}
-    exec(line, names)  # the line of Python that loads it
+    names = run_snippet(line)  # loads it
     weights = load_file(output / "model" / "model.safetensors")
     assert all(torch.equal(value, weights[name]) for name, value in names["model"].state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [".", "baseline"])
 def test_the_model_folder_is_whole_and_computes_what_was_measured(result, part):
     output = result[0] / part
@@ -114,6 +116,7 @@ def test_the_model_folder_is_whole_and_computes_what_was_measured(result, part):
     assert f"value: {round(right, 2)}" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_pickle_and_the_settings_it_ran_with(result):
     output = result[0]
     suffixes = {path.suffix for path in output.rglob("*") if path.is_file()}
@@ -158,7 +161,8 @@ def bare_loop(steps: int, updates: int, epochs: int, lr: float, bf16: bool) -> t
 
 
 @pytest.mark.parametrize(
-    ("precision", "compiled"), [("no", False), pytest.param("no", True, marks=pytest.mark.slow), ("bf16", False)]
+    ("precision", "compiled"),
+    [("no", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in [("no", True), ("bf16", False)])],
 )
 def test_the_weights_are_those_of_a_bare_loop(tmp_path, monkeypatch, precision, compiled):
     # The graph is captured but not turned into C++, which would take minutes.
@@ -184,6 +188,7 @@ def test_the_weights_are_those_of_a_bare_loop(tmp_path, monkeypatch, precision, 
             torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_the_final_accuracy_is_measured_in_float32(tmp_path, monkeypatch):
     predict, measured = evaluation.predict, []
     monkeypatch.setattr(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.paths import ROOT
+from tests.helpers.snippets import run_snippet
 
 ENVIRONMENT = {
     "HF_HUB_DISABLE_XET": "1",
@@ -100,10 +101,8 @@ def serve() -> None:
                     answer["code"] = 1
                     traceback.print_exc()
             else:
-                names: dict[str, Any] = {"timm": timm, "torch": torch}
                 try:
-                    exec(what["python"], names)
-                    answer["result"] = names.get("result")
+                    answer["result"] = run_snippet(what["python"], timm=timm, torch=torch).get("result")
                 except Exception as error:
                     answer["result"] = f"{type(error).__name__}: {error}"
         answers.write(json.dumps({**answer, "out": out.getvalue(), "err": err.getvalue()}) + "\n")

@@ -16,6 +16,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from tests.helpers.paths import ROOT
+from tests.helpers.snippets import run_snippet
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import Row
 from timm_wsms.hub import card, results
@@ -128,8 +129,7 @@ def test_lines_of_python_run(folder):
         and len(lines.splitlines()) == 5
     )
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 180, 3), dtype=np.uint8))
-    names = {"image": image}
-    exec(lines.replace("path/to/this/folder", str(folder)), names)
+    names = run_snippet(lines.replace("path/to/this/folder", str(folder)), image=image)
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=10).eval()
     keys = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")

@@ -131,6 +131,7 @@ def test_the_losses_of_each_stage_as_in_a_bare_loop_beside_a_plain_baseline(tmp_
                 torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-6, msg=f"{file} {key}")
 
 
+@pytest.mark.slow
 def test_a_run_with_the_losses_of_each_stage_is_resumed_bit_for_bit_and_divided_among_processes(tmp_path):
     # Without batch normalization, whose statistics are those of each process's own images.
     arguments = ["--model", "wsms_test_convnext", "--data.input_size", "[3, 64, 64]", *STAGES, "--ema_decay", "0.8"]
