@@ -45,11 +45,13 @@ def check(run, fusion, sizes, **tolerance):
             torch.testing.assert_close(run(image(height, width)), expected, **tolerance)
 
 
+@pytest.mark.slow
 @each_form
 def test_torch_export(fusion):
     check(exported(fusion).module(), fusion, SIZES, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @each_form
 def test_onnx(fusion):
     with warnings.catch_warnings():

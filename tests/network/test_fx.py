@@ -98,7 +98,7 @@ def optimized_for_inference(model, x):
 
 
 @pytest.mark.parametrize("fusion", ["concat", "mean", None])
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize("name", slow_except(["test_resnet", "test_convnext", "test_efficientnet"], "test_resnet"))
 @pytest.mark.parametrize("run", [by_symbolic_trace, by_torchvision, observed_for_quantization, optimized_for_inference])
 def test_what_traces_the_plain_backbone_traces_the_network(run, name, fusion):
     model, x = network(name, fusion), images(64)

@@ -225,6 +225,7 @@ def test_a_layer_of_the_backbone_set_on_the_network_is_refused():
     assert model.extra is layer
 
 
+@pytest.mark.slow
 def test_compiled_after_a_layer_was_reparametrized():
     model, plain = build(), build()
     for network in (model, plain):

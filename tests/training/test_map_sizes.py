@@ -79,6 +79,7 @@ def test_strided_convolutions_of_one_pixel_are_found():
     assert needs_float32(network, Settings("a", precision="bf16"), [(3, 32, 32)], torch.device("cuda")) is None
 
 
+@pytest.mark.slow
 def test_a_network_that_needs_float32_is_trained_in_it(tmp_path, capsys):
     arguments = ["--model", "wsms_test_resnet", "--model_kwargs.fusion", "mean", "--model_kwargs.pyramid", "[1, 0.5]"]
     arguments += [*FEW, "--batch_size", "4", "--stage_loss", "1"]
