@@ -11,12 +11,23 @@ from timm_wsms.errors import UserError
 from timm_wsms.network.adapters import tie_adapters
 from timm_wsms.network.fuse import fuse
 from timm_wsms.network.mean_net import WsmsMeanNet
+from timm_wsms.network.plain import to_backbone
 from timm_wsms.network.recalibrate import recalibrate
 from timm_wsms.network.wsms_net import WsmsNet
 from timm_wsms.registry.why_not import why_not
 from timm_wsms.registry.wsms import register, register_all
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "WsmsMeanNet", "WsmsNet", "fuse", "recalibrate", "register", "tie_adapters", "why_not"]
+__all__ = [
+    "UserError",
+    "WsmsMeanNet",
+    "WsmsNet",
+    "fuse",
+    "recalibrate",
+    "register",
+    "tie_adapters",
+    "to_backbone",
+    "why_not",
+]
 
 register_all()

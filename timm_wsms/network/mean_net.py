@@ -175,6 +175,10 @@ class WsmsMeanNet(MultiStageNet):
 
     # ---- logits
 
+    def stage_images(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(B, in_chans, H, W) → the images (B, in_chans, h, w) that the stages' backbones see, some of them padded."""
+        return self._pad(self.pyramid(x))
+
     def stage_features(self, x: torch.Tensor) -> list[Any]:
         """(B, in_chans, H, W) → the features of every stage, in the backbone's layout and for its image's size."""
         return self._stage_features(self.pyramid(x))

@@ -148,6 +148,13 @@ class _NotPersistent(set[str]):
         return set(self)
 
 
+def untie(copied: nn.Module) -> None:
+    """Of a copy of a stage or a backbone, which is tied to nothing, make every tensor one that checkpoints hold."""
+    for module in copied.modules():
+        if isinstance(module._non_persistent_buffers_set, _NotPersistent):
+            module._non_persistent_buffers_set = module._non_persistent_buffers_set.copy()
+
+
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Every parameter and buffer by name, a shared one under each of its names."""
     for path, module in nn.Module.named_modules(model, remove_duplicate=False):
