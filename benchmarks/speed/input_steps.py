@@ -15,9 +15,10 @@ import torchvision
 from PIL import Image
 
 from timm_wsms.data import DataSettings, Split, TimmAugmentation, train_transform
-from timm_wsms.data.image_dataset import _seed
+from timm_wsms.data.image_dataset import collate
 from timm_wsms.data.jpeg_crop import JpegCrop, decode_crop, resize
-from timm_wsms.data.transforms import split_off_crop
+from timm_wsms.data.random_numbers import seed_random_numbers
+from timm_wsms.data.transforms import normalize, split_off_crop
 
 SIDE = 224
 BATCH = 20
@@ -39,13 +40,13 @@ class Round:
 
     def __post_init__(self) -> None:
         settings = DataSettings(augmentation="timm", timm=TimmAugmentation(color_jitter=None))
-        crop, self.rest = split_off_crop(train_transform(self.config, settings))
+        crop, self.rest = split_off_crop(train_transform(self.config, settings, normalize=False))
         assert isinstance(crop, JpegCrop)
         self.crop = crop
         self.paths = [self.part.rows[index]["image"]["path"] for index in range(len(self.part))]
         self.files = [Path(path).read_bytes() for path in self.paths]
         self.sizes = [opened(file).size for file in self.files]
-        _seed(0)
+        seed_random_numbers(0)
         draw = crop.crop.get_params
         self.boxes = [draw(Image.new("1", size), crop.crop.scale, crop.crop.ratio) for size in self.sizes]
 
@@ -55,18 +56,18 @@ class Round:
         return [decode_crop(*each, (SIDE, SIDE)) for each in zip(self.files, self.sizes, self.boxes, strict=True)]
 
     @cached_property
-    def images(self) -> list[Image.Image]:
+    def images(self) -> list[np.ndarray]:
         """The crops, resized."""
-        return [Image.fromarray(resize(pixels, (SIDE, SIDE), "bicubic")) for pixels in self.cuts]
+        return [resize(pixels, (SIDE, SIDE), "bicubic") for pixels in self.cuts]
 
     def differences(self) -> dict[str, float]:
         """How much the crops' pixels differ from timm's, of 255: mean, 99th percentile, greatest."""
         found = []
         for number, file in enumerate(self.files):
-            _seed(number)
-            ours = self.crop.from_file(file, opened(file))
-            _seed(number)
-            found.append(np.abs(np.asarray(ours, np.int16) - np.asarray(self.crop(opened(file).convert("RGB")))))
+            seed_random_numbers(number)
+            ours = self.crop.from_file(file, opened(file)).astype(np.int16)
+            seed_random_numbers(number)
+            found.append(np.abs(ours - np.asarray(self.crop(opened(file).convert("RGB")))))
         differ = np.stack(found)
         return {
             "mean": round(float(differ.mean()), 3),
@@ -76,20 +77,25 @@ class Round:
 
     def stages(self) -> Candidates:
         """What the fast pipeline does, in its order, without color jitter."""
-        tensors = [self.rest(image) for image in self.images]
         numbers = range(len(self.files))
-
+        flipped = [(index, self._flip(image)) for index, image in zip(numbers, self.images, strict=True)]
+        batches = [collate(flipped[i : i + BATCH])[1] for i in range(0, len(flipped), BATCH)]
+        mean, std = self.config["mean"], self.config["std"]
         return {
             "stage_read": lambda: [Path(self.part.rows[index]["image"]["path"]).read_bytes() for index in numbers],
-            "stage_seed": lambda: [_seed(0, 1, 2, index) for index in numbers],
+            "stage_seed": lambda: [seed_random_numbers(0, 1, 2, index) for index in numbers],
             "stage_head": lambda: [opened(file).getexif() for file in self.files],
             "stage_decode": lambda: [
                 decode_crop(*each, (SIDE, SIDE)) for each in zip(self.files, self.sizes, self.boxes, strict=True)
             ],
-            "stage_resize": lambda: [Image.fromarray(resize(cut, (SIDE, SIDE), "bicubic")) for cut in self.cuts],
-            "stage_rest": lambda: [self.rest(image) for image in self.images],
-            "stage_collate": lambda: [torch.stack(tensors[i : i + BATCH]) for i in range(0, len(tensors), BATCH)],
+            "stage_resize": lambda: [resize(cut, (SIDE, SIDE), "bicubic") for cut in self.cuts],
+            "stage_flip": lambda: [self._flip(image) for image in self.images],
+            "stage_collate": lambda: [collate(flipped[i : i + BATCH]) for i in range(0, len(flipped), BATCH)],
+            "stage_normalize": lambda: [normalize(batch, mean, std) for batch in batches],
         }
+
+    def _flip(self, image: np.ndarray) -> np.ndarray:
+        return self.rest(torch.from_numpy(image).permute(2, 0, 1)).numpy()
 
     def decoders(self) -> Candidates:
         """Decoding in other ways, whole images unless the name says otherwise."""

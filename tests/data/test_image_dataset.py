@@ -4,16 +4,16 @@ import os
 import signal
 import time
 
+import numpy as np
 import psutil
 import pytest
-import torch
 
 from timm_wsms.data.image_dataset import ImageWorkers
 
 
 class Images:
     def __getitems__(self, keys):
-        return [(key, torch.full((3, 2, 2), float(key))) for key in keys]
+        return [(key, np.full((3, 2, 2), key, np.uint8)) for key in keys]
 
 
 class FarImages:

@@ -55,8 +55,8 @@ def differences(crop: RandomResizedCropAndInterpolation, file: bytes, times: int
         random.seed(seed)
         image = JpegCrop(crop).from_file(file, opened(file))
         assert random.getstate() == after  # as many draws, in the same order
-        assert image.mode == "RGB" and image.size == expected.size
-        results.append(np.asarray(image, np.int64) - np.asarray(expected))
+        assert image.shape == (*expected.size[::-1], 3) and image.dtype == np.uint8
+        results.append(image.astype(np.int64) - np.asarray(expected))
     return np.abs(np.stack(results))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm.data
 import torch
+from timm.data.random_erasing import RandomErasing
 
 from tests.helpers.paths import ROOT
 from tests.helpers.preprocessing import preprocessing
@@ -86,7 +87,7 @@ def test_small_images_need_no_workers_but_timms_augmentation_and_large_inputs_do
     assert isinstance(make_loader(split, TIMM, CONFIG, batch_size=4, train=False), MemoryLoader)
 
 
-def test_small_images_are_kept_and_augmented_where_the_network_is(monkeypatch):
+def test_images_are_normalized_and_augmented_where_the_network_is(monkeypatch):
     monkeypatch.setattr("timm_wsms.data.loader.has_room", lambda device, size: device.type == "meta")
     arguments = {"device": torch.device("meta")}  # refuses, as a GPU does, what lies on the CPU
     for train, lazy in ((True, False), (False, False), (True, True)):
@@ -95,7 +96,7 @@ def test_small_images_are_kept_and_augmented_where_the_network_is(monkeypatch):
         batches = epoch_of(split, train=train, **arguments)
         assert indices(batches) == indices(expected)
         for batch, one in zip(batches, expected, strict=True):
-            assert {batch.images.is_meta, batch.labels.is_meta} == {not lazy}  # workers' images are on the CPU
+            assert batch.images.is_meta and batch.labels.is_meta
             assert batch.images.shape == one.images.shape
 
 
@@ -116,6 +117,24 @@ def test_on_a_gpu_the_batches_are_the_cpus(border):
             assert batch.images.is_cuda and batch.labels.is_cuda and torch.equal(batch.index, one.index)
             assert torch.equal(batch.labels.cpu(), one.labels)
             torch.testing.assert_close(batch.images.cpu(), one.images, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
+def test_random_erasing_is_timms_drawn_for_each_image(mode):
+    split = lazy_split(memory_split())
+    timm_settings = TimmAugmentation(color_jitter=None, re_prob=0.5, re_mode=mode, re_count=2)
+    erasing, whole = (
+        images_by_index(epoch_of(split, replace(TIMM, timm=chosen), epoch=2))
+        for chosen in (timm_settings, replace(timm_settings, re_prob=0))
+    )
+    erase = RandomErasing(0.5, mode=mode, max_count=2, device="cpu")
+    for index, image in whole.items():
+        seeds = [int(word) for word in np.random.SeedSequence((0, 3, 2, index)).generate_state(3)]
+        random.seed(seeds[0])
+        torch.manual_seed(seeds[2])
+        assert torch.equal(erase(image.clone()), erasing[index])
+    erased = [index for index in whole if not torch.equal(whole[index], erasing[index])]
+    assert 4 < len(erased) < len(whole) - 4
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 30])

@@ -57,7 +57,7 @@ def test_normalize_gives_the_bits_of_timms_eval_transform():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 12, 10, 3), dtype=np.uint8)
     transform = timm.data.create_transform(**CONFIG, is_training=False)
     expected = torch.stack([transform(Image.fromarray(image)) for image in pixels])
-    images = normalize(torch.from_numpy(pixels), CONFIG["mean"], CONFIG["std"])
+    images = normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2), CONFIG["mean"], CONFIG["std"])
     assert images.is_contiguous() and torch.equal(images, expected)
 
 

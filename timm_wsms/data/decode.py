@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from timm_wsms.data.high_bit_depth import (
@@ -44,7 +45,6 @@ def decode(
     value: dict[str, Any],
     split: str,
     row: int,
-    crop: JpegCrop | None = None,
     value_range: ValueRange | None = None,
 ) -> Image.Image:
     """Decodes one image.
@@ -53,27 +53,48 @@ def decode(
         value: {"bytes": …, "path": …}, from `undecoded`.
         split: name of the split, for the message.
         row: number of the row in the split, from 0, for the message.
-        crop: take this of it; of a JPEG no more is then decoded than it needs.
         value_range: black and white of an image of more than 8 bits; None: as its file says.
 
     Returns:
-        The image in RGB, turned upright if its EXIF says so; or the crop of it.
+        The image in RGB, turned upright if its EXIF says so.
 
     Raises:
         BadImageError: if it cannot be decoded, or it is not known which of its values are black and white.
     """
-    import datasets
+    with _naming(value, split, row):
+        return _load(_open(value, _file(value)), value_range)
 
+
+def decode_cropped(
+    value: dict[str, Any], split: str, row: int, crop: JpegCrop, value_range: ValueRange | None = None
+) -> np.ndarray:
+    """Decodes a crop of one image, and of a JPEG no more than the crop needs.
+
+    Args:
+        value: as for `decode`, as are the others and the errors.
+        split: name of the split.
+        row: number of the row.
+        crop: what to take of the image.
+        value_range: black and white.
+
+    Returns:
+        uint8 (h, w, 3), of the crop's size.
+    """
     with _naming(value, split, row):
         file = _file(value)
-        if file is None:
-            image = _load(datasets.Image().decode_example(value), value_range)
-        else:
-            opened = Image.open(BytesIO(file))
-            if crop and needs_only_decoding(opened):
-                return crop.from_file(file, opened)
-            image = _load(opened, value_range)
-        return crop(image) if crop else image
+        opened = _open(value, file)
+        if file is not None and needs_only_decoding(opened):
+            return crop.from_file(file, opened)
+        return np.array(crop(_load(opened, value_range)))
+
+
+def _open(value: dict[str, Any], file: bytes | None) -> Image.Image:
+    """The image of a file, not decoded yet."""
+    if file is not None:
+        return Image.open(BytesIO(file))
+    import datasets
+
+    return datasets.Image().decode_example(value)
 
 
 def _load(opened: Image.Image, value_range: ValueRange | None) -> Image.Image:

@@ -46,7 +46,7 @@ class JpegCrop:
         """Cuts from an image that is decoded, as timm does."""
         return self.crop(image)
 
-    def from_file(self, file: bytes, image: Image.Image) -> Image.Image:
+    def from_file(self, file: bytes, image: Image.Image) -> np.ndarray:
         """Cuts from a JPEG file.
 
         Args:
@@ -54,7 +54,7 @@ class JpegCrop:
             image: the same, opened by Pillow but not decoded; `needs_only_decoding` holds for it.
 
         Returns:
-            The crop in RGB, resized.
+            The crop in RGB, resized: uint8 (h, w, 3).
 
         Raises:
             Exception: whatever Pillow raises if it cannot decode the file.
@@ -67,17 +67,17 @@ class JpegCrop:
         try:
             pixels = decode_crop(file, image.size, box, crop.size)
         except ValueError:  # something is wrong with the file, though Pillow may get by
-            return resized_crop(image.convert("RGB"), *box, crop.size, str_to_interp_mode(interpolation))
-        return Image.fromarray(resize(pixels, crop.size, interpolation))
+            return np.array(resized_crop(image.convert("RGB"), *box, crop.size, str_to_interp_mode(interpolation)))
+        return resize(pixels, crop.size, interpolation)
 
-    def _jittered(self, file: bytes, image: Image.Image, crop: ScaleJitterCrop) -> Image.Image:
+    def _jittered(self, file: bytes, image: Image.Image, crop: ScaleJitterCrop) -> np.ndarray:
         view, interpolation = crop.draw(image), draw_interpolation(crop.crop)
         (top, bottom), (left, right) = (view.source(axis) for axis in (0, 1))
         try:
             pixels = decode_covering(file, image.size, (bottom - top, right - left), crop.size)
         except ValueError:
-            return Image.fromarray(crop.render(np.asarray(image.convert("RGB")), view, interpolation, resize))
-        return Image.fromarray(crop.render(pixels, view, interpolation, resize))
+            return crop.render(np.asarray(image.convert("RGB")), view, interpolation, resize)
+        return crop.render(pixels, view, interpolation, resize)
 
 
 def needs_only_decoding(image: Image.Image) -> bool:

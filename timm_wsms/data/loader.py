@@ -8,31 +8,25 @@ import numpy as np
 import torch
 
 from timm_wsms.data.image_dataset import ImageWorkers, TransformedImages
-from timm_wsms.data.loader_base import AUGMENTATION, ORDER, Batch, Loader
+from timm_wsms.data.loader_base import AUGMENTATION, CPU, ORDER, Batch, Loader
 from timm_wsms.data.progress import progress
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.data.split import Split, fits_in_memory
 from timm_wsms.data.stream import Stream
 from timm_wsms.data.stream_loader import StreamLoader
-from timm_wsms.data.transforms import eval_transform, normalize, train_transform
+from timm_wsms.data.transforms import eval_transform, train_transform
 
-CPU = torch.device("cpu")
 SMALL_PART = 1 / 16  # of a GPU's memory, for the images of one split
 
 
 class IndexedLoader(Loader):
-    """Loader of a split whose images can be had in any order.
-
-    Args:
-        device: where its batches are.
-    """
+    """Loader of a split whose images can be had in any order."""
 
     split: Split
 
-    def __init__(self, split: Split, settings: DataSettings, device: torch.device = CPU, **arguments: Any):
-        super().__init__(split, settings, **arguments)
-        self._device = device
-        self._labels = torch.from_numpy(split.labels).to(device)
+    def __init__(self, split: Split, settings: DataSettings, config: dict[str, Any], **arguments: Any):
+        super().__init__(split, settings, config, **arguments)
+        self._labels = torch.from_numpy(split.labels).to(self.device)
 
     def batch_indices(self) -> list[np.ndarray]:
         """The indices of the images in each of this process's batches, int64 (b,) each."""
@@ -48,7 +42,7 @@ class IndexedLoader(Loader):
         batches = self._batches(self.batch_indices()[self.start :])
         drawn = self._augment.draw(len(self.split), np.random.default_rng((self.seed, self.epoch, AUGMENTATION)))
         for step, (index, images, labels) in enumerate(batches, self.start):
-            of_batch = {what: of[index].to(self._device) for what, of in drawn.items()}
+            of_batch = {what: of[index].to(self.device) for what, of in drawn.items()}
             yield self._at_drawn_size(Batch(index, self._augment(images, of_batch), labels), step)
 
     @abstractmethod
@@ -57,34 +51,40 @@ class IndexedLoader(Loader):
 
 
 class MemoryLoader(IndexedLoader):
-    """Loader of images that are kept decoded at the network's input size. It needs no worker processes."""
+    """Loader of images that are kept decoded at the network's input size. It needs no worker processes.
 
-    def __init__(self, split: Split, settings: DataSettings, config: dict[str, Any], **arguments: Any):
-        super().__init__(split, settings, **arguments)
-        self._pixels = torch.from_numpy(pixels_at_input_size(split, config)).to(self._device)
-        self._mean, self._std = config["mean"], config["std"]
+    Args:
+        keep_on: where the images are kept.
+    """
+
+    def __init__(
+        self, split: Split, settings: DataSettings, config: dict[str, Any], keep_on: torch.device, **arguments: Any
+    ):
+        super().__init__(split, settings, config, **arguments)
+        pixels = torch.from_numpy(pixels_at_input_size(split, config))
+        self._pixels = pixels.permute(0, 3, 1, 2).contiguous().to(keep_on)
 
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
         for positions in batches:
             index = torch.from_numpy(positions)
-            here = index.to(self._device)
-            yield Batch(index, normalize(self._pixels[here], self._mean, self._std), self._labels[here])
+            pixels = self._pixels[index.to(self._pixels.device)]
+            yield Batch(index, self._normalized(index, pixels), self._labels[index.to(self.device)])
 
 
 class PerImageLoader(IndexedLoader):
     """Loader of images that are decoded and transformed one by one, in worker processes."""
 
     def __init__(self, split: Split, settings: DataSettings, config: dict[str, Any], **arguments: Any):
-        super().__init__(split, settings, **arguments)
-        transform = train_transform(config, settings) if self.train else eval_transform(config)
+        super().__init__(split, settings, config, **arguments)
+        transform = train_transform(config, settings, False) if self.train else eval_transform(config, False)
         images = TransformedImages(split, transform, config["input_size"][0], (self.seed, AUGMENTATION))
         self._workers = ImageWorkers(images, settings.workers)
 
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
         keys = ([(self.epoch, index) for index in indices.tolist()] for indices in batches)
-        for index, images in self._sound(self._workers.decode(keys)):
+        for index, pixels in self._sound(self._workers.decode(keys)):
             if len(index):
-                yield Batch(index, images, self._labels[index])
+                yield Batch(index, self._normalized(index, pixels), self._labels[index.to(self.device)])
 
 
 def pixels_at_input_size(split: Split, config: dict[str, Any]) -> np.ndarray:
@@ -133,7 +133,7 @@ def make_loader(
         seed: of the order and the augmentation.
         rank: number of this process.
         world_size: number of processes.
-        device: where the network is. On a GPU with room to spare, small images are kept and augmented there.
+        device: where the batches are wanted. On a GPU with room to spare, small images are kept there.
 
     Returns:
         An iterable of `Batch`, with `set_epoch`, `len` (steps) and `skipped`.
@@ -143,7 +143,8 @@ def make_loader(
     """
     if train and settings.train_sizes:  # at the largest, of which each batch is resized to one of them
         data_config = {**data_config, "input_size": (data_config["input_size"][0], *[max(settings.train_sizes)] * 2)}
-    arguments = {"batch_size": batch_size, "train": train, "seed": seed, "rank": rank, "world_size": world_size}
+    arguments: dict[str, Any] = {"batch_size": batch_size, "train": train, "seed": seed, "device": device}
+    arguments |= {"rank": rank, "world_size": world_size}
     if isinstance(split, Stream):
         return StreamLoader(split, settings, data_config, **arguments)
     _, height, width = data_config["input_size"]
@@ -151,8 +152,8 @@ def make_loader(
     in_memory = split.pixels is not None and not random_per_image and fits_in_memory(len(split), height, width)
     if not in_memory:
         return PerImageLoader(split, settings, data_config, **arguments)
-    where = device if has_room(device, len(split) * height * width * 3) else CPU
-    return MemoryLoader(split, settings, data_config, device=where, **arguments)
+    keep_on = device if has_room(device, len(split) * height * width * 3) else CPU
+    return MemoryLoader(split, settings, data_config, keep_on=keep_on, **arguments)
 
 
 def has_room(device: torch.device, size: int) -> bool:

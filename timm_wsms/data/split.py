@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from timm_wsms.data.decode import ValueRange, decode
+from timm_wsms.data.decode import ValueRange, decode, decode_cropped
 from timm_wsms.data.jpeg_crop import JpegCrop
 
 if TYPE_CHECKING:
@@ -67,17 +67,28 @@ class Split:
         """Each image's row in the source's split, int64 (n,)."""
         return np.arange(len(self)) if self.places is None else self.places
 
-    def image(self, index: int, *, crop: JpegCrop | None = None) -> Image.Image:
-        """One image, in RGB, or a crop of it.
+    def image(self, index: int) -> Image.Image:
+        """One image, in RGB.
 
         Raises:
             BadImageError: if it cannot be decoded.
         """
         if self.pixels is not None:
-            image = Image.fromarray(self.pixels[index])
-            return crop(image) if crop else image
-        row = index if self.places is None else int(self.places[index])
-        return decode(self.undecoded(index), self.name, row, crop, self.value_range)
+            return Image.fromarray(self.pixels[index])
+        return decode(self.undecoded(index), self.name, self._row(index), self.value_range)
+
+    def cropped(self, index: int, *, crop: JpegCrop) -> np.ndarray:
+        """A crop of one image, uint8 (h, w, 3).
+
+        Raises:
+            BadImageError: if it cannot be decoded.
+        """
+        if self.pixels is not None:
+            return np.array(crop(Image.fromarray(self.pixels[index])))
+        return decode_cropped(self.undecoded(index), self.name, self._row(index), crop, self.value_range)
+
+    def _row(self, index: int) -> int:
+        return index if self.places is None else int(self.places[index])
 
     def undecoded(self, index: int) -> dict[str, Any]:
         """One image of `rows`, as {"bytes": …, "path": …}."""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from timm_wsms.data import columns
-from timm_wsms.data.decode import decode
+from timm_wsms.data.decode import decode, decode_cropped
 from timm_wsms.data.high_bit_depth import ValueRange
 from timm_wsms.data.hub_source import Source, one_line, open_source, pick_split
 from timm_wsms.data.jpeg_crop import JpegCrop
@@ -112,19 +112,23 @@ class Stream:
                 f" --resume auto. {one_line(error)}"
             ) from error
 
-    def image(self, index: int, undecoded: dict[str, Any], *, crop: JpegCrop | None = None) -> Image.Image:
-        """One image, in RGB, or a crop of it.
+    def image(self, index: int, undecoded: dict[str, Any]) -> Image.Image:
+        """One image, in RGB.
 
         Args:
             index: its number.
             undecoded: of its `Row`.
-            crop: take this of it.
 
         Raises:
             BadImageError: if it cannot be decoded.
         """
         shard, row = divmod(index, SHARD)
-        return decode(undecoded, f"{self.name}, shard {shard}", row, crop, self.value_range)
+        return decode(undecoded, f"{self.name}, shard {shard}", row, self.value_range)
+
+    def cropped(self, index: int, undecoded: dict[str, Any], *, crop: JpegCrop) -> np.ndarray:
+        """A crop of one image, uint8 (h, w, 3); arguments and errors as for `image`."""
+        shard, row = divmod(index, SHARD)
+        return decode_cropped(undecoded, f"{self.name}, shard {shard}", row, crop, self.value_range)
 
 
 def open_streams(settings: DataSettings) -> tuple[Stream, Stream]:

@@ -43,8 +43,8 @@ class StreamLoader(Loader):
     split: Stream
 
     def __init__(self, split: Stream, settings: DataSettings, config: dict[str, Any], **arguments: Any):
-        super().__init__(split, settings, **arguments)
-        transform = train_transform(config, settings) if self.train else eval_transform(config)
+        super().__init__(split, settings, config, **arguments)
+        transform = train_transform(config, settings, False) if self.train else eval_transform(config, False)
         images = TransformedImages(split, transform, config["input_size"][0], (self.seed, AUGMENTATION))
         self._workers = ImageWorkers(images, settings.workers)
 
@@ -56,18 +56,20 @@ class StreamLoader(Loader):
                 labels.append({row.index: row.label for row in rows})
                 yield [(self.epoch, row.index, row.image) for row in rows]
 
-        for step, (index, images) in enumerate(self._sound(self._workers.decode(keys())), self.start):
+        for step, (index, pixels) in enumerate(self._sound(self._workers.decode(keys())), self.start):
             of_batch = labels.popleft()
             if len(index):
-                known = torch.tensor([of_batch[i] for i in index.tolist()])
-                yield self._at_drawn_size(Batch(index, self._augmented(images, index), known), step)
+                known = torch.tensor([of_batch[i] for i in index.tolist()]).to(self.device)
+                images = self._augmented(self._normalized(index, pixels), index)
+                yield self._at_drawn_size(Batch(index, images, known), step)
 
     def _augmented(self, images: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         if not self._augment:
             return images
         seeds = ((self.seed, self.epoch, AUGMENTATION, i) for i in index.tolist())
         draws = [self._augment.draw(1, np.random.default_rng(seed)) for seed in seeds]
-        return self._augment(images, {what: torch.cat([drawn[what] for drawn in draws]) for what in draws[0]})
+        of_batch = {what: torch.cat([drawn[what] for drawn in draws]).to(self.device) for what in draws[0]}
+        return self._augment(images, of_batch)
 
     def _rows_of_batches(self) -> Iterator[list[Row]]:
         """This process's rows, from batch `start` on."""

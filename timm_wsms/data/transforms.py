@@ -6,8 +6,9 @@ from typing import Any
 
 import timm.data
 import torch
-from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision.transforms import Compose
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation
+from torchvision.transforms import Compose, RandomHorizontalFlip, RandomVerticalFlip
 
 from timm_wsms.data.batch_augmentation import check_scale_jitter
 from timm_wsms.data.jpeg_crop import JpegCrop
@@ -63,7 +64,7 @@ def eval_transform(config: dict[str, Any], normalize: bool = True):
     return timm.data.create_transform(**config, is_training=False, normalize=normalize)
 
 
-def train_transform(config: dict[str, Any], settings: DataSettings):
+def train_transform(config: dict[str, Any], settings: DataSettings, normalize: bool = True):
     """The transform of one training image: timm's random one for augmentation "timm", the evaluation's otherwise.
 
     What is done to a whole batch at once is not in here; see `BatchAugmentation`.
@@ -71,16 +72,17 @@ def train_transform(config: dict[str, Any], settings: DataSettings):
     Args:
         config: from `data_config`.
         settings: of which `augmentation`, `timm`, `decoding`, `scale_jitter` and `scale_border` count.
+        normalize: False leaves out normalization and what comes behind it, which is random erasing.
 
     Returns:
-        A function from a PIL image to float32 (C, H, W).
+        A function from a PIL image to float32 (C, H, W), or to uint8 (C, H, W) without normalization.
     """
     if settings.augmentation != "timm":
-        return eval_transform(config)
+        return eval_transform(config, normalize)
     augmentation = asdict(settings.timm)
     augmentation["interpolation"] = augmentation["interpolation"] or config["interpolation"]
     try:
-        transform = timm.data.create_transform(**{**config, **augmentation}, is_training=True)
+        transform = timm.data.create_transform(**{**config, **augmentation}, is_training=True, normalize=normalize)
     except (AssertionError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"timm refuses the settings under data.timm ({error!r}); fix them.") from error
     crop, *rest = transform.transforms
@@ -102,17 +104,38 @@ def split_off_crop(transform: Callable) -> tuple[JpegCrop | None, Callable]:
     return (steps[0], Compose(steps[1:])) if isinstance(steps[0], JpegCrop) else (None, transform)
 
 
+def takes_pixels(transform: Callable) -> bool:
+    """Whether a transform, which takes PIL images, does the same to pixels, uint8 (C, H, W), with the same draws."""
+    steps = getattr(transform, "transforms", [transform])
+    return all(isinstance(step, (RandomHorizontalFlip, RandomVerticalFlip, MaybePILToTensor)) for step in steps)
+
+
+def random_erasing(settings: DataSettings) -> RandomErasing | None:
+    """timm's random erasing, for normalized images; None if the settings have none."""
+    chosen = settings.timm
+    if settings.augmentation != "timm" or not chosen.re_prob:
+        return None
+    # Drawn on the CPU wherever the image is, so that what is drawn does not depend on it.
+    return RandomErasing(chosen.re_prob, mode=chosen.re_mode, max_count=chosen.re_count, device="cpu")
+
+
 def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Normalizes a batch with the very operations of timm's transforms: on a CPU to the same bits, on a GPU nearly.
+    """Normalizes a batch with the very operations of timm's transforms.
 
     Args:
-        pixels: uint8 (B, H, W, C).
+        pixels: uint8 (B, C, H, W).
         mean: of each channel, of pixels between 0 and 1.
         std: likewise.
 
     Returns:
         float32 (B, C, H, W), contiguous.
     """
-    images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (B, C, H, W)
-    of_channels = torch.tensor([mean, std], device=pixels.device)[:, :, None, None]  # (2, C, 1, 1)
-    return images.div_(255).sub_(of_channels[0]).div_(of_channels[1])
+    device = pixels.device
+    center, scale = torch.tensor([mean, std], device=device)[:, :, None, None]  # (C, 1, 1) each
+    most = torch.tensor(255.0, device=device)  # a GPU divides by a tensor exactly, by a number only nearly
+    images = torch.empty(pixels.shape, device=device)
+    # One image at a time stays in a processor's cache.
+    parts = zip(images, pixels, strict=True) if device.type == "cpu" else [(images, pixels)]
+    for image, of in parts:
+        image.copy_(of).div_(most).sub_(center).div_(scale)
+    return images

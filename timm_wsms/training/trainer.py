@@ -90,7 +90,7 @@ class Trainer:
         for module in self._freeze.norms:
             module.eval()
         self.run.train_loader.set_epoch(epoch, update * self.settings.grad_accumulation)
-        return DeviceBatches(iter(self.run.train_loader), self._mix, self.settings.channels_last, self.accelerator)
+        return DeviceBatches(iter(self.run.train_loader), self._mix, self.settings.channels_last)
 
     def seed_step(self, epoch: int, update: int) -> None:
         """Seeds dropout, mixup and their like, so that a step is the same after a resume."""
@@ -136,27 +136,25 @@ class Trainer:
 
 
 class DeviceBatches:
-    """This process's micro-batches, mixed and on its device.
+    """This process's micro-batches, mixed.
 
     Args:
         batches: from the loader.
         mix: mixup and cutmix.
         channels_last: memory order of the images.
-        accelerator: knows the device.
 
     Attributes:
         waited: seconds spent waiting for images so far.
     """
 
-    def __init__(self, batches: Iterator[Batch], mix: Mix, channels_last: bool, accelerator: "Accelerator"):
-        self._batches, self._mix, self._device = batches, mix, accelerator.device
+    def __init__(self, batches: Iterator[Batch], mix: Mix, channels_last: bool):
+        self._batches, self._mix = batches, mix
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.waited = 0.0
 
     def __next__(self) -> Batch:
         index, images, labels = self._load()
-        images = images.to(self._device, memory_format=self._memory_format, non_blocking=True)
-        images, labels = self._mix(images, labels.to(self._device, non_blocking=True))
+        images, labels = self._mix(images.contiguous(memory_format=self._memory_format), labels)
         return Batch(index, images, labels)
 
     def _load(self) -> Batch:
