@@ -17,7 +17,7 @@ SHADES = [0, 51, 102, 153, 204, 255]
 
 
 def shades(file: bytes, value_range=None) -> list[int]:
-    image = decode({"bytes": file, "path": "x.tif"}, "train", 7, None, value_range)
+    image = decode({"bytes": file, "path": "x.tif"}, "train", 7, value_range)
     assert image.mode == "RGB" and image.size == (6, 1)
     pixels = np.asarray(image)[0]
     assert (pixels == pixels[:, :1]).all()

@@ -17,6 +17,8 @@ from timm_wsms.data.split import Split
 from timm_wsms.data.stream import Stream
 from timm_wsms.data.transforms import split_off_crop, takes_pixels
 
+SEMAPHORES = 4  # for each queue of a worker, and for the one that all of them share; PyTorch takes three
+
 
 class TransformedImages(torch.utils.data.Dataset):
     """Maps (epoch, index) to (index, transformed image), or to (index, what is wrong with the image).
@@ -96,6 +98,19 @@ def _end_when_told(training: int) -> None:
     os._exit(0)  # as torch's own workers do; any other status is a worker's failure to it
 
 
+def _check_semaphores(workers: int) -> None:
+    """Takes as many semaphores, which lie in shared memory, as workers need, and gives them back.
+
+    Where they do not fit, a DataLoader fails half built, and prints a traceback when it is deleted.
+    """
+    try:
+        _ = [torch.multiprocessing.Lock() for _ in range(SEMAPHORES * (workers + 2))]
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise RuntimeError("DataLoader worker cannot start: no shared memory is left") from error
+
+
 class Keys:
     """A batch sampler that gets new batches in each epoch, since the workers outlive an epoch.
 
@@ -131,12 +146,8 @@ class ImageWorkers:
             generator=torch.Generator(),  # its own, or else it would draw from the training's random numbers
         )
         if count:  # they start now, with nothing to do: a fork amid gloo's collectives may hang for good
-            try:
-                iter(self._loader)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                raise RuntimeError("DataLoader worker cannot start: no shared memory is left") from error  # semaphores
+            _check_semaphores(count)
+            iter(self._loader)
 
     def decode(self, batches: Iterable[list[Any]]) -> Iterator[tuple[torch.Tensor, torch.Tensor, dict[int, str]]]:
         """Yields (index, images, errors by index) for the keys of each batch, in their order.
