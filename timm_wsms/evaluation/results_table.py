@@ -14,7 +14,7 @@ class Row:
         model: Name.
         parameters: Number of parameters.
         multiplications: Multiplications of one forward pass for one image.
-        accuracy: Top-1 in percent over the whole test set.
+        accuracy: Top-1 in percent over the whole test set; None: not measured.
         by_size: Object size in pixels → top-1 in percent; empty where sizes are not known.
         top5: Top-5 in percent; None, and there is no such column.
     """
@@ -22,7 +22,7 @@ class Row:
     model: str
     parameters: int
     multiplications: int
-    accuracy: float
+    accuracy: float | None
     by_size: dict[int, float] = field(default_factory=dict)
     top5: float | None = None
 
@@ -61,7 +61,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
             row.model,
             f"{row.parameters / 1e6:.3f} M",
             f"{row.multiplications / 1e6:,.1f} M",
-            f"{row.accuracy:.2f}",
+            "–" if row.accuracy is None else f"{row.accuracy:.2f}",
             *["–" if row.top5 is None else f"{row.top5:.2f}" for _ in top5],
             *[f"{row.by_size[size]:.1f}" if size in row.by_size else "–" for size in sizes],
         ]

@@ -68,6 +68,7 @@ def values(folder: Path) -> dict[str, Any]:
     settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
     last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     found = results.read(folder)
+    own = found.rows[-1]
     name, identifier = data_set(found.data or settings["data"]["source"])
     known = {
         "architecture": config["architecture"],
@@ -79,11 +80,12 @@ def values(folder: Path) -> dict[str, Any]:
         "picture": _picture(folder, config["pretrained_cfg"]["input_size"]),
         "settings": settings,
         "hardware": found.hardware,
-        "own": found.rows[-1],
-        "baseline": found.rows[0].model if len(found.rows) > 1 else None,
+        "own": own,
+        "taken": found.taken,
+        "baseline": found.rows[0].model if len(found.rows) > (2 if found.taken else 1) else None,
         "table": markdown_table(found.rows),
         "epochs": last["epoch"],
-        "top5": last["test_top5"],
+        "top5": own.top5 if found.taken else last["test_top5"],
         "data_name": name,
         "data_found": summary.card_lines(folder / summary.FILE),
         "test_split": summary.evaluated_split(folder / summary.FILE) or settings["data"]["test_split"],
@@ -95,6 +97,7 @@ def values(folder: Path) -> dict[str, Any]:
 
 def _front_matter(known: dict[str, Any], data_id: str | None) -> ModelCardData:
     figures = {"Top-1 accuracy (%)": known["own"].accuracy, "Top-5 accuracy (%)": known["top5"]}
+    figures = {name: value for name, value in figures.items() if value is not None}
     base_model = known["base_model"]
     return ModelCardData(
         library_name="timm",
@@ -104,7 +107,7 @@ def _front_matter(known: dict[str, Any], data_id: str | None) -> ModelCardData:
         datasets=[data_id] if data_id else None,
         base_model=base_model,
         base_model_relation="finetune" if base_model else None,
-        metrics=["accuracy"],
+        metrics=["accuracy"] if figures else None,
         model_name=known["architecture"],
         eval_results=[
             EvalResult(

@@ -1,16 +1,19 @@
 """Publishes a checkpoint folder on the Hugging Face Hub: checks first, then one commit.
 
     python -m timm_wsms.publish OUT/model --repo owner/name [--private] [--tag v1] [--dry-run] [--register]
+    python -m timm_wsms.publish OUT/model --repo owner/name --as-backbone [STAGE] [--data SOURCE]
 
 `--dry-run` checks everything and shows what would change. The token is that of `hf auth login` or HF_TOKEN. The card is
-filled in again, with the repo's name. Whatever happens before the commit, the repo stays unchanged.
+filled in again, with the repo's name. `--as-backbone` publishes one stage of the network as a plain timm model, which
+loads without timm_wsms. Whatever happens before the commit, the repo stays unchanged.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -18,10 +21,11 @@ from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from timm_wsms.errors import UserError
-from timm_wsms.hub import card, diff, register
+from timm_wsms.hub import backbone_folder, card, diff, register, results, verify
 from timm_wsms.hub.client import Remote, look, look_if_there, retried
 from timm_wsms.hub.errors import in_one_line
 from timm_wsms.hub.verify_folder import FILES, check_folder
+from timm_wsms.network.plain import to_backbone
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Options:
     tag: str | None = None
     dry_run: bool = False
     register: str | None = None
+    as_backbone: int | None = None
+    data: str | None = None
 
 
 def publish(folder: Path, options: Options) -> str:
@@ -45,6 +51,12 @@ def publish(folder: Path, options: Options) -> str:
         UserError: The folder is not what it says, or the Hub refuses; one line with the remedy.
     """
     check_repo(options.repo)
+    if options.as_backbone is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            plain = take_stage(folder, Path(temporary), options.as_backbone, options.data)
+            return publish(plain, replace(options, as_backbone=None, data=None))
+    if options.data:
+        raise UserError("--data is for measuring what --as-backbone publishes; leave it out")
     model = check_folder(folder)
     files = contents(folder, options.repo)
     if options.register:
@@ -63,6 +75,24 @@ def publish(folder: Path, options: Options) -> str:
     if options.register:
         print(register.add(folder, options.register, options.repo, commit))
     return commit
+
+
+def take_stage(folder: Path, place: Path, stage: int, data: str | None) -> Path:
+    """Writes one stage of a checkpoint folder's network as a plain timm model's folder, and returns that.
+
+    Args:
+        folder: The network's.
+        place: Where the new folder is made.
+        stage: Number of the stage.
+        data: Source of images to measure the stage's accuracy on, with timm's transform; None: what the run measured.
+    """
+    network = check_folder(folder)
+    backbone_folder.check(network, stage)
+    figures = verify.figures(to_backbone(network, stage), folder, data) if data else None
+    target = place / "model_backbone"
+    target.mkdir()
+    backbone_folder.write(folder, target, stage, figures)
+    return target
 
 
 def check_repo(repo: str) -> None:
@@ -164,6 +194,17 @@ def main(argv: list[str] | None = None) -> None:
         const="",
         help="make it a pretrained tag, by default the data set's name",
     )
+    parser.add_argument(
+        "--as-backbone",
+        metavar="STAGE",
+        type=int,
+        nargs="?",
+        const=1,
+        help="publish this stage of the network (1 if none is named) as a plain timm model, which needs no timm_wsms",
+    )
+    parser.add_argument(
+        "--data", metavar="SOURCE", help="with --as-backbone: measure its accuracy on the test split of this source"
+    )
     options = vars(parser.parse_args(argv))
     folder = options.pop("folder")
     if options["register"] == "":
@@ -172,4 +213,6 @@ def main(argv: list[str] | None = None) -> None:
     commit = publish(folder, chosen)
     if not chosen.dry_run:
         print(f"published {chosen.repo} at {commit}")
-        print(f'Load it: import timm, timm_wsms; model = timm.create_model("hf-hub:{chosen.repo}", pretrained=True)')
+        plain = chosen.as_backbone is not None or results.read(folder).taken is not None
+        needed = "timm" if plain else "timm, timm_wsms"
+        print(f'Load it: import {needed}; model = timm.create_model("hf-hub:{chosen.repo}", pretrained=True)')

@@ -47,6 +47,7 @@ def data_tag(folder: Path) -> str:
 def add(folder: Path, tag: str, repo: str, commit: str) -> str:
     """Adds a checkpoint that lies in a repo at a commit to published.json; returns what to say about it."""
     name, described = read(folder)
+    accuracy: Any = results.read(folder).rows[-1].accuracy  # which every network's folder has
     published.register(
         published.Published(
             name=name,
@@ -54,7 +55,7 @@ def add(folder: Path, tag: str, repo: str, commit: str) -> str:
             repo=repo,
             revision=commit,
             sha256=file_sum(folder / WEIGHTS, "sha256"),
-            accuracy=round(results.read(folder).rows[-1].accuracy, 2),
+            accuracy=round(accuracy, 2),
             config={key: described[key] for key in published.DESCRIBES if key in described},
         )
     )

@@ -12,6 +12,21 @@ FILE = "results.json"
 
 
 @dataclasses.dataclass(frozen=True)
+class Taken:
+    """Where a plain model comes from that was taken out of a network.
+
+    Attributes:
+        network: The network's architecture.
+        stage: Number of the stage that the model is, counted from 1.
+        factor: Size of the stage's image divided by that of stage 1's.
+    """
+
+    network: str
+    stage: int
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Results:
     """What results.json holds.
 
@@ -19,16 +34,26 @@ class Results:
         rows: The models that were trained beside each other; the folder's own is the last.
         hardware: What they were trained on, as `timm_wsms.training.environment.describe_environment` returns it.
         data: The data set's name on the Hub, where the run read it from a local folder; else None.
+        taken: If the folder's model is a stage of a network: which. The network's row is the last but one.
     """
 
     rows: list[Row]
     hardware: dict[str, Any]
     data: str | None
+    taken: Taken | None = None
 
 
-def write(folder: Path, rows: Sequence[Row], hardware: Mapping[str, Any], data: str | None = None) -> None:
+def write(
+    folder: Path,
+    rows: Sequence[Row],
+    hardware: Mapping[str, Any],
+    data: str | None = None,
+    taken: Taken | None = None,
+) -> None:
     """Writes results.json; for the arguments see `Results`."""
     content = {"rows": [dataclasses.asdict(row) for row in rows], "hardware": hardware, "data": data}
+    if taken:
+        content["taken"] = dataclasses.asdict(taken)
     (folder / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -44,4 +69,5 @@ def read(folder: Path) -> Results:
         Row(**{**row, "by_size": {int(size): value for size, value in row["by_size"].items()}})
         for row in content["rows"]
     ]
-    return Results(rows, content["hardware"], content["data"])
+    taken = content.get("taken")
+    return Results(rows, content["hardware"], content["data"], taken and Taken(**taken))

@@ -31,7 +31,7 @@ from timm_wsms.hub.verify_folder import FILES, NEEDED, check_folder, check_outpu
 # Of a stranger's settings: which images, and how they are prepared; not how many processes, or how many images.
 FROM_SETTINGS = (
     *("config", "train_split", "test_split", "holdout", "image_column", "label_column", "value_range"),
-    *("input_size", "mean", "std", "crop_pct"),
+    *("mean", "std", "crop_pct"),  # the size is the model's own: that of a stage isn't its network's
 )
 TOLERANCE = 0.05  # percent: images so close to a border that another rounding decides
 
@@ -66,7 +66,9 @@ def verify_folder(folder: Path, place: str, data: str | None) -> list[str]:
     said = ["config, weights and run agree; the outputs are those recorded when it was trained"]
     if data:
         expected = results.read(folder).rows[-1].accuracy
-        found = accuracy(model, folder, data)
+        found = figures(model, folder, data)["test_top1"]
+        if expected is None:
+            return [*said, f"top-1 on {data} is {found:.2f} %, and it does not say what it should be"]
         if abs(found - expected) > TOLERANCE:
             raise UserError(
                 f"top-1 on {data} is {found:.2f} %, but {place} says {expected:.2f} %; is it that data set?"
@@ -98,8 +100,17 @@ def download(repo: str, revision: str | None, cache: str) -> tuple[Path, str]:
     return config.parent, there.commit
 
 
-def accuracy(model: Any, folder: Path, source: str) -> float:
-    """Top-1 in percent on the test split that the model's settings name, of another source of the same images."""
+def figures(model: Any, folder: Path, source: str) -> dict[str, Any]:
+    """Accuracy in percent, on the test split that a run's settings name, of another source of the same images.
+
+    Args:
+        model: Any timm model; the images are prepared by timm's transform, for the size that it says.
+        folder: Has the run's settings.
+        source: Of the images.
+
+    Returns:
+        `test_top1`, `test_top5`, and `by_size`: object size in pixels → top-1, empty where sizes are not known.
+    """
     from accelerate import Accelerator
 
     settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
@@ -109,7 +120,9 @@ def accuracy(model: Any, folder: Path, source: str) -> float:
     accelerator = Accelerator(mixed_precision="no")
     loader = make_loader(split, data, data_config(model, data), train=False, batch_size=256, rank=0, world_size=1)
     model = model.to(accelerator.device)
-    return evaluation.top1(evaluation.predict(model, loader, accelerator, len(split), progress=True))
+    found = evaluation.predict(model, loader, accelerator, len(split), progress=True)
+    by_size = {} if split.object_sizes is None else evaluation.accuracy_by_size(found, split.object_sizes)
+    return {"test_top1": evaluation.top1(found), "test_top5": evaluation.top5(found), "by_size": by_size}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -85,10 +85,21 @@ def check_run(folder: Path) -> None:
         raise UserError(f"{folder / WEIGHTS} does not say which run it is from; train it again with this version")
     if metadata["run"] != run_hash(folder):
         raise UserError(f"{folder / WEIGHTS} is from another run than {' and '.join(RUN)} beside it")
-    own = results.read(folder).rows[-1]
+    found = results.read(folder)
     last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    if last.get("test_top1") != own.accuracy:
-        raise UserError(f"{folder / results.FILE} says {own.accuracy} %, metrics.jsonl {last.get('test_top1')} %")
+    for own, told in zip(found.rows[::-1], _told(last, found), strict=False):
+        if told != own.accuracy:
+            raise UserError(f"{folder / results.FILE} says {own.accuracy} %, metrics.jsonl {told} %")
+
+
+def _told(last: dict[str, Any], found: results.Results) -> list[float | None]:
+    """What the last line of metrics.jsonl tells of the accuracies in the results, from the last row up."""
+    of_network = last.get("test_top1")
+    if found.taken is None:
+        return [of_network]
+    alone = last.get("backbone", {}).get("test_top1") if found.taken.stage == 1 else None
+    # what the run didn't measure may have been measured later
+    return [found.rows[-1].accuracy if alone is None else alone, of_network]
 
 
 def load(folder: Path) -> Any:
