@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         for run in runs:
             accelerator.print(report.start_line(run, accelerator))
             # One accelerator per model, since it holds a gradient scaler with a state of its own.
-            rows.append(train(run, rows, build_accelerator(run.settings), shutdown))
+            rows += train(run, rows, build_accelerator(run.settings), shutdown)
 
     # 3. Results.
     accelerator.end_training()
@@ -81,8 +81,8 @@ def main(argv: list[str] | None = None) -> None:
             publish.publish(folder, publish.Options(settings.hub.push, settings.hub.private, settings.hub.tag))
 
 
-def train(run: Run, rows: list[Row], accelerator: Accelerator, shutdown: ShutdownSignal) -> Row:
-    """Trains and evaluates one model, and writes its folder; `rows` are the results of the models before it."""
+def train(run: Run, rows: list[Row], accelerator: Accelerator, shutdown: ShutdownSignal) -> list[Row]:
+    """Trains one model, evaluates it and its stage 1, writes their folders; `rows` are those of the models before."""
     settings = run.settings
     trainer = Trainer(run, accelerator)
     watchdog = Watchdog(accelerator, settings.hang_timeout)
@@ -107,17 +107,20 @@ def train(run: Run, rows: list[Row], accelerator: Accelerator, shutdown: Shutdow
         checkpoints.save(state)
 
         figures, row = report.evaluate_final(trainer)
-        state.metrics[-1] |= figures
+        of_stage1, alone = report.evaluate_stage1(trainer)
+        state.metrics[-1] |= figures | of_stage1
         report.write_metrics(run.output, state, accelerator)
         if accelerator.is_main_process:
             with atomic_folder(run.output / "model") as folder:
                 report.write_model_files(folder, trainer, state, [*rows, row])
                 results.write(folder, [*rows, row], describe_environment(accelerator.num_processes, accelerator.device))
                 card.write(folder)
-        report.print_accuracy(run, row, accelerator)
+            if alone:
+                report.write_backbone(run.output)
+        report.print_accuracy(run, [row, *alone], accelerator)
         accelerator.wait_for_everyone()
         track(state.metrics[-1])
-    return row
+    return [row, *alone]
 
 
 def conclude_epoch(trainer: Trainer, state: RunState, sync: StepSync, track: Callable[[dict], None]) -> None:

@@ -65,6 +65,9 @@ def test_the_end_tells_what_came_out_and_how_to_load_it(result):
         assert rows[name].split()[5:7] == measured
         parameters = sum(p.numel() for p in timm.create_model(name, num_classes=10).parameters())
         assert f"{parameters / 1e6:.3f}" in rows[name].split()
+    alone = metrics(output)[-1]["backbone"]["test_top1"]
+    assert table[4].startswith("stage 1 of wsmean_resnet20_cifar  ") and f" {alone:.2f} " in table[4]
+    assert not (output / "model_backbone").exists()  # which would need timm_wsms: plain timm has no resnet20_cifar
     assert (output / "scale.png").read_bytes().startswith(b"\x89PNG")
     assert str(output / "scale.png") in printed
     assert str(output / "model") in printed

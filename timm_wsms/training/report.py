@@ -8,7 +8,11 @@ from torch import nn
 
 from timm_wsms import evaluation
 from timm_wsms.data import Loader, summary
-from timm_wsms.files import atomic_write_text
+from timm_wsms.files import atomic_folder, atomic_write_text
+from timm_wsms.hub import backbone_folder
+from timm_wsms.network.mean_net import WsmsMeanNet
+from timm_wsms.network.plain import to_backbone
+from timm_wsms.registry.arguments import prefix_of
 from timm_wsms.training.checkpoint_folder import run_hash, save_model_folder
 from timm_wsms.training.run import Run
 from timm_wsms.training.run_state import RunState
@@ -71,6 +75,21 @@ def evaluate_final(trainer: Trainer) -> tuple[dict[str, Any], evaluation.Row]:
     if final is not run.network:
         metrics |= _of_raw_weights(evaluate(InFloat32(run.network), run.test_loader, accelerator)[0])
     return metrics, row
+
+
+def evaluate_stage1(trainer: Trainer) -> tuple[dict[str, Any], list[evaluation.Row]]:
+    """Evaluates stage 1 alone, the plain backbone, of a final model that averages its stages' logits.
+
+    Returns:
+        What it adds to the last epoch's metrics, and its row in the table of results; nothing for other models.
+    """
+    run = trainer.run
+    if not isinstance(trainer.final, WsmsMeanNet):
+        return {}, []
+    plain = to_backbone(trainer.final)
+    figures, by_size = evaluate(InFloat32(plain), run.test_loader, trainer.accelerator)
+    alone: dict[str, Any] = {**figures, "by_size": by_size}
+    return {"backbone": alone}, [backbone_folder.row(plain, portable(run.settings).model, 1, alone)]
 
 
 def evaluate(
@@ -136,8 +155,16 @@ def write_model_files(folder: Path, trainer: Trainer, state: RunState, rows: lis
         evaluation.plot_sizes({row.model: row.by_size for row in rows}, folder / "scale.png")
 
 
-def print_accuracy(run: Run, row: evaluation.Row, accelerator: "Accelerator") -> None:
-    """Prints a model's accuracy and how many images were left out. Every process has to call it."""
+def write_backbone(output: Path) -> None:
+    """Writes `<output>/model_backbone`: stage 1 of the network in `model` as a plain timm model, if timm has such."""
+    network = json.loads((output / "model" / "config.json").read_text(encoding="utf-8"))["architecture"]
+    if backbone_folder.in_timm(network.removeprefix(prefix_of(network) or "")):
+        with atomic_folder(output / "model_backbone") as folder:
+            backbone_folder.write(output / "model", folder)
+
+
+def print_accuracy(run: Run, rows: list[evaluation.Row], accelerator: "Accelerator") -> None:
+    """Prints the accuracy of a model and its stage 1, and how many images were left out. Every process must call it."""
     from accelerate.utils import gather_object
 
     for loader in (run.train_loader, run.test_loader):
@@ -145,7 +172,8 @@ def print_accuracy(run: Run, row: evaluation.Row, accelerator: "Accelerator") ->
         if skipped := loader.split.skipped + len(met):
             accelerator.print(f"{skipped} images of split {loader.split.name} left out, which cannot be decoded")
     measured = len(run.test_loader.split) - len(met)
-    accelerator.print(f"{row.model}: {row.accuracy:.2f} % of {measured} test images")
+    for row in rows:
+        accelerator.print(f"{row.model}: {row.accuracy:.2f} % of {measured} test images")
 
 
 def print_results(rows: list[evaluation.Row], output: Path) -> None:
@@ -157,3 +185,5 @@ def print_results(rows: list[evaluation.Row], output: Path) -> None:
     folder = output / "model"
     print(f"Checkpoint folder: {folder}")
     print(f'Load it: import timm, timm_wsms; model = timm.create_model("local-dir:{folder}", pretrained=True)')
+    if (plain := output / "model_backbone").is_dir():
+        print(f"Its stage 1 alone, a timm model that loads without timm_wsms: {plain}")
