@@ -9,6 +9,7 @@ model = timm.create_model("wsms_resnet50", pretrained=True)
 
 from timm_wsms.errors import UserError
 from timm_wsms.network.adapters import tie_adapters
+from timm_wsms.network.cascade import Cascade
 from timm_wsms.network.fuse import fuse
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.plain import to_backbone
@@ -19,6 +20,7 @@ from timm_wsms.registry.wsms import register, register_all
 
 __version__ = "0.1.0"
 __all__ = [
+    "Cascade",
     "UserError",
     "WsmsMeanNet",
     "WsmsNet",

@@ -1,11 +1,11 @@
 """Accuracy of trained models on images: top-1, top-5, and class by class.
 
-    python -m timm_wsms.evaluate MODEL [MODEL …] --data SOURCE [--json FILE] [--output FOLDER]
+    python -m timm_wsms.evaluate MODEL [MODEL …] --data SOURCE [--json FILE] [--output FOLDER] [--cascade POINTS]
 
 A model is a checkpoint folder, a name on the Hub (`hf-hub:owner/name`), or a name of timm's. The source is what
 `--data.source` of the training script takes. Images are prepared as timm's validate.py does: by the model's own config,
 at the size it recommends for evaluation. With several processes (`accelerate launch -m timm_wsms.evaluate …`) the
-figures are the same.
+figures are the same. With `--cascade 1.0`, networks of averaged logits are also run with the small image first.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from timm_wsms import cli_errors, evaluation
 from timm_wsms.data import Split, load_split, summary
-from timm_wsms.evaluation import leaderboard
+from timm_wsms.errors import UserError
+from timm_wsms.evaluation import cascade, leaderboard
 from timm_wsms.evaluation.model_loading import file_name, timm_name
-from timm_wsms.evaluation.options import REMEDIES, Options, parse
+from timm_wsms.evaluation.options import REMEDIES, AccuracyOptions, parse
 from timm_wsms.evaluation.setup import prepare, start
 from timm_wsms.files import atomic_write_text
 
@@ -36,21 +37,27 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: a mistake that the user can fix; the message names the option.
     """
-    names, options = parse(argv, Options, "evaluate", __doc__.splitlines()[0])
+    names, options = parse(argv, AccuracyOptions, "evaluate", __doc__.splitlines()[0])
     evaluate(names, options)
 
 
-def evaluate(names: list[str], options: Options) -> None:
+def evaluate(names: list[str], options: AccuracyOptions) -> None:
     """Evaluates models on one source."""
     for name in names:
         timm_name(name)  # all of them, before the first is evaluated
+    if options.cascade is not None and not 0 < options.cascade < 100:
+        raise UserError(f"--cascade is {options.cascade:g}; give points of accuracy between 0 and 100, such as 1")
     accelerator = start(options)
     with accelerator.main_process_first():  # the others then find the data in the cache
         split = load_split(options.data_settings(), limit=options.limit, seed=options.seed)
     accelerator.print("\n".join(summary.lines(summary.describe({"test": split}, options.data_settings()))))
+    held_out = None
+    if options.cascade is not None:
+        split, held_out, remark = cascade.divide(split, options.data_settings(), options.seed)
+        accelerator.print(f"cascade: {remark}")
     results, rows = [], []
     for name in names:
-        result, row = measure(name, split, options, accelerator)
+        result, row = measure(name, split, options, accelerator, held_out)
         results.append(result)
         rows.append(row)
         count = evaluation.image_count(result["images"], result["left_out"])
@@ -63,13 +70,27 @@ def evaluate(names: list[str], options: Options) -> None:
             what = {"data": options.data, "split": split.name, "precision": options.precision, "models": results}
             atomic_write_text(Path(options.json), json.dumps(what, indent=2, ensure_ascii=False) + "\n")
     accelerator.print(f"\n{evaluation.text_table(rows)}\n\n{class_table(results)}")
+    if options.cascade is not None and not any("cascade" in result for result in results):
+        raise UserError(
+            "--cascade needs a network of averaged logits, such as one of wsmean_<name>; name one, or omit it"
+        )
+    if options.cascade is not None and options.output and accelerator.is_main_process:
+        title = f"{len(split)} images of {split.name}"
+        evaluation.plot_costs(*cascade.curves_and_points(results), Path(options.output) / "cascade.png", title)
     accelerator.end_training()
 
 
 def measure(
-    name: str, split: Split, options: Options, accelerator: Accelerator
+    name: str, split: Split, options: AccuracyOptions, accelerator: Accelerator, held_out: Split | None = None
 ) -> tuple[dict[str, Any], evaluation.Row]:
     """Evaluates one model.
+
+    Args:
+        name: as the user wrote it.
+        split: to evaluate on.
+        options: of the command.
+        accelerator: gives the device and the other processes.
+        held_out: other images, to calibrate a cascade on; None: there is to be none.
 
     Returns:
         All its figures, and its row in the table.
@@ -100,6 +121,11 @@ def measure(
         "data_config": one.config,
         "per_class": [dataclasses.asdict(each) for each in evaluation.by_class(found, one.class_names)],
     }
+    if held_out is not None and cascade.is_cascade(one.network):
+        settings, points = options.data_settings(), options.cascade or 0.0
+        spent = cascade.measure_cascade(one, held_out, settings, accelerator, points, sweep=bool(options.output))
+        accelerator.print(f"\n{name}\n{cascade.cascade_table(spent, top1)}\n")
+        result["cascade"] = spent
     return result, evaluation.Row(name, *cost, top1, by_size, top5)
 
 

@@ -1,4 +1,4 @@
-"""What several rooms use: eval mode for a while, a model in float32, which maps are asked for, an error in one line."""
+"""What several rooms use: eval mode for a while, a model in float32, its cost, some of its maps, one-line errors."""
 
 from __future__ import annotations
 
@@ -39,6 +39,28 @@ class InFloat32(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(images.device.type, enabled=False):
             return self.model(images)
+
+
+def multiplications(model: nn.Module, input_size: Sequence[int]) -> int:
+    """Number of multiplications in one forward pass for one image.
+
+    Convolutions, matrix products and attention, counted by torch's `FlopCounterMode` (which counts an addition for each
+    multiplication) in eval mode without compilation. The model's mode and running statistics stay as they are.
+
+    Args:
+        model: Takes images (1, channels, height, width).
+        input_size: (channels, height, width) in pixels.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode  # 15 ms that `import timm_wsms` does without
+
+    like = next(model.parameters(), torch.empty(0))
+    image = torch.zeros(1, *input_size, dtype=like.dtype, device=like.device)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped; torch runs it eagerly under a counter
+    # the counter does not know every fused form of attention
+    with sdpa_kernel(SDPBackend.MATH), eval_mode(model), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
 
 
 def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:

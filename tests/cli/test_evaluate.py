@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 import train_accelerate
 from tests.helpers.paths import ROOT
 from timm_wsms import cli_errors, evaluate
-from timm_wsms.evaluation.options import REMEDIES, Options, ScaleOptions
+from timm_wsms.evaluation.options import REMEDIES, AccuracyOptions, ScaleOptions
 
 pytestmark = pytest.mark.slow  # trains a network to evaluate
 
@@ -259,7 +259,7 @@ def refused(capsys, *arguments: str) -> str:
     lines = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert lines == printed.err.splitlines()[-1:]
     if "unrecognized" not in lines[0]:  # which quotes what was typed
-        assert_own_options(lines[0], Options)
+        assert_own_options(lines[0], AccuracyOptions)
     return lines[0]
 
 

@@ -16,6 +16,10 @@ from timm_wsms.errors import UserError
 T = TypeVar("T")
 
 
+class NoSuchSplitError(UserError):
+    """There is no split of the name that is asked for."""
+
+
 @dataclass
 class Source:
     """What a source holds.
@@ -168,8 +172,8 @@ def pick_split(splits: dict[str, T], settings: DataSettings, setting: str) -> st
         return found
     option, there = settings.option(setting), ", ".join(sorted(splits))
     if setting == "test_split":
-        raise UserError(
+        raise NoSuchSplitError(
             f"The data has no split {wanted!r} to evaluate on; keep a part of the training images for that with"
             f" {settings.option('holdout')}=0.2, or set {option} among: {there}."
         )
-    raise UserError(f"The data has no split {wanted!r}; set {option} among: {there}.")
+    raise NoSuchSplitError(f"The data has no split {wanted!r}; set {option} among: {there}.")

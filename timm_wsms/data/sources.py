@@ -7,7 +7,7 @@ import numpy as np
 from timm_wsms.data import columns, sampling
 from timm_wsms.data.decode import undecoded
 from timm_wsms.data.digits import CANVAS, SMALLEST, Digits, load_digits
-from timm_wsms.data.hub_source import open_source, pick_split
+from timm_wsms.data.hub_source import NoSuchSplitError, open_source, pick_split
 from timm_wsms.data.keep_decoded import keep_decoded
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.data.split import Split
@@ -92,6 +92,25 @@ def load_split(settings: DataSettings, *, limit: int | None = None, seed: int = 
     if limit is not None:
         split = split.take(sampling.even(split.labels, limit))
     return _decoded(split, settings)
+
+
+def load_validation(settings: DataSettings, besides: Split, seed: int = 0) -> Split | None:
+    """The validation split, under any of its usual names, to choose something on that `besides` is then evaluated with.
+
+    Args:
+        settings: as for `load_splits`; its splits and `holdout` do not count.
+        besides: the split that is evaluated.
+        seed: as there.
+
+    Returns:
+        None: the source has none, or it is that of which `besides` is a part.
+    """
+    wanted = replace(settings, test_split="validation", holdout=None)
+    try:
+        split = _open(wanted, seed, ("test_split",))["test_split"]
+    except NoSuchSplitError:
+        return None
+    return None if parse_split(besides.name).name == split.name else _decoded(split, settings)
 
 
 def _open(settings: DataSettings, seed: int, wanted: tuple[str, ...]) -> dict[str, Split]:

@@ -96,6 +96,18 @@ class Options:
 
 
 @dataclass
+class AccuracyOptions(Options):
+    """The options of an evaluation of accuracy."""
+
+    cascade: float | None = None
+    """Also: networks of averaged logits with the smallest image first, the larger ones only where it leaves doubt
+    (`timm_wsms.Cascade`). Thresholds are chosen on a validation split, or on half of the images if there is no other,
+    such that accuracy falls by at most this many points, such as 1."""
+    output: str | None = None
+    """A folder for each model's `per_class.csv` and `confusion.png`; with --cascade, `cascade.png`."""
+
+
+@dataclass
 class ScaleOptions(Options):
     """The options of an evaluation at several object sizes."""
 

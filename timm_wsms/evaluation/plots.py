@@ -64,6 +64,34 @@ def plot_sizes(curves: Mapping[str, Mapping[int, float]], path: str | Path, titl
     return save_figure(figure, path, title)
 
 
+def plot_costs(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    points: Mapping[str, tuple[float, float]],
+    path: str | Path,
+    title: str = "",
+) -> Path:
+    """Draws accuracy against arithmetic.
+
+    Args:
+        curves: Model's name → (million multiplications, accuracy in percent) at several thresholds of its cascade.
+        points: Model's name → the same of models that always spend as much.
+        path: PNG file to write.
+        title: On which data.
+
+    Returns:
+        `path`.
+    """
+    figure = make_figure(width=6.5)
+    axes = figure.subplots()
+    for number, (name, curve) in enumerate(curves.items()):
+        axes.plot(*zip(*curve, strict=True), label=f"{name}, cascade", **curve_style(number, len(curve)))
+    for number, (name, point) in enumerate(points.items(), start=len(curves)):
+        axes.plot(*point, label=name, **{**curve_style(number, 1), "linestyle": "none", "markersize": 8})
+    axes.set_ylabel("accuracy (%)")
+    dress_axes(axes, "mean multiplications of an image (millions)")
+    return save_figure(figure, path, title)
+
+
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | Path, title: str = "") -> Path:
     """Draws a confusion matrix with its numbers, readable for up to 20 classes.
 

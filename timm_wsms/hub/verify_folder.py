@@ -19,7 +19,7 @@ from timm_wsms.training.checkpoint_folder import RUN, reference_tensors, run_has
 
 WEIGHTS, TENSORS = "model.safetensors", "test/tensors.safetensors"
 NEEDED = ("config.json", WEIGHTS, TENSORS, *RUN, results.FILE)
-FILES = (*NEEDED, "data.json", "README.md", "curves.png", "scale.png")
+FILES = (*NEEDED, "data.json", "README.md", "curves.png", "scale.png", "cascade.json")
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".joblib")
 # Of the largest output: what other kernels, versions and numbers of threads make of the same weights.
 TOLERANCE = 1e-3

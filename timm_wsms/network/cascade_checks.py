@@ -1,0 +1,58 @@
+"""What a cascade refuses: other models, thresholds that are none, batches without labels."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from timm_wsms.errors import UserError
+from timm_wsms.network.mean_net import WsmsMeanNet
+
+
+def check_model(model: Any) -> None:
+    """Raise a UserError unless a cascade can be made of a model."""
+    if not isinstance(model, WsmsMeanNet):
+        raise UserError(
+            f"a cascade takes a network with fusion='mean', such as wsmean_<name>, not wrapped; not "
+            f"{type(model).__name__}"
+        )
+    if model.training:
+        raise UserError("a cascade is for inference only; call model.eval() first")
+    if len(model.factors()) == 1:
+        raise UserError("a cascade needs two stages or more; give the network a pyramid such as [1, 0.5]")
+    if not model.num_classes or model.global_pool == "":
+        raise UserError("a cascade needs a classifier; call model.reset_classifier(num_classes, 'avg')")
+
+
+def one_per_exit(name: str, given: Any, count: int, least: float) -> list[float]:
+    """One number for every exit but the last.
+
+    Raises:
+        UserError: If there is another number of them, or one is below the least.
+    """
+    values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
+    fine = all(type(value) in (int, float) and math.isfinite(value) and value >= least for value in values)
+    if not fine or len(values) != count:
+        what = "numbers of 0 or more" if least == 0 else "positive numbers"
+        raise UserError(
+            f"{name} must be one number, or {count}, one for every exit but the last, {what}; not {str(given)[:60]}"
+        )
+    return [float(value) for value in values]
+
+
+def images_and_labels(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a batch holds.
+
+    Raises:
+        UserError: If it holds something else.
+    """
+    pair = (batch.images, batch.labels) if hasattr(batch, "images") and hasattr(batch, "labels") else batch
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(x, torch.Tensor) for x in pair)):
+        raise UserError(f"a batch must be (images, labels), two tensors; not {type(batch).__name__}")
+    images, labels = pair
+    if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise UserError(
+            f"a batch must be images (B, C, H, W) and class numbers (B,); not {(*images.shape,)} and {(*labels.shape,)}"
+        )
+    return images, labels
