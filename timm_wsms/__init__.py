@@ -12,6 +12,7 @@ from timm_wsms.network.adapters import tie_adapters
 from timm_wsms.network.cascade import Cascade
 from timm_wsms.network.fuse import fuse
 from timm_wsms.network.mean_net import WsmsMeanNet
+from timm_wsms.network.parallel_stages import parallel_stages
 from timm_wsms.network.plain import to_backbone
 from timm_wsms.network.recalibrate import recalibrate
 from timm_wsms.network.wsms_net import WsmsNet
@@ -25,6 +26,7 @@ __all__ = [
     "WsmsMeanNet",
     "WsmsNet",
     "fuse",
+    "parallel_stages",
     "recalibrate",
     "register",
     "tie_adapters",

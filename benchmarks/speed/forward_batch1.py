@@ -7,8 +7,8 @@ on maps of a quarter and a sixteenth: a large share of the operators for a small
 ratio of multiplications stands that of operators (calls of PyTorch's kernels, views left out). Two ways are tried:
 
 - one_thread: both with one thread for the inside of operators; small maps gain nothing by two;
-- side_by_side: stage 1 in one Python thread, the other stages in another, one thread inside of operators for each;
-  against the backbone with two threads.
+- side_by_side: `timm_wsms.parallel_stages`, each stage in a Python thread of its own with one thread inside of
+  operators; against the backbone with all threads.
 
 Forms take turns on the same weights, as in forward.py; a ratio is the median of the rounds' own.
 """
@@ -18,43 +18,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common.environment import ROOT, record
 from benchmarks.speed.forward import MODELS
 from benchmarks.speed.forward_networks import SIDE, InferenceStep, build_forms, layout_of, multiplications, take_turns
-from timm_wsms.network.layouts import to_map
-
-
-class SideBySide(nn.Module):
-    """A WsmsNet whose stages 2, 3 … run in a thread of their own."""
-
-    def __init__(self, network: Any, images: torch.Tensor):
-        super().__init__()
-        self.network = network
-        with torch.no_grad():  # stages read no more of stage 1's map than its size
-            self.like = network.forward_intermediates(images, indices=1, intermediates_only=True)[0]
-        self.pool = ThreadPoolExecutor(1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        images = self.network.pyramid(x)
-        others = self.pool.submit(self.shallow, images[1:])
-        features = self.network.backbone.forward_features(images[0])
-        f1 = to_map(features, x, self.network.reduction, self.network.layout)
-        return self.network.forward_head(
-            self.network.merged(features, self.network.integration([f1, *others.result()]))
-        )
-
-    def shallow(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
-        with torch.no_grad():
-            stages = self.network.shallow_stages()
-            return [stage(image, self.like) for stage, image in zip(stages, images, strict=True)]
+from timm_wsms import parallel_stages
 
 
 class Threads:
@@ -94,7 +67,7 @@ def measure(name: str, seconds: float, rounds: int) -> dict[str, Any]:
     del forms["multi_scale"]
     images = torch.randn(1, 3, SIDE, SIDE).to(memory_format=layout_of(name))
     steps = {form: InferenceStep(network, images) for form, network in forms.items()}
-    beside = InferenceStep(SideBySide(forms["wsms"], images), images)
+    beside = InferenceStep(parallel_stages(forms["wsms"].eval()), images)
     with torch.no_grad():
         torch.testing.assert_close(beside.network(images), forms["wsms"](images))
     turns = {form: Threads(step, threads) for form, step in steps.items()}

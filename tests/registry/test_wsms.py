@@ -382,9 +382,11 @@ def test_public_names():
         "WsmsMeanNet",
         "WsmsNet",
         "fuse",
+        "parallel_stages",
         "recalibrate",
         "register",
         "tie_adapters",
+        "to_backbone",
         "why_not",
     }
     assert all(getattr(timm_wsms, name).__doc__ for name in timm_wsms.__all__)

@@ -148,16 +148,28 @@ class Stage(nn.Module):
             image: (B, in_chans, H, W)
             like: Stage 1's maps (B, C_1, h, w), by their positions, in ascending order.
         """
-        padded = pad_to_multiple(image, self.multiple, self.minimum)
-        indices = sorted({self.taps[position] for position in like})
+        padded = self.pad(image)
+        own = self.own_maps(padded, like)
+        return [fit(own[position], other, padded, image) for position, other in like.items()]
+
+    def pad(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, in_chans, H, W) → the same with zeros at the right and the bottom, as the backbone takes it."""
+        return pad_to_multiple(image, self.multiple, self.minimum)
+
+    def own_maps(self, padded: torch.Tensor, positions: Collection[int]) -> dict[int, torch.Tensor]:
+        """Its maps as they are, not yet of the height and width of stage 1's, which it does not wait for.
+
+        Args:
+            padded: (B, in_chans, H, W), from `pad`.
+            positions: Of stage 1's maps.
+        """
+        indices = sorted({self.taps[position] for position in positions})
         found = self.backbone.forward_intermediates(
             padded, indices=indices, norm=self.norm, stop_early=True, intermediates_only=True
         )
         if indices[-1] == self.index:
             found[-1] = self.end(found[-1])
-        return [
-            fit(found[indices.index(self.taps[position])], other, padded, image) for position, other in like.items()
-        ]
+        return {position: found[indices.index(self.taps[position])] for position in positions}
 
     def prune(self, positions: Collection[int]) -> None:
         """Keep only what the maps at these positions in stage 1 need."""

@@ -143,14 +143,17 @@ class WsmsNet(FeatureMaps):
     def stage_maps(self, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
         """(B, in_chans, H, W) → the backbone's features, and S maps (B, C_s, h, w) that wait for their integration."""
         images = self.pyramid(x)
-        if self.map_not_in_features:
-            features, (f1,) = self.backbone.forward_intermediates(images[0], indices=1)
-        else:
-            features = self.stage1_features(images[0])  # first, since then it draws its random numbers first
-            f1 = features
-        f1 = to_map(f1, x, self.reduction, "NCHW" if self.map_not_in_features else self.layout)  # (B, C1, h, w)
+        features, f1 = self.stage1_map(images[0])  # first, since then it draws its random numbers first
         others = [stage(image, f1) for stage, image in zip(self.shallow_stages(), images[1:], strict=True)]
         return features, [f1, *others]
+
+    def stage1_map(self, image: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """(B, in_chans, H, W) → the backbone's features, and its last map f1 (B, C_1, h, w)."""
+        if self.map_not_in_features:
+            features, (f1,) = self.backbone.forward_intermediates(image, indices=1)
+            return features, to_map(f1, image, self.reduction, "NCHW")
+        features = self.stage1_features(image)
+        return features, to_map(features, image, self.reduction, self.layout)
 
     def forward_features(self, x: torch.Tensor) -> Any:
         """(B, in_chans, H, W) → the integrated map (B, num_features, h, w), laid out as the backbone's features.

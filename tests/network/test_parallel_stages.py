@@ -1,0 +1,107 @@
+"""Stages side by side in threads against the network itself, and what is refused."""
+
+import copy
+import threading
+
+import pytest
+import timm
+import torch
+
+import timm_wsms
+from tests.helpers.networks import randomize
+
+CASES = {
+    "CNN": ("wsms_test_resnet", {}, 96),
+    "averaged": ("wsmean_test_resnet", {"pyramid": [1, 0.71, 0.5]}, 96),
+    "padded": ("wsms_test_resnet", {}, 90),
+    "tokens": ("wsms_test_vit", {}, 160),
+    "averaged tokens": ("wsmean_test_vit", {}, 160),
+    "windows": ("wsms_swin_tiny_patch4_window7_224", {"img_size": 64, "depths": (1, 1, 1, 1), "embed_dim": 24}, 64),
+    "one stage": ("wsms_test_resnet", {"stages": 1}, 64),
+    "own stages": ("ms_test_resnet", {}, 64),
+}
+
+
+def network(case: str):
+    name, arguments, side = CASES[case]
+    torch.manual_seed(0)
+    model = randomize(timm.create_model(name, num_classes=7, **arguments)).eval()
+    return model, torch.randn(2, 3, side, side)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_gives_what_the_network_gives(case):
+    model, x = network(case)
+    fast = timm_wsms.parallel_stages(model)
+    with torch.no_grad():
+        expected = model(x)
+    assert expected.std() > 1e-4
+    for _ in range(2):  # the threads are there the second time
+        found = fast(x)
+        assert not found.requires_grad
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["CNN", "averaged"])
+def test_each_stage_has_a_thread_and_this_one_has_its_number_of_threads_afterwards(case):
+    model, x = network(case)
+    ran, inside = {}, {}
+
+    def note(number):
+        def hook(*_):
+            ran[number], inside[number] = threading.get_ident(), torch.get_num_threads()
+
+        return hook
+
+    for number, part in enumerate(model.backbones()):
+        part.layer1.register_forward_pre_hook(note(number))
+    before = torch.get_num_threads()
+    timm_wsms.parallel_stages(model, threads_per_stage=before + 2)(x)
+    assert torch.get_num_threads() == before
+    assert ran[0] == threading.get_ident() and len({*ran.values()}) == 3
+    assert {*inside.values()} == {before + 2}
+
+
+def test_the_modes_of_the_caller_hold_in_every_stage():
+    model, x = network("averaged")
+    fast = timm_wsms.parallel_stages(model)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected, found = model(x), fast(x)
+    assert found.dtype == torch.bfloat16 and found.is_inference()
+    assert torch.equal(found, expected)
+    assert fast(x).dtype == torch.float32
+
+
+def test_an_error_in_a_stage_reaches_the_caller():
+    model, _ = network("averaged")
+    fast = timm_wsms.parallel_stages(model)
+    with pytest.raises(RuntimeError, match="channels"):
+        fast(torch.randn(1, 4, 96, 96))
+    model.stages["2"].backbone.conv1.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fast(torch.randn(1, 3, 96, 96))
+
+
+def test_a_copy_has_threads_of_its_own():
+    model, x = network("averaged")
+    fast = timm_wsms.parallel_stages(model)
+    expected = fast(x)
+    copied = copy.deepcopy(fast)
+    assert torch.equal(copied(x), expected) and copied._threads is not fast._threads
+
+
+def test_what_is_refused_is_one_line_that_says_what_to_do():
+    model, x = network("averaged")
+    with pytest.raises(timm_wsms.UserError, match=r"call model\.eval\(\) first"):
+        timm_wsms.parallel_stages(model.train())
+    fast = timm_wsms.parallel_stages(model.eval())
+    with pytest.raises(timm_wsms.UserError, match="for inference"):
+        fast.train()
+    assert not fast.training and not model.training
+    with pytest.raises(timm_wsms.UserError, match="at least 1"):
+        timm_wsms.parallel_stages(model, 0)
+    with pytest.raises(timm_wsms.UserError, match="not ResNet"):
+        timm_wsms.parallel_stages(model.backbone)
+    with pytest.raises(timm_wsms.UserError, match="compile the model itself"):
+        fast.compile()
+    assert torch.equal(torch.compile(fast, backend="eager")(x), fast(x))

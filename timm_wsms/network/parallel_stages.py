@@ -1,0 +1,150 @@
+"""Stages side by side in threads: at batch 1 on a CPU, small stages otherwise leave most cores idle."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from timm_wsms.errors import UserError
+from timm_wsms.network.base import MultiStageNet
+from timm_wsms.network.layouts import fit
+from timm_wsms.network.mean_net import WsmsMeanNet
+from timm_wsms.network.wsms_net import WsmsNet
+
+NOT_COMPILED = "parallel_stages runs threads, which do not compile; compile the model itself"
+
+
+def parallel_stages(model: MultiStageNet, threads_per_stage: int = 1) -> "ParallelStages":
+    """Let a network run its stages side by side, each in a thread of its own: for inference at small batches on a CPU.
+
+    ```python
+    fast = timm_wsms.parallel_stages(model.eval())
+    logits = fast(image)
+    ```
+
+    With as many cores as stages, the network then takes about as long as its slowest stage. At large batches the
+    operators use all cores by themselves, and this is slower.
+
+    Args:
+        model: In eval mode. It is shared, not copied.
+        threads_per_stage: Number of threads inside of operators, of each stage. While the network runs,
+            `torch.set_num_threads` holds this number, for the whole process.
+
+    Raises:
+        UserError: If the model has no stages to run side by side, or is in training mode.
+    """
+    return ParallelStages(model, threads_per_stage)
+
+
+class ParallelStages(nn.Module):
+    """See `parallel_stages`.
+
+    Args:
+        model: In eval mode.
+        threads_per_stage: Of each stage, inside of operators.
+    """
+
+    def __init__(self, model: MultiStageNet, threads_per_stage: int = 1):
+        super().__init__()
+        if not isinstance(model, (WsmsNet, WsmsMeanNet)):
+            raise UserError(f"parallel_stages takes a wsms_, ms_ or wsmean_ network, not {type(model).__name__}")
+        if threads_per_stage < 1:
+            raise UserError(f"threads_per_stage must be at least 1, not {threads_per_stage}")
+        self.model, self.threads_per_stage = model, threads_per_stage
+        self._threads: ThreadPoolExecutor | None = None
+        self.train(model.training)
+
+    def train(self, mode: bool = True) -> "ParallelStages":
+        """As in PyTorch.
+
+        Raises:
+            UserError: In training mode.
+        """
+        if mode:
+            raise UserError("parallel_stages is for inference; call model.eval() first, and train the model itself")
+        super().train(mode)
+        return self
+
+    def compile(self, *_args: Any, **_kwargs: Any) -> None:
+        """Not here.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(NOT_COMPILED)
+
+    @torch.compiler.disable(reason=NOT_COMPILED)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_chans, H, W) → (B, num_classes), what the model gives; without gradients.
+
+        `torch.compile` leaves it as it is.
+        """
+        with torch.no_grad(), _threads_in_operators(self.threads_per_stage):
+            if isinstance(self.model, WsmsMeanNet):
+                return self._mean(self.model, x)
+            return self._concat(self.model, x)
+
+    def _mean(self, model: WsmsMeanNet, x: torch.Tensor) -> torch.Tensor:
+        if model.global_pool == "":
+            return model(x)
+        images, parts = model.pyramid(x), model.backbones()
+        stages: list[Any] = [model.stage1_features, *model.stages.values()]
+        tasks = [partial(_logits, stage, part, image) for stage, part, image in zip(stages, parts, images, strict=True)]
+        return torch.stack(self._run(tasks)).mean(0)
+
+    def _concat(self, model: WsmsNet, x: torch.Tensor) -> torch.Tensor:
+        if model.integration is None:
+            return model(x)
+        images, stages = model.pyramid(x), model.shallow_stages()
+        padded = [stage.pad(image) for stage, image in zip(stages, images[1:], strict=True)]
+        last = [max(stage.taps) for stage in stages]
+        tasks: list[Callable[[], Any]] = [partial(model.stage1_map, images[0])]
+        tasks += [partial(stage.own_maps, image, [at]) for stage, image, at in zip(stages, padded, last, strict=True)]
+        (features, f1), *others = self._run(tasks)
+        maps = [fit(own[at], f1, *sizes) for own, at, *sizes in zip(others, last, padded, images[1:], strict=True)]
+        return model.forward_head(model.merged(features, model.integration([f1, *maps])))
+
+    def _run(self, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
+        """The results of all tasks; the first runs in this thread."""
+        if self._threads is None:
+            count = self.threads_per_stage
+            self._threads = ThreadPoolExecutor(len(tasks), initializer=torch.set_num_threads, initargs=(count,))
+        context = _Context()
+        others = [self._threads.submit(context.run, task) for task in tasks[1:]]
+        return [tasks[0](), *(other.result() for other in others)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the threads: a copy starts its own."""
+        return {**self.__dict__, "_threads": None}
+
+
+class _Context:
+    """What PyTorch keeps for each thread: the modes of the thread that makes this hold in the one that runs a task."""
+
+    def __init__(self) -> None:
+        self.inference = torch.is_inference_mode_enabled()
+        self.autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def run(self, task: Callable[[], Any]) -> Any:
+        enabled, dtype = self.autocast
+        mode = torch.inference_mode() if self.inference else torch.no_grad()
+        with mode, torch.autocast("cpu", dtype, enabled):
+            return task()
+
+
+@contextmanager
+def _threads_in_operators(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _logits(features: Callable[[torch.Tensor], Any], backbone: Any, image: torch.Tensor) -> torch.Tensor:
+    return backbone.forward_head(features(image))
