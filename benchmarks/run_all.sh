@@ -43,6 +43,8 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" -m benchmarks.photographs_data --flowers "$FLOWERS" --imagenette "$IMAGENETTE"
 "$PYTHON" -m benchmarks.photographs screen
 "$PYTHON" -m benchmarks.photographs_report
+"$PYTHON" -m benchmarks.photographs_cascade
+"$PYTHON" -m benchmarks.photographs_calibration
 
 # Every backbone
 "$PYTHON" -m benchmarks.backbones.all_backbones

@@ -12,7 +12,8 @@ from nbclient import NotebookClient
 from PIL import Image
 from safetensors.torch import load_file
 
-from examples import bare_loop
+import timm_wsms
+from examples import bare_loop, cascade_onnx
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow  # notebooks, each with a kernel of its own
@@ -81,3 +82,23 @@ def test_the_bare_loop_learns_and_saves_what_it_learned(tmp_path, capsys):
     assert accuracy >= 75 and "epoch 6/6" in capsys.readouterr().out
     model = timm.create_model("wsmean_test_resnet", num_classes=2)
     model.load_state_dict(load_file(output))  # strict
+
+
+def test_a_cascade_in_onnxruntime_answers_as_in_pytorch(tmp_path):
+    """Each stage is a graph; images that leave early and images that go on, alone and in a batch."""
+    model = timm.create_model(f"local-dir:{ROOT}/hub/models/wsms_resnet20_sizes_cifar10", pretrained=True).eval()
+    cascade = timm_wsms.Cascade(model, confidence=0.6, temperatures=1.5)
+    paths = cascade_onnx.export(cascade, (3, 32, 32), tmp_path)
+    run = cascade_onnx.OnnxCascade(paths, cascade.confidence, cascade.temperatures)
+    x = 2 * torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for images in (x, x[:1]):
+        expected = cascade(images)
+        torch.testing.assert_close(torch.from_numpy(run(images.numpy())), expected, rtol=1e-4, atol=1e-4)
+    cascade(x)
+    assert 0 < int((cascade.last_exits == 1).sum()) < 9
+
+
+def test_the_cascade_example_runs(tmp_path, capsys):
+    cascade_onnx.main(str(ROOT / "hub/models/wsms_resnet20_sizes_cifar10"), str(tmp_path))
+    printed = capsys.readouterr().out
+    assert float(printed.splitlines()[0].split()[-1]) < 1e-4 and "of 8 images" in printed
