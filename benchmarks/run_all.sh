@@ -29,7 +29,9 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" -m benchmarks.mnist_scale.by_digit_size --source "$MNIST" # of its records and networks
 "$PYTHON" -m benchmarks.speed.fourier_cost
 "$PYTHON" -m benchmarks.mnist_scale.variants --source "$MNIST"
-"$PYTHON" -m benchmarks.cifar10.paper_table2 --source "$CIFAR10" # wants a GPU
+"$PYTHON" -m benchmarks.cifar10.gpu_data --source "$CIFAR10"         # a folder of parquet files
+"$PYTHON" -m benchmarks.cifar10.paper_table2                          # wants a GPU (docs/gpu.md)
+"$PYTHON" -m benchmarks.cifar10.paper_table2 --report outputs/gpu/state/table2.json
 "$PYTHON" -m benchmarks.object_size.report_tables # prints the tables of docs/results.md and the README
 
 # Accuracy
@@ -58,6 +60,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" -m benchmarks.speed.forward --compiled 0
 "$PYTHON" -m benchmarks.speed.forward --compiled 1 --lines_only --out benchmarks/results/forward_cost_compiled.json
 "$PYTHON" -m benchmarks.speed.forward --device cuda --bf16 --batch 256 --compiled 0 --lines_only # wants a GPU
+"$PYTHON" -m benchmarks.speed.forward_batch1_gpu # likewise
 "$PYTHON" -m benchmarks.speed.forward_batch1
 "$PYTHON" -m benchmarks.speed.forward_by_stage --models resnet50 convnext_tiny densenet121 mobilenetv3_large_100 swin_tiny_patch4_window7_224
 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 \

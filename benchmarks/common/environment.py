@@ -7,13 +7,14 @@ import os
 import platform
 import shlex
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+import timm_wsms
 from timm_wsms.training.environment import cpu_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,10 +34,18 @@ def record() -> dict[str, Any]:
     packages = ("torch", "torchvision", "timm", "accelerate", "timm-wsms")
     return {
         "machine": machine,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command([*_program(), *sys.argv[1:]]),
     }
+
+
+def _version(name: str) -> str | None:
+    """None: not installed, and not needed then. A lent machine runs this package from its checkout."""
+    try:
+        return timm_wsms.__version__ if name == "timm-wsms" else version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _program() -> list[str]:

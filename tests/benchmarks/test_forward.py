@@ -23,6 +23,34 @@ def forms(monkeypatch):
     return module
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_batch_1_on_streams(forms, monkeypatch, tmp_path, name):
+    """The command on a CPU: it checks that stages on streams of their own give the network's logits."""
+    module = importlib.import_module("benchmarks.speed.forward_batch1_gpu")
+    monkeypatch.setattr(module, "SIDE", 64 if name == "test_resnet" else 160)
+    monkeypatch.setattr(forms, "SIDE", module.SIDE)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    out = tmp_path / "out.json"
+    told = ["--models", name, "--device", "cpu", "--rounds", "1", "--out", str(out)]
+    module.main([*told, "--seconds", "0"])
+    assert not out.exists()
+    module.main(told)
+    found = json.loads(out.read_text())["backbones"][name]
+    graphs, ms = found["eager and graphs"], found["eager and graphs"]["ms"]
+    both = ms["wsms, graph with a stream per stage"] / ms["backbone, graph"]
+    assert graphs["ratio"]["wsms, graph with a stream per stage"] == pytest.approx(both, rel=0.01)
+    assert [*found["compiled"]["ratio"]] == ["wsms, compiled"] and graphs["multiplications"] > 1
+
+
+def test_a_stream_that_gets_another_image_is_noticed(forms, monkeypatch):
+    module = importlib.import_module("benchmarks.speed.forward_batch1_gpu")
+    monkeypatch.setattr(module, "SIDE", 64)
+    forward = module.OnStreams.forward
+    monkeypatch.setattr(module.OnStreams, "forward", lambda self, x: forward(self, x.flip(-1)))
+    with pytest.raises(AssertionError, match="not close"):
+        module.measure("test_resnet", False, "cpu", 1)
+
+
 @pytest.fixture
 def cost(forms, monkeypatch):
     module = importlib.import_module("benchmarks.speed.forward")
