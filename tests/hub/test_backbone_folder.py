@@ -53,7 +53,9 @@ def folder_of(path, name="wsmean_test_resnet", alone=ALONE, bias=0.0, **kwargs):
     path.mkdir()
     model = randomize(timm.create_model(name, num_classes=10, **kwargs)).eval()
     model.get_classifier().bias.data.sub_(bias)
-    (path / "settings.yaml").write_text(dump(Settings(model=name, stage_loss=0.5)))
+    settings = Settings(model=name, stage_loss=0.5)
+    settings.data.input_size = [3, 32, 32]
+    (path / "settings.yaml").write_text(dump(settings))
     last = {"epoch": 2, "test_top1": OWN.accuracy, "test_top5": 99.0} | ({"backbone": alone} if alone else {})
     (path / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n" + json.dumps(last) + "\n")
     config = {**timm.data.resolve_model_data_config(model), "input_size": (3, 32, 32), "crop_pct": 1.0}
@@ -151,7 +153,11 @@ def test_the_card_says_how_it_was_trained_and_shows_both_curves(folder):
     plain = written(folder)
     text = (plain / "README.md").read_text()
     for words in (
-        *("stage 1 of `wsmean_test_resnet`", "with a loss on each stage's logits", "Loss per stage | weight 0.5"),
+        *(
+            "stage 1 of `wsmean_test_resnet`",
+            "with the same weights, and the logits were averaged, with a loss on each stage's logits",
+            "Loss per stage | weight 0.5",
+        ),
         *("Top-1 accuracy 71.50 %, top-5 98.50 %", "| 81.25 | – | 75.0 | 87.5 |", "| 71.50 | 98.50 | 62.0 | 81.0 |"),
         *("import timm\nmodel", "`test_resnet` the plain backbone, trained with the same settings", "scale.png"),
     ):

@@ -9,6 +9,7 @@ import torch
 import train_accelerate
 from tests.helpers.networks import EXACT
 from tests.helpers.training_runs import FEW, metrics
+from timm_wsms import evaluation
 from timm_wsms.data import DataSettings, load_splits
 from timm_wsms.hub import results
 from timm_wsms.hub.verify_folder import check_folder
@@ -16,7 +17,11 @@ from timm_wsms.training import report
 
 
 @pytest.mark.slow
-def test_the_script_measures_stage_1_and_writes_it_as_a_plain_timm_model(tmp_path, capsys):
+def test_the_script_measures_stage_1_and_writes_it_as_a_plain_timm_model(tmp_path, capsys, monkeypatch):
+    predict, measured = evaluation.predict, []
+    monkeypatch.setattr(
+        evaluation, "predict", lambda model, *rest, **kw: measured.append(model) or predict(model, *rest, **kw)
+    )
     output = tmp_path / "run"
     model = [*("--model", "wsmean_test_resnet"), *("--data.input_size", "[3, 32, 32]"), *("--stage_loss", "1")]
     train_accelerate.main([*model, *FEW, "--epochs", "2", "--ema_decay", "0.5", "--output", str(output)])
@@ -35,6 +40,9 @@ def test_the_script_measures_stage_1_and_writes_it_as_a_plain_timm_model(tmp_pat
     with torch.no_grad():
         logits = plain(images)
         torch.testing.assert_close(logits, network.stage_logits(images)[0], **EXACT)
+        found = measured[-1].eval()(images)  # their accuracies may be the same by chance
+        torch.testing.assert_close(found, logits, **EXACT)
+        assert not torch.equal(found, network(images))
     right = (logits.argmax(1) == labels).double()
     said = metrics(output)[-1]["backbone"]
     assert said["test_top1"] == pytest.approx(100 * right.mean().item())

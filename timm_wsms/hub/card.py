@@ -69,12 +69,13 @@ def values(folder: Path) -> dict[str, Any]:
     last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     found = results.read(folder)
     own = found.rows[-1]
+    trained = found.taken.network if found.taken else config["architecture"]
     name, identifier = data_set(found.data or settings["data"]["source"])
     known = {
         "architecture": config["architecture"],
         "staged": config["architecture"].startswith(STAGED),
-        "averages": config["architecture"].startswith("wsmean_") or settings["model_kwargs"].get("fusion") == "mean",
-        "shares_weights": not config["architecture"].startswith("ms_"),
+        "averages": trained.startswith("wsmean_") or settings["model_kwargs"].get("fusion") == "mean",
+        "shares_weights": not trained.startswith("ms_"),
         "config": config["pretrained_cfg"],
         "num_classes": config["num_classes"],
         "picture": _picture(folder, config["pretrained_cfg"]["input_size"]),
