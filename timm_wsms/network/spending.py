@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from timm_wsms.errors import UserError
-from timm_wsms.network.mean_net import WholeStage
 from timm_wsms.network.pyramid import make_pyramid
+from timm_wsms.network.whole_stage import WholeStage
 from timm_wsms.utils import multiplications
 
 Size = tuple[int, ...]  # (channels, height, width) of an image
