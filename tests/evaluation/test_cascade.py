@@ -27,21 +27,32 @@ def folders(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow  # evaluates 2,520 digits
+@pytest.mark.slow  # runs the command
 def test_the_command(folders, capsys):
     AcceleratorState._reset_state(reset_partial_state=True)
     models = [str(folders / "ours"), str(folders / "plain")]
-    words = ["--data", "digits", "--cascade", "8", "--json", str(folders / "found.json"), "--output", str(folders)]
+    words = [
+        "--data",
+        "digits",
+        "--limit",
+        "300",
+        "--cascade",
+        "8",
+        "--json",
+        str(folders / "found.json"),
+        "--output",
+        str(folders),
+    ]
     evaluate.main([*models, *words])
     printed = capsys.readouterr().out
     ours, plain = json.loads((folders / "found.json").read_text())["models"]
     found = ours["cascade"]
-    assert "cascade" not in plain and ours["images"] == plain["images"] == 1260
-    assert "calibrated on 1260 images of test, all figures are of the other 1260" in printed
+    assert "cascade" not in plain and ours["images"] == plain["images"] == 150
+    assert "calibrated on 150 images of test, all figures are of the other 150" in printed
     assert (folders / "cascade.png").stat().st_size > 10_000
 
     # the same images, evaluated with the stages' logits
-    split = cascade.divide(load_split(DataSettings("digits")), DataSettings("digits"), 0)[0]
+    split = cascade.divide(load_split(DataSettings("digits"), limit=300), DataSettings("digits"), 0)[0]
     model = timm.create_model(f"local-dir:{folders / 'ours'}", pretrained=True).eval()
     mean, std = (torch.tensor(model.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
     x = (torch.from_numpy(split.pixels).permute(0, 3, 1, 2) / 255 - mean) / std
@@ -54,10 +65,10 @@ def test_the_command(folders, capsys):
     answers = torch.where(sure[:, None], first, (first + second) / 2).argmax(1)
     assert found["cascade_top1"] == pytest.approx(100 * (answers == labels).double().mean().item(), abs=0.1)
     assert found["plain_top1"] == pytest.approx(100 * (second.argmax(1) == labels).double().mean().item(), abs=0.1)
-    assert abs(found["exits"][0] - int(sure.sum())) <= 2 and sum(found["exits"]) == 1260
+    assert abs(found["exits"][0] - int(sure.sum())) <= 2 and sum(found["exits"]) == 150
     costs = [0.25, 1.25]
     assert found["exit_costs"] == pytest.approx(costs, rel=0.01)
-    assert found["cost"] == pytest.approx(np.dot(found["exits"], found["exit_costs"]) / 1260)
+    assert found["cost"] == pytest.approx(np.dot(found["exits"], found["exit_costs"]) / 150)
     assert found["sweep"][0][0] == pytest.approx(found["exit_costs"][0])
     assert found["sweep"][-1] == pytest.approx([found["exit_costs"][1], ours["top1"]])
     row = next(line for line in printed.splitlines() if line.startswith("cascade  ")).split()

@@ -80,10 +80,9 @@ def measure_cascade(
         held_out, settings, one.config, batch_size=one.loader.batch_size, train=False, device=accelerator.device
     )
     classes = own_classes(match_classes(network, held_out.class_names, network.num_classes).model, network)
+    batches = ((images, classes[labels.cpu()]) for _, images, labels in progress(loader, "calibrate"))
     with accelerator.autocast():
-        found = cascade.calibrate(
-            (images, classes[labels.cpu()]) for _, images, labels in progress(loader, "calibrate")
-        )
+        found = cascade.calibrate(batches, max_drop)
     forms = {"plain": network.backbone, "cascade": cascade}
     right, seconds, seen = dict.fromkeys(forms, 0), dict.fromkeys(forms, 0.0), 0
     for images, labels in _batches(one, accelerator.device):
