@@ -1,11 +1,14 @@
-"""Fine-tuning on photographs: which form of the network gains how much at which size of the object, at which cost.
+"""Training on photographs: which form of the network gains how much at which size of the object, at which cost.
 
-    python -m benchmarks.photographs_data --flowers …/flowers        first, for weights and folds
-    python -m benchmarks.photographs screen                          one seed, validation images
-    python -m benchmarks.photographs one --form mean --fold 3 --tested   one run, with its test images
+    python -m benchmarks.photographs_data --flowers …/flowers --imagenette …/imagenette160      first: weights, splits
+    python -m benchmarks.photographs screen                              one seed, validation images
+    python -m benchmarks.photographs one --form mean --fold 3 --tested       one run, with its test images
+    python -m benchmarks.photographs one --data imagenette --form mean --lr 2e-3 --fold 1
 
 Flowers: 4,311 photographs of 128 pixels, five classes, ImageNet weights of `tf_efficientnet_lite0`. Fold = seed: a
 fifth of the images is tested, a fifth is for validation, the rest is trained on, so that every image is tested once.
+Imagenette: 13,394 photographs, ten classes, `resnet10t` from random weights; its own validation images are tested, a
+tenth of its training images is for validation, and a fold is a seed alone.
 What is screened is compared by its area on validation images; nothing is chosen on test images.
 
 Several processes may run at the same time, each on a core of its own (`taskset -c 1 env OMP_NUM_THREADS=1 …`): each
@@ -44,7 +47,7 @@ from timm_wsms.object_scaling import Border, rescale_object
 
 OUTPUTS = ROOT / "outputs" / "photographs"
 RESULTS = ROOT / "benchmarks" / "results" / "photographs"
-RECIPE = "benchmarks/photographs.yaml"
+RECIPES = {"flowers": "benchmarks/photographs.yaml", "imagenette": "benchmarks/imagenette.yaml"}
 SIZES = tuple(2 ** (step / 2) for step in range(-3, 4))  # of the object: 0.35 to 2.83
 FACTORS = (1.0, 0.5)  # of the image, at which a plain network is evaluated
 ALL_FACTORS = (1.0, 0.5, 0.5**0.5, 2**0.5)
@@ -61,15 +64,15 @@ TWO = (*MEAN, "--model_kwargs.pyramid", "[1, 0.5]")
 
 @dataclass(frozen=True)
 class Form:
-    """A network, the side of its image in pixels, and further settings of its training."""
+    """A network, the side of its image in pixels, further settings of its training, and what it starts from."""
 
     model: str
     side: int
     words: tuple[str, ...] = ()
-    weights: str = "lite0"
+    weights: str | None = "lite0"
 
 
-FORMS = {
+FLOWERS = {
     "plain": Form("tf_efficientnet_lite0", 128),
     "plain, larger image": Form("tf_efficientnet_lite0", 136),  # 1.23 times the multiplications of "mean"
     "plain at 112": Form("tf_efficientnet_lite0", 112),  # those of stage 1 of "mean" alone
@@ -84,6 +87,18 @@ FORMS = {
     "mean of three": Form(WSMS, 96, (*MEAN, "--model_kwargs.pyramid", "[1, 0.71, 0.5]")),
     "mean of larger": Form(WSMS, 64, (*MEAN, "--model_kwargs.pyramid", "[1.41, 1, 0.71]")),
 }
+RESNET = "wsms_resnet10t"
+IMAGENETTE = {
+    "plain": Form("resnet10t", 128, weights=None),
+    "plain, larger image": Form("resnet10t", 144, weights=None),
+    "plain at 112": Form("resnet10t", 112, weights=None),
+    "next larger backbone": Form("resnet14t", 128, weights=None),
+    "one size per batch": Form("resnet10t", 128, ("--data.train_sizes", "[96, 128, 160]"), None),
+    "concat": Form(RESNET, 112, weights=None),
+    "mean": Form(RESNET, 112, TWO, None),
+    "mean, distilled": Form(RESNET, 112, FLOWERS["mean, distilled"].words, None),
+}
+FORMS = {"flowers": FLOWERS, "imagenette": IMAGENETTE}
 # (form, regime, learning rate), in the order of their importance
 SCREEN = [
     *(("plain", "default", lr) for lr in ("1e-3", "2e-3", "5e-4")),
@@ -116,10 +131,13 @@ class Run:
     lr: str
     fold: int
     tested: bool
+    data: str = "flowers"
 
     @property
     def name(self) -> str:
-        parts = (self.form, self.regime, f"lr{self.lr}", f"fold{self.fold}", *(["tested"] if self.tested else []))
+        of = () if self.data == "flowers" else (self.data,)
+        tested = ("tested",) if self.tested else ()
+        parts = (*of, self.form, self.regime, f"lr{self.lr}", f"fold{self.fold}", *tested)
         return "_".join(parts).replace(",", "").replace(" ", "-")
 
     @property
@@ -128,15 +146,18 @@ class Run:
 
     @property
     def source(self) -> Path:
-        return OUTPUTS / "flowers" / f"fold{self.fold}"
+        return OUTPUTS / "flowers" / f"fold{self.fold}" if self.data == "flowers" else OUTPUTS / self.data
 
     def settings(self) -> list[str]:
         """What the training script is told beyond the recipe."""
-        form = FORMS[self.form]
-        weights = OUTPUTS / "weights" / form.weights / "model.safetensors"
+        form = FORMS[self.data][self.form]
+        start: tuple[str, ...] = ()
+        if form.weights:
+            weights = OUTPUTS / "weights" / form.weights / "model.safetensors"
+            start = ("--model_kwargs.pretrained_cfg_overlay", json.dumps({"file": str(weights.relative_to(ROOT))}))
         return [
             *("--model", form.model, "--data.input_size", f"[3, {form.side}, {form.side}]", "--lr", self.lr),
-            *("--model_kwargs.pretrained_cfg_overlay", json.dumps({"file": str(weights.relative_to(ROOT))})),
+            *start,
             *form.words,
             *REGIMES[self.regime],
             *("--seed", str(self.fold)),
@@ -148,7 +169,7 @@ def train(run: Run) -> None:
     if (run.folder / "model").exists():
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "train_accelerate.py", "--recipe", RECIPE, *run.settings()]
+    command = [sys.executable, "train_accelerate.py", "--recipe", RECIPES[run.data], *run.settings()]
     command += ["--data.source", str(run.source), "--output", str(run.folder), "--resume", "auto"]
     with open(f"{run.folder}.log", "w", encoding="utf-8") as log:
         subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
@@ -233,7 +254,14 @@ def measure(run: Run) -> None:
         figures[f"{split}_stages"] = [areas(stage, labels) for stage in each]
     epochs = [json.loads(line) for line in (run.folder / "model" / "metrics.jsonl").read_text().splitlines()]
     found = {
-        **{"form": run.form, "regime": run.regime, "lr": run.lr, "fold": run.fold, "settings": run.settings()},
+        **{
+            "data": run.data,
+            "form": run.form,
+            "regime": run.regime,
+            "lr": run.lr,
+            "fold": run.fold,
+            "settings": run.settings(),
+        },
         "multiplications": multiplications(model, model.pretrained_cfg["input_size"]),
         **{"epochs": len(epochs), "train_loss": [round(epoch["train_loss"], 4) for epoch in epochs]},
         "train_minutes": round(sum(epoch["seconds"] for epoch in epochs) / 60, 1),
@@ -266,7 +294,8 @@ def work(runs: list[Run]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["screen", "one"])
-    parser.add_argument("--form", choices=FORMS, help="one: this form")
+    parser.add_argument("--data", choices=FORMS, default="flowers", help="one: these photographs")
+    parser.add_argument("--form", choices={**IMAGENETTE, **FLOWERS}, help="one: this form")
     parser.add_argument("--regime", choices=REGIMES, default="default", help="one: this regime")
     parser.add_argument("--lr", default="1e-3", help="one: this learning rate")
     parser.add_argument("--fold", type=int, default=0)
@@ -276,7 +305,9 @@ def main() -> None:
     if options.what == "screen":
         work([Run(form, regime, lr, options.fold, False) for form, regime, lr in SCREEN])
     else:
-        work([Run(options.form, options.regime, options.lr, options.fold, options.tested)])
+        if options.form not in FORMS[options.data]:
+            parser.error(f"{options.data} has the forms {', '.join(FORMS[options.data])}")
+        work([Run(options.form, options.regime, options.lr, options.fold, options.tested, options.data)])
 
 
 if __name__ == "__main__":

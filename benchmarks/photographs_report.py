@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common.environment import record
-from benchmarks.photographs import FORMS, REGIMES, RESULTS, SIZES
+from benchmarks.photographs import FLOWERS, IMAGENETTE, REGIMES, RESULTS, SIZES
 from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.files import atomic_write_text
@@ -64,7 +64,7 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
                 before = best.get(one["form"])
                 if before is None or one["validation"]["area"] > before["validation"]["area"]:
                     best[one["form"]] = one
-        for form in FORMS:
+        for form in {**FLOWERS, **IMAGENETTE}:
             if form not in best:
                 continue
             one, arrays = best[form], np.load(RESULTS / f"{best[form]['name']}.npz")
@@ -96,10 +96,12 @@ def main() -> None:
     if not paths:
         raise SystemExit(f"there are no records in {RESULTS}; run python -m benchmarks.photographs screen")
     records = [{"name": path.stem, **json.loads(path.read_text(encoding="utf-8"))} for path in paths]
-    screened = rows([one for one in records if one["fold"] == 0], "validation")
-    report = {"what": __doc__.splitlines()[0], "sizes": SIZES, "screening": screened, **record()}
+    first = [one for one in records if one["fold"] == 0]
+    screened = rows([one for one in first if one.get("data", "flowers") == "flowers"], "validation")
+    report = {"what": __doc__.splitlines()[0], "sizes": SIZES, "screening": screened}
+    report |= {"imagenette": rows([one for one in first if one.get("data") == "imagenette"], "validation"), **record()}
     atomic_write_text(RESULTS.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
-    for row in screened:
+    for row in [*screened, *report["imagenette"]]:
         against = row.get("against_plain", {}).get("area", "")
         print(f"{row['regime']:8} {row['form']:20} lr {row['lr']:5} {row['multiplications_M']:6} M ", end="")
         print(f"area {row['area']:6} small {row['small']:6} large {row['large']:6} size 1 {row['size 1']:6}  {against}")

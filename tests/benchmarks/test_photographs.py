@@ -1,0 +1,67 @@
+"""The runs on photographs: their settings are the training script's, their figures those of numpy."""
+
+import itertools
+
+import numpy as np
+import pytest
+import timm
+
+from benchmarks import photographs, photographs_report
+from benchmarks.photographs import FORMS, RECIPES, REGIMES, SIZES, Run
+from tests.helpers.paths import ROOT
+from timm_wsms.training.settings import parse
+
+RUNS = [
+    Run(form, regime, "1e-3", 3, True, data) for data, forms in FORMS.items() for form in forms for regime in REGIMES
+]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_the_training_script_takes_the_settings_of_a_run(run):
+    settings = parse(["--recipe", str(ROOT / RECIPES[run.data]), *run.settings()])
+    form = FORMS[run.data][run.form]
+    assert settings.model == form.model and timm.is_model(form.model)
+    assert settings.data.input_size == [3, form.side, form.side]
+    assert settings.lr == 1e-3 and settings.seed == 3
+    assert bool(settings.data.scale_jitter) == (run.regime == "jitter")
+    assert ("pretrained_cfg_overlay" in settings.model_kwargs) == bool(form.weights)
+    assert (settings.stage_loss == 1) == run.form.startswith("mean")
+    assert settings.epochs == {"flowers": 5 if run.form == "plain longer" else 4, "imagenette": 5}[run.data]
+
+
+def test_each_run_has_a_name_of_its_own():
+    runs = [*RUNS, *(Run(run.form, run.regime, "2e-3", 0, False, run.data) for run in RUNS)]
+    assert len({run.name for run in runs}) == len(runs)
+    assert Run("mean, distilled", "default", "1e-3", 0, False).name == "mean-distilled_default_lr1e-3_fold0"
+
+
+@pytest.fixture
+def hits():
+    """Whether each of 50 images is recognized at each size: bool (sizes, images)."""
+    return np.random.default_rng(0).random((len(SIZES), 50)) < np.linspace(0.2, 0.9, len(SIZES))[:, None]
+
+
+def test_areas_are_those_of_the_trapezoidal_rule(hits):
+    logits = np.where(hits[..., None], [2.0, 1.0], [1.0, 2.0])  # class 0 wins where there is a hit
+    found = photographs.areas(logits, np.zeros(50, int))
+    top1, places = 100 * hits.mean(1), np.log(SIZES)
+    for name, part in {"area": slice(None), "area_small": slice(0, 4), "area_large": slice(3, None)}.items():
+        area = np.trapezoid(top1[part], places[part]) / (places[part][-1] - places[part][0])
+        assert found[name] == pytest.approx(area, abs=0.006)
+    assert found["top1"] == pytest.approx(top1, abs=0.006)
+
+
+def test_stages_are_averaged_and_images_compared_in_the_order_of_their_index(hits):
+    rng = np.random.default_rng(1)
+    order, labels = rng.permutation(50), rng.integers(0, 3, 50)
+    stages = rng.normal(size=(2, len(SIZES), 50, 3)).astype(np.float16)
+    arrays = {"test_logits": stages[:, :, order], "test_labels": labels[order], "test_index": order}
+    for chosen in ([0], [0, 1]):
+        found = photographs_report.correct(arrays, "test", chosen)
+        for size, image in itertools.product(range(len(SIZES)), range(50)):
+            of_stages = [stages[stage, size, image].astype(float) for stage in chosen]
+            assert found[size, image] == (np.mean(of_stages, axis=0).argmax() == labels[image])
+    compared = photographs_report.compared(hits, np.ones_like(hits))
+    at_one = 100 * (1 - hits[SIZES.index(1.0)].mean())
+    assert compared["size 1"][0] == pytest.approx(at_one, abs=0.006)
+    assert compared["size 1"][1] < compared["size 1"][0] < compared["size 1"][2]
