@@ -14,7 +14,7 @@ ARGS ?=
 TEST_PROCESSES ?= 2
 # A file stays in one process, whose fixtures its tests share; tests/conftest.py starts the longest files first.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
-ORDINARY := not sweep and not browser and not gpu
+ORDINARY := not sweep and not browser and not gpu and not clients
 RECIPE ?= recipes/quickstart.yaml
 # A run has a folder of its own: nothing is overwritten, and `make train OUTPUT=outputs/… ARGS="--resume auto"` goes on
 # with a run that was interrupted.
@@ -23,7 +23,7 @@ OUTPUT ?= outputs/$(basename $(notdir $(RECIPE)))-$(shell date +%Y%m%d-%H%M%S)
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $$($(BIN)/python -c "import torch; print(torch.get_num_threads())")
 
-.PHONY: help install train test test-slow test-all durations test-gpu sweep demo demo-test check format
+.PHONY: help install train test test-slow test-all durations test-gpu test-clients sweep demo demo-test check format
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -47,6 +47,9 @@ durations: $(INSTALLED)  ## measure how long each test file takes, for the order
 
 test-gpu: $(INSTALLED)  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+test-clients: $(VENV)/.clients  ## try other packages on the networks: benchmarks/results/clients.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients $(ARGS)
 
 sweep: $(INSTALLED)  ## run the long tests over all of timm's backbones
 	$(BIN)/python -m pytest -m sweep $(ARGS)
@@ -76,6 +79,10 @@ $(INSTALLED): pyproject.toml | $(BIN)/pip
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[demo]"
+	@touch $@
+
+$(VENV)/.clients: pyproject.toml | $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[clients]"
 	@touch $@
 
 $(VENV)/.demo-test: pyproject.toml | $(BIN)/pip

@@ -50,6 +50,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 
 # Every backbone
 "$PYTHON" -m benchmarks.backbones.all_backbones
+"$PYTHON" -m tests.clients # docs/compatibility.md; needs the extra `clients`, as does the next
 "$PYTHON" -m benchmarks.backbones.sharing_table # the table of docs/architecture.md; needs the extra `clients`
 [ -d "$TIMM" ] || (mkdir -p outputs && cd outputs && pip download timm==1.0.31 --no-binary :all: --no-deps && tar xzf timm-1.0.31.tar.gz)
 "$PYTHON" -m benchmarks.backbones.timm_tests --timm "$TIMM"
