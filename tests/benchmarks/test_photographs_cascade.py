@@ -94,6 +94,18 @@ def test_the_table_in_the_docs_is_the_report():
         cells = [cell for cost, accuracy in pairs for cell in (f"{accuracy:.2f}", f"× {cost:.3f}")]
         assert f"| {name} | {' | '.join(cells)} |" in text, name
 
+    jitter, its_plain = report["cascades"]["mean_jitter_lr1e-3_fold0"], report["rivals"]["plain_jitter_lr1e-3_fold0"]
+    one, area = (next(row for row in jitter[what]["chosen"] if row["allowed"] == 0.3) for what in ("size 1", "area"))
+    batch = report["rivals"]["one-size-per-batch_default_lr1e-3_fold0"]
+    statements = [
+        f"has {batch['size 1'][-1][1]:.2f} % and an area of {batch['area'][-1][1]:.2f} at × {batch['area'][-1][0]:.3f}, "
+        f"and {batch['size 1'][0][1]:.2f} % with the image at half its size",
+        f"{one['accuracy']:.2f} % at × {one['cost']:.3f} (0.3 points allowed; all stages "
+        f"{jitter['size 1']['exits_alone'][-1]:.2f} %) against {its_plain['size 1'][-1][1]:.2f} %. Its area is "
+        f"{area['accuracy']:.2f} at × {area['cost']:.3f}, the plain network's {its_plain['area'][-1][1]:.2f}",
+    ]
+    assert [statement for statement in statements if statement not in " ".join(text.split())] == []
+
 
 def test_what_docs_say_of_calibration_is_what_was_found():
     report = json.loads((RESULTS.parent / "photographs_calibration.json").read_text())
