@@ -98,8 +98,8 @@ def test_the_table_in_the_docs_is_the_report():
     one, area = (next(row for row in jitter[what]["chosen"] if row["allowed"] == 0.3) for what in ("size 1", "area"))
     batch = report["rivals"]["one-size-per-batch_default_lr1e-3_fold0"]
     statements = [
-        f"has {batch['size 1'][-1][1]:.2f} % and an area of {batch['area'][-1][1]:.2f} at × {batch['area'][-1][0]:.3f}, "
-        f"and {batch['size 1'][0][1]:.2f} % with the image at half its size",
+        f"has {batch['size 1'][-1][1]:.2f} % and an area of {batch['area'][-1][1]:.2f} at × "
+        f"{batch['area'][-1][0]:.3f}, and {batch['size 1'][0][1]:.2f} % with the image at half its size",
         f"{one['accuracy']:.2f} % at × {one['cost']:.3f} (0.3 points allowed; all stages "
         f"{jitter['size 1']['exits_alone'][-1]:.2f} %) against {its_plain['size 1'][-1][1]:.2f} %. Its area is "
         f"{area['accuracy']:.2f} at × {area['cost']:.3f}, the plain network's {its_plain['area'][-1][1]:.2f}",
