@@ -269,7 +269,7 @@ def test_with_each_stage_compiled():
     expected = Cascade(model, level)(x)
     cascade = Cascade(model, level)
     for stage in cascade.stages:
-        stage.compile(dynamic=True)
+        stage.compile(fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(cascade(x), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(cascade(x[:1]), expected[:1], rtol=1e-4, atol=1e-4)
     assert 0 < cascade.last_cost < 1.3

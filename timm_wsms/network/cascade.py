@@ -46,7 +46,7 @@ class Cascade(nn.Module):
 
     Attributes:
         stages: The stages in the order in which their images come. To compile them:
-            `for stage in cascade.stages: stage.compile(dynamic=True)`. Each is exported by itself to ONNX or
+            `for stage in cascade.stages: stage.compile()`. Each is exported by itself to ONNX or
             `torch.export`. Not registered as submodules, since the network under `model` has all parameters.
         last_exits: Of the last batch, the number of stages that each image has taken, int64 (B,).
 
