@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -86,3 +87,8 @@ def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[
 def shorten(error: BaseException) -> str:
     """An error's message, or its class without one, in one line of at most 160 characters."""
     return textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" …")
+
+
+def composed(word: str) -> str:
+    """A word in Unicode's form NFC: an accented letter is one character, as typed, not two, as macOS names files."""
+    return unicodedata.normalize("NFC", word)

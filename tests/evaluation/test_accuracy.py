@@ -190,3 +190,11 @@ def test_two_processes_give_the_result_of_one(tmp_path):
 
 if __name__ == "__main__":
     run_process(sys.argv[1])
+
+
+def test_logits_that_are_not_a_number_are_an_error(accelerator):
+    model = Lookup()
+    with torch.no_grad():
+        model.table[1, 3] = float("nan")
+    with pytest.raises(UserError, match=r"logits of 1 of 4 samples are not a number \(NaN\); check the network's weig"):
+        predict(model, batches([0, 1], [2, 3]), accelerator, 4)

@@ -100,3 +100,9 @@ def test_classes_that_a_model_does_not_know_are_named(names, message):
         match_classes(Ranks(None, 1000), names, 1000)
     with pytest.raises(UserError, match="does not know these of the data's 2: x"):
         match_classes(Ranks(["a", "b", "c"], 3), ["a", "x"], 3)
+
+
+def test_accents_in_either_form_are_one_name():
+    model, names, remark = match_classes(Ranks(["e\u0301", "a", "b"]), ["\u00e9", "b", "a"], 3)
+    assert names == ["\u00e9", "b", "a"] and remark is not None and "by name" in remark
+    assert model(torch.zeros(1, 1)).tolist() == [[0.0, 2.0, 1.0]]

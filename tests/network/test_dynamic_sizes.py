@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import torch.fx.experimental._config
 from torch.export import Dim
 
 import timm_wsms  # noqa: F401  registers the names
@@ -72,3 +73,13 @@ def test_onnx(fusion):
 def test_jit_trace(fusion):
     traced = torch.jit.trace(network(fusion), (image(96, 160),), check_trace=False)
     check(traced, fusion, [*SIZES, (33, 65), (32, 64)], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow  # another export
+@each_form
+def test_torch_export_down_to_maps_of_one_pixel(fusion):
+    """PyTorch takes a size of 1 for a constant unless told otherwise, and would refuse the range."""
+    sides = {2: Dim("height", min=33, max=1024), 3: Dim("width", min=33, max=1024)}
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        program = torch.export.export(network(fusion), (image(96, 160),), dynamic_shapes=(sides,))
+    check(program.module(), fusion, [(33, 65), (64, 64), (63, 40), *SIZES], rtol=1e-6, atol=1e-6)

@@ -16,6 +16,7 @@ from tests.helpers.networks import (
     sharing,
     tensors,
 )
+from timm_wsms import UserError
 
 
 @each_form
@@ -94,3 +95,17 @@ def test_load_by_assignment(form):
     torch.testing.assert_close(logits(target), logits(source), **EXACT)
     if form in SHARED:
         check_values_are_shared(target)
+
+
+@pytest.mark.parametrize("form, other", [("batch", "ms"), ("none", "batch")])
+def test_weights_of_a_network_that_shares_less_are_refused(form, other):
+    """Not the first stage's weights alone, silently."""
+    state = build(other, seed=1).state_dict()
+    with pytest.raises(
+        UserError, match=r"these weights have another stages\.2\.backbone\..* which this network shares"
+    ):
+        build(form).load_state_dict(state)
+    model, source = build(form), build(form, seed=1)
+    shared = {key: tensor for key, tensor in tensors(source).items() if key in state}
+    model.load_state_dict({**source.state_dict(), **shared})  # the same values twice are fine
+    torch.testing.assert_close(logits(model), logits(source), **EXACT)

@@ -29,7 +29,7 @@ def network(name: str = "wsms_test_resnet") -> nn.Module:
 @pytest.mark.parametrize("unshared_norms", ["batch", "statistics", "none"])
 def test_synchronized_norms_keep_their_tensors_their_sharing_and_their_activations(unshared_norms):
     torch.manual_seed(0)
-    model = timm.create_model("wsms_test_resnet", num_classes=5, unshared_norms=unshared_norms)
+    model = timm.create_model("wsms_test_efficientnet", num_classes=5, unshared_norms=unshared_norms)
     images = torch.randn(2, 3, 64, 64)
     logits = model.eval()(images)
     before = {
@@ -38,7 +38,7 @@ def test_synchronized_norms_keep_their_tensors_their_sharing_and_their_activatio
     }
     norms = {name: module for name, module in model.named_modules() if keeps_statistics(module)}
     keys = list(model.state_dict())
-    converted = synchronize_norms(model, "wsms_test_resnet", GPU)
+    converted = synchronize_norms(model, "wsms_test_efficientnet", GPU)
     after = {
         kind: {name: id(tensor) for name, tensor in getattr(converted, f"named_{kind}")(remove_duplicate=False)}
         for kind in ("parameters", "buffers")
@@ -50,7 +50,9 @@ def test_synchronized_norms_keep_their_tensors_their_sharing_and_their_activatio
         if isinstance(norms.get(name), BatchNormAct2d):
             assert isinstance(module, SyncBatchNormAct)
             assert module.act is norms[name].act
-    assert isinstance(converted.integration.norm.act, nn.ReLU)
+    assert isinstance(converted.integration.norm, nn.SyncBatchNorm) and not isinstance(
+        converted.integration.act, nn.Identity
+    )
     # Outside of a process group, and in eval mode, they compute what the others did.
     torch.testing.assert_close(converted(images), logits, rtol=0, atol=0)
     # What is moved to a device is still shared.

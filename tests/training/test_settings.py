@@ -1,13 +1,16 @@
 """Settings: recipe and command line, errors that name the key, and what is saved."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 
 from timm_wsms.errors import UserError
-from timm_wsms.training.resume_check import check_same_run
+from timm_wsms.training.environment import versions
+from timm_wsms.training.resume_check import changed_versions, check_same_run
 from timm_wsms.training.settings import Settings, dump, parse, parser, portable
 
 
@@ -232,3 +235,11 @@ def test_only_harmless_settings_may_change_when_a_run_is_resumed(tmp_path):
         check_same_run(parse([*same, "--mixup", "0.5"]), saved)
     with pytest.raises(UserError, match="missing"):
         check_same_run(parse(same), Path(tmp_path / "nothing.yaml"))
+
+
+def test_a_resumed_run_says_which_packages_have_changed(tmp_path):
+    assert changed_versions(tmp_path) == []  # of a run from before they were kept
+    (tmp_path / "versions.json").write_text(json.dumps({**versions(), "timm": "1.0.30"}))
+    assert changed_versions(tmp_path) == [f"timm 1.0.30 → {timm.__version__}"]
+    (tmp_path / "versions.json").write_text(json.dumps(versions()))
+    assert changed_versions(tmp_path) == []

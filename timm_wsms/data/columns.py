@@ -7,6 +7,7 @@ import numpy as np
 from timm_wsms.data.folder_metadata import LABEL_NAMES
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
+from timm_wsms.utils import composed
 
 if TYPE_CHECKING:
     import datasets
@@ -135,6 +136,7 @@ def read_labels(
     }
     declared = getattr(feature, "names", None)
     of_split = {name: (stored or {}).get(name) or declared for name in tables}
+    of_split = {name: own and [composed(word) for word in own] for name, own in of_split.items()}
     if declared is None:
         names = _number_names(labels, settings, column)
         of_split = dict.fromkeys(tables, names)
@@ -197,7 +199,7 @@ def _number_words(
     cells: dict[str, Any], settings: DataSettings, column: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Words as classes, in sorted order; if all are whole numbers, in the order of these."""
-    words = {name: of_split.to_pylist() for name, of_split in cells.items()}
+    words = {name: [word and composed(word) for word in of_split.to_pylist()] for name, of_split in cells.items()}
     for name, of_split in words.items():
         if None in of_split or "" in of_split:
             row = next(row for row, word in enumerate(of_split) if not word)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
+from timm_wsms.utils import composed
 
 if TYPE_CHECKING:
     from timm_wsms.data.image_folder import FolderSplit
@@ -21,7 +22,7 @@ def read(top: Path, root: Path) -> Rows:
     """The rows of the tables in a split's folder and in the folder above, by the file they are about.
 
     Raises:
-        UserError: a table cannot be read, or has no column of file names.
+        UserError: a table cannot be read, has no column of file names, or has two different rows for a file.
     """
     rows: Rows = {}
     for folder in dict.fromkeys((root, top)):
@@ -29,6 +30,10 @@ def read(top: Path, root: Path) -> Rows:
             if (folder / name).is_file():
                 for row in _read_table(folder / name):
                     path = folder / str(row.pop(FILE_NAME))
+                    if rows.get(path, row) != row:
+                        raise UserError(
+                            f"{folder / name}: {path.relative_to(folder)} has two rows that differ; remove one of them."
+                        )
                     if path.is_relative_to(top):
                         rows[path] = row
     return rows
@@ -96,4 +101,4 @@ def label(split: "FolderSplit", files: list[Path], rows: Rows, column: str, top:
             split.leave_out(f"without {column} in the metadata", str(path.relative_to(root)))
             continue
         split.files.append(str(path))
-        split.classes.append(str(value))
+        split.classes.append(composed(str(value)))

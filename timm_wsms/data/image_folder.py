@@ -18,6 +18,7 @@ from timm_wsms.data.folder_walk import JUNK, Id, identity_of, is_folder, scan, s
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.data.split_names import SPLIT_WORDS, is_split_name, parse_split
 from timm_wsms.errors import UserError
+from timm_wsms.utils import composed
 
 if TYPE_CHECKING:
     import datasets
@@ -140,7 +141,7 @@ def _read_split(top: Path, root: Path, settings: DataSettings, seen: dict[Id, st
             split.leave_out(why, str(path.relative_to(root)))
             continue
         _check_once(path, root, identity, seen)
-        found.append((path.relative_to(top).parts[0], path))
+        found.append((composed(path.relative_to(top).parts[0]), path))
     found.sort(key=lambda pair: (pair[0], pair[1].parts))
     flat = bool(rows) and all(path.parent == top for _, path in found)
     column = folder_metadata.label_column(rows, settings, flat=flat)
@@ -158,8 +159,9 @@ def _read_split(top: Path, root: Path, settings: DataSettings, seen: dict[Id, st
     if columns := sorted({name for row in rows.values() for name in row}):
         option = settings.option("label_column")
         split.remarks.append(f"the folders are the classes; {option} would take them from metadata: {_few(columns)}")
-    empty = {entry.name for entry in scan(top) if is_folder(entry)} - set(split.classes)
-    for name in sorted(empty):
+    folders = {entry.name for entry in scan(top) if is_folder(entry)}
+    filled = set(split.classes)
+    for name in sorted(name for name in folders if composed(name) not in filled):
         split.leave_out("folders without images", str((top / name).relative_to(root)))
     return split
 

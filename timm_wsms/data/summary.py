@@ -139,6 +139,8 @@ def _remarks(splits: Mapping[str, Split | Stream], settings: DataSettings) -> li
             if parse_split(split.name).name != asked:
                 remarks.append(f"there is no split {asked!r}; {parse_split(split.name).name!r} is taken")
     train, test = splits.get("train"), splits.get("test")
+    if isinstance(train, Split):
+        remarks += _class_remarks(train)
     if train is not None and test is not None and parse_split(train.name).name == parse_split(test.name).name:
         both = len(test)
         if isinstance(train, Split) and isinstance(test, Split):
@@ -149,6 +151,24 @@ def _remarks(splits: Mapping[str, Split | Stream], settings: DataSettings) -> li
                 f" accuracy says nothing about new images; set {settings.option('test_split')}, or"
                 f" {settings.option('holdout')}=0.2"
             )
+    return remarks
+
+
+def _class_remarks(train: Split) -> list[str]:
+    """What looks like a mistake in the names of classes, or in the numbers that stand for them."""
+    remarks, alike = [], dict[str, list[str]]()
+    names = [str(name) for name in train.class_names]
+    for name in names:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    for same in [same for same in alike.values() if len(same) > 1][:EXAMPLES]:
+        remarks.append(f"WARNING: classes {', '.join(map(repr, same))} differ in spaces or case only; are they one?")
+    counts = np.bincount(train.labels, minlength=len(names))
+    empty = [name for name, count in zip(names, counts, strict=True) if not count]
+    if empty and all(name.isdecimal() for name in names):
+        remarks.append(
+            f"WARNING: labels count from 0, and no image of split {train.name!r} is of {_classes(empty)}; the network"
+            " has an output for each"
+        )
     return remarks
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+NOT_A_NUMBER = -1  # in the place of a predicted class
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What a model said about each sample of a data set, sorted by the sample's place in it.
@@ -69,7 +72,7 @@ def predict(
 
     Raises:
         RuntimeError: Samples came more than once.
-        UserError: There are more or fewer samples than the data set is said to have.
+        UserError: There are more or fewer samples than the data set is said to have, or logits are not a number.
     """
     from accelerate.utils import gather_object
 
@@ -80,6 +83,7 @@ def predict(
         own = _predict_share(model, _with_bar(loader, progress and accelerator.is_main_process), accelerator)
     shares = gather_object([(own, int(getattr(loader, "skipped", 0)))])  # arrays of different lengths
     table = np.concatenate([rows for rows, _ in shares])  # (n, 4)
+    _check_numbers(table[:, 2])
     table = table[np.argsort(table[:, 0], kind="stable")]
     _check_complete(table[:, 0], size, skipped=sum(skipped for _, skipped in shares))
     return Predictions(table[:, 0], table[:, 1], table[:, 2], table[:, 3].astype(bool))
@@ -105,7 +109,8 @@ def _predict_share(model: nn.Module, batches: Iterable[Any], accelerator: Accele
             logits = model(images.to(device, non_blocking=True))  # (b, classes)
         best = logits.float().topk(min(5, logits.shape[1])).indices  # (b, 5)
         in_top5 = (best == labels[:, None]).any(dim=1)  # (b,)
-        rows.append(torch.stack([index.to(device), labels, best[:, 0], in_top5.long()], dim=1))
+        predicted = best[:, 0].masked_fill(logits.isnan().any(1), NOT_A_NUMBER)  # (b,)
+        rows.append(torch.stack([index.to(device), labels, predicted, in_top5.long()], dim=1))
     return torch.cat(rows).cpu().numpy()
 
 
@@ -123,6 +128,15 @@ def _with_bar(loader: Iterable[Any], show: bool) -> Iterable[Any]:
 
     # A log file gets a line now and then, not one for each redraw.
     return tqdm(loader, desc="evaluate", unit="batch", leave=False, mininterval=0.3 if sys.stderr.isatty() else 20)
+
+
+def _check_numbers(predicted: np.ndarray) -> None:
+    """Raises if logits were not a number: some class comes first even then, and an accuracy would come out."""
+    if bad := int((predicted == NOT_A_NUMBER).sum()):
+        raise UserError(
+            f"the logits of {bad} of {len(predicted)} samples are not a number (NaN); check the network's weights, or "
+            "compute in float32"
+        )
 
 
 def _check_complete(index: np.ndarray, size: int, skipped: int) -> None:

@@ -10,6 +10,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from timm_wsms.errors import UserError
+from timm_wsms.utils import composed
 
 
 class InOrder(nn.Module):
@@ -53,9 +54,9 @@ def match_classes(model: Any, class_names: Sequence[str], num_classes: int) -> M
     Raises:
         UserError: the model and the data have different numbers of classes, and names do not match them.
     """
-    data = list(class_names)
+    data = [composed(name) for name in class_names]
     names = model.pretrained_cfg.get("label_names")
-    names = list(names.values() if isinstance(names, dict) else names) if names else None
+    names = [composed(name) for name in (names.values() if isinstance(names, dict) else names)] if names else None
     if names == data:
         return Matched(model, data)
     own = names or _imagenet_names(num_classes)
@@ -121,7 +122,7 @@ def _imagenet(num_classes: int) -> ImageNetInfo | None:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    return re.sub(r"[\s_-]+", " ", composed(name)).strip().casefold()
 
 
 def _no_match(data: list[str], names: list[str] | None, num_classes: int) -> str:

@@ -213,7 +213,13 @@ class MultiStageNet(nn.Module):
         self.follow(complain=False)
         for key, owner in duplicate_keys(self):
             if prefix + owner in state_dict and self._is_saved(key):
-                state_dict[prefix + key] = state_dict[prefix + owner]
+                leading = state_dict[prefix + owner]
+                found = state_dict.setdefault(prefix + key, leading)
+                if found is not leading and not torch.equal(found, leading):
+                    raise UserError(
+                        f"these weights have another {key} than {owner}, which this network shares; build it with the "
+                        "share_weights and unshared_norms that they were saved with (names of ms_ share nothing)"
+                    )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _is_saved(self, key: str) -> bool:

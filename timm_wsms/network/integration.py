@@ -5,7 +5,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
 from torch import nn
 
 IntegrationKind = Literal["conv1x1", "conv3x3", "none"]
@@ -41,17 +40,19 @@ class Integration(nn.Module):
         super().__init__()
         self.conv: nn.Module = nn.Identity()
         self.norm: nn.Module = nn.Identity()
+        self.act: nn.Module = nn.Identity()
         if kernel_size:
             kind = PointwiseConv2d if kernel_size == 1 else nn.Conv2d
             shape = sum(in_channels), out_channels, kernel_size
             conv = kind(*shape, padding=kernel_size // 2, bias=False, device="meta")
             self.conv = conv.to_empty(device=torch.get_default_device())  # without values that are about to be replaced
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            self.norm = BatchNormAct2d(out_channels)
+            self.norm = nn.BatchNorm2d(out_channels)  # not timm's with the activation in it, which converters drop
+            self.act = nn.ReLU()
         self.gamma = nn.Parameter(torch.full((out_channels,), gamma)) if residual else None
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """S maps (B, C_s, h, w) → (B, out_channels, h, w)."""
         x = torch.cat([x.permute(0, 2, 3, 1) for x in maps], -1).permute(0, 3, 1, 2)  # read as it is by every layout
-        x = self.norm(self.conv(x))
+        x = self.act(self.norm(self.conv(x)))
         return x if self.gamma is None else self.gamma[:, None, None] * x

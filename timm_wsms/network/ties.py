@@ -33,6 +33,7 @@ class Ties:
         tied = {key for key, _ in self.keys}
         own = [key for key, _ in named_tensors(model) if key not in tied and key.startswith("stages.")]
         self.mixed = {path for key in own for path in _prefixes(key)}
+        self.unshared = {"backbone" + path.partition(".backbone")[2] for path in self.mixed if ".backbone." in path}
         modules = nn.Module.named_modules(model, remove_duplicate=False)
         self.composed = {path for path, module in modules if module._modules}
         self._watch(model)
@@ -67,6 +68,8 @@ class Ties:
                     f"FSDP shards {owner} with a part of the backbone, but the stages use it too; "
                     "call fully_shard on the whole network only, or use DistributedDataParallel"
                 )
+            if level is not None:
+                self._refuse_folded(model, level)
             if found is not None and leading is not None:
                 entries_of(stage, key)[_name(key)] = leading
             else:
@@ -84,6 +87,17 @@ class Ties:
             )
         parent, _, name = path.rpartition(".")
         model.get_submodule(parent)._modules[name] = model.get_submodule(level)
+
+    def _refuse_folded(self, model: nn.Module, level: str) -> None:
+        """Raise if a norm beside a new layer is gone, as if folded into it, of which the stages have their own."""
+        parent = level.rpartition(".")[0]
+        for name, module in model.get_submodule(parent)._modules.items():
+            path = f"{parent}.{name}"
+            if path in self.unshared and (module is None or next(named_tensors(module), None) is None):
+                raise UserError(
+                    f"{level} was replaced and {path} removed, as if folded in, but the stages have norms of their "
+                    "own; fold them with timm_wsms.fuse"
+                )
 
     def _changed(self, model: nn.Module, key: str) -> str | None:
         """The first module on the way to a tensor that is another one than it was."""

@@ -16,8 +16,13 @@ def describe_environment(processes: int, device: torch.device) -> dict[str, Any]
     return {
         "processes": processes,
         "device": name if device.type in ("cpu", "cuda") else f"{device.type} of {name}",
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages on which a run's result depends."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def cpu_model() -> str:

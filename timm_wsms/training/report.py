@@ -14,6 +14,8 @@ from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.plain import to_backbone
 from timm_wsms.registry.arguments import prefix_of
 from timm_wsms.training.checkpoint_folder import run_hash, save_model_folder
+from timm_wsms.training.environment import versions
+from timm_wsms.training.resume_check import VERSIONS
 from timm_wsms.training.run import Run
 from timm_wsms.training.run_state import RunState
 from timm_wsms.training.settings import Settings, dump, portable
@@ -32,10 +34,11 @@ def start_line(run: Run, accelerator: "Accelerator") -> str:
 
 
 def write_settings(run: Run, accelerator: "Accelerator") -> None:
-    """Writes settings.yaml and data.json into the run's output folder, which is created."""
+    """Writes settings.yaml, versions.json and data.json into the run's output folder, which is created."""
     if accelerator.is_main_process:
         run.output.mkdir(parents=True, exist_ok=True)
         atomic_write_text(run.output / "settings.yaml", dump(run.settings))
+        atomic_write_text(run.output / VERSIONS, json.dumps(versions(), indent=1) + "\n")
         atomic_write_text(run.output / summary.FILE, run.data_found())
 
 

@@ -1,12 +1,16 @@
 """Whether a resumed run is still the same run."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from timm_wsms.errors import UserError
+from timm_wsms.training.environment import versions
 from timm_wsms.training.settings import Settings, dump
+
+VERSIONS = "versions.json"
 
 # A resumed run may change these and gives the same result. The data may move, not change.
 FREE = {
@@ -67,6 +71,17 @@ def check_same_run(settings: Settings, saved: Path) -> list[str]:
             "give the same ones to resume it, or --resume_with_changes true, or choose another --output"
         )
     return [text for key, text in differ.items() if key not in ("output", "resume", "resume_with_changes")]
+
+
+def changed_versions(folder: Path) -> list[str]:
+    """Packages that are others than when a run was last started, `name before → now` each.
+
+    Args:
+        folder: the run's; it may be from before versions were kept.
+    """
+    path = folder / VERSIONS
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return [f"{name} {before[name]} → {now}" for name, now in versions().items() if before.get(name, now) != now]
 
 
 def flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from timm_wsms.training.builders import adapt, build, build_optimizer, scale_hea
 from timm_wsms.training.distill import Teacher, build_teacher
 from timm_wsms.training.loss import build_mix
 from timm_wsms.training.map_sizes import check_single_images, needs_float32
-from timm_wsms.training.resume_check import check_same_run
+from timm_wsms.training.resume_check import changed_versions, check_same_run
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import Settings, plan
 
@@ -96,6 +96,8 @@ def build_run(settings: Settings, splits: tuple[Split | Stream, Split | Stream],
     if checkpoint.newest(Path(settings.output)):
         for change in check_same_run(settings, Path(settings.output) / "settings.yaml"):
             accelerator.print(f"resuming with {change}")
+        for change in changed_versions(Path(settings.output)):
+            accelerator.print(f"warning: resuming with {change}; the result may not be that of an uninterrupted run")
     train_split, test_split = splits
     class_names = train_split.class_names
     classes = len(class_names)
