@@ -1,8 +1,10 @@
 """What replaces norms: converters keep the logits, and a norm folded into a shared layer is refused."""
 
 import pytest
+import timm
 import torch
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.utils import reparameterize_model
 from torch import nn
 from torch.ao.quantization import fuse_modules
 
@@ -42,3 +44,11 @@ def test_a_norm_folded_into_a_shared_layer_is_refused(form, layers):
 def test_the_remedy_that_it_names():
     model, expected = build("batch"), logits(build("batch"))
     torch.testing.assert_close(logits(fuse(model)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow  # a full-size backbone
+def test_timms_reparameterize_model_is_refused_and_the_remedy_named():
+    torch.manual_seed(0)
+    model = timm.create_model("wsms_repvgg_a0", num_classes=5).eval()
+    with pytest.raises(UserError, match=r"timm's re-parameterizable blocks: timm_wsms\.fuse"):
+        reparameterize_model(model)(images())

@@ -83,7 +83,8 @@ class Ties:
         if not key.endswith(owner) or path in self.mixed or (replaced is None and path in self.composed):
             raise UserError(
                 f"{level} was re-parametrized or replaced, but {path} has parts of the stage's own, so they cannot be "
-                "one layer; undo it, or build the network with share_weights=False"
+                "one layer; undo it (norms and timm's re-parameterizable blocks: timm_wsms.fuse), or build the network "
+                "with share_weights=False"
             )
         parent, _, name = path.rpartition(".")
         model.get_submodule(parent)._modules[name] = model.get_submodule(level)
