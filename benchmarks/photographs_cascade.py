@@ -27,7 +27,7 @@ import torch
 
 import timm_wsms  # noqa: F401
 from benchmarks.common.environment import record
-from benchmarks.photographs import ALL_FACTORS, FORMS, RESULTS, SIZES
+from benchmarks.photographs import ALL_FACTORS, FLOWERS, RESULTS, SIZES
 from timm_wsms.evaluation.cascade import sweep_thresholds
 from timm_wsms.evaluation.cost import multiplications
 from timm_wsms.evaluation.object_size.curve import area_weights
@@ -52,7 +52,7 @@ def count(backbone: str, side: int) -> int:
 
 
 def backbone_of(form: str) -> str:
-    return FORMS[form].model.removeprefix("wsms_")
+    return FLOWERS[form].model.removeprefix("wsms_")
 
 
 def pyramid_of(settings: Sequence[str]) -> list[float]:
@@ -63,7 +63,7 @@ def pyramid_of(settings: Sequence[str]) -> list[float]:
 
 def exits_of(found: dict[str, Any], logits: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
     """Stage logits (S, sizes, n, classes) → those of the exits, and the relative arithmetic of each exit."""
-    factors, side = pyramid_of(found["settings"]), FORMS[found["form"]].side
+    factors, side = pyramid_of(found["settings"]), FLOWERS[found["form"]].side
     order = sorted(range(len(factors)), key=lambda place: factors[place])
     plain = count("tf_efficientnet_lite0", 128)
     each = [count(backbone_of(found["form"]), int(side * factors[place])) / plain for place in order]
@@ -148,7 +148,7 @@ def of_rival(found: dict[str, Any], arrays: Any) -> dict[str, Any]:
     split = "test" if "test_logits" in arrays else "validation"
     logits, labels = arrays[f"{split}_logits"].astype(np.float64), arrays[f"{split}_labels"]
     factors = ALL_FACTORS[: len(logits)]
-    side, plain = FORMS[found["form"]].side, count("tf_efficientnet_lite0", 128)
+    side, plain = FLOWERS[found["form"]].side, count("tf_efficientnet_lite0", 128)
     costs = [count(backbone_of(found["form"]), round(side * factor)) / plain for factor in factors]
     top1 = 100 * (logits.argmax(-1) == labels).mean(2)  # (factors, sizes)
     points = {what: sorted(zip(costs, top1 @ weights.numpy(), strict=True)) for what, weights in AT.items()}

@@ -73,7 +73,11 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
                 "form": form,
                 "regime": regime,
                 "lr": one["lr"],
-                "learning_rates_tried": sorted(r["lr"] for r in records if (r["form"], r["regime"]) == (form, regime)),
+                "area_by_learning_rate": {
+                    r["lr"]: r["validation"]["area"]
+                    for r in sorted(records, key=lambda r: float(r["lr"]))
+                    if (r["form"], r["regime"]) == (form, regime)
+                },
                 "fold": one["fold"],
                 "images": hits.shape[1],
                 "multiplications_M": round(one["multiplications"] / 1e6, 1),
@@ -89,6 +93,32 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
                 row["against_plain"] = compared(correct(plain, split, [0]), hits)
             found.append(row)
     return found
+
+
+def markdown(found: Iterable[dict[str, Any]]) -> list[str]:
+    """The lines of docs/results.md: one per form and regime, and one for each stage of a network by itself."""
+    lines = []
+    for row in found:
+        start = f"{row['regime']} | {row['form']} | {float(row['lr']):g}"
+        against = [
+            f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in row.get("against_plain", {}).values()
+        ]
+        top1 = [f"{value:.1f}" for value in row["top1"]]
+        parts = [f"{row[name]:.2f}" for name in ("area", "small", "large")]
+        cells = [start, f"{row['multiplications_M']:.1f} M", *top1, *parts, *(against[:1] or [""])]
+        lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+        if row["form"].startswith("mean"):
+            alone = row["stages_alone"][0]
+            cells = ["", "its stage 1 alone", "", "", "", "", "", f"{alone['size 1']:.1f}", "", "", ""]
+            lines.append(
+                f"| {' | '.join([*cells, *(f'{alone[name]:.2f}' for name in PARTS if name != 'size 1'), ''])} |"
+            )
+    return lines
+
+
+def spread(row: dict[str, Any]) -> str:
+    """The areas with all learning rates, in words."""
+    return ", ".join(f"{area:.2f} with {float(lr):g}" for lr, area in row["area_by_learning_rate"].items())
 
 
 def main() -> None:

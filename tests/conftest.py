@@ -15,22 +15,28 @@ from tests.helpers.hub_client import Client
 from tests.helpers.hub_server import Hub
 
 DURATIONS = Path(__file__).with_name("durations.json")
-measured: Counter[str] = Counter()
+LIMIT = 0.7  # seconds of processor time; what takes longer is slow
+measured: Counter[str] = Counter()  # by test
 
 
 def pytest_addoption(parser):
-    parser.addoption("--measure-durations", action="store_true", help="record each file's seconds in durations.json")
+    parser.addoption("--measure-durations", action="store_true", help="record in durations.json what each file takes")
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(config, items):
-    """Each process of pytest-xdist takes the longest of the files that are left, so that all end together."""
+    """Marks as slow what was measured to be; each process of pytest-xdist takes the longest of the files left."""
+    known = json.loads(DURATIONS.read_text(encoding="utf-8"))
+    slow = {*known["slow_tests"]}
+    for item in items:
+        if item.nodeid in slow and not item.get_closest_marker("quick"):
+            item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):
-        durations = json.loads(DURATIONS.read_text())
-        items.sort(key=lambda item: -durations.get(_file(item), math.inf))  # stable: a file stays together
+        items.sort(key=lambda item: -known["files"].get(_file(item.nodeid), math.inf))  # stable: a file stays together
 
 
-def _file(item) -> str:
-    return item.nodeid.partition("::")[0]
+def _file(test: str) -> str:
+    return test.partition("::")[0]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -38,15 +44,21 @@ def pytest_runtest_protocol(item):
     """Counts processor time, which another program does not change much, of the test and its processes."""
     start = sum(os.times()[:4])
     result = yield
-    measured[_file(item)] += sum(os.times()[:4]) - start
+    measured[item.nodeid] += sum(os.times()[:4]) - start
     return result
 
 
 def pytest_sessionfinish(session):
     if session.config.getoption("--measure-durations"):
-        durations = json.loads(DURATIONS.read_text()) | {file: round(seconds, 1) for file, seconds in measured.items()}
-        known = {file: durations[file] for file in sorted(durations) if (session.config.rootpath / file).exists()}
-        DURATIONS.write_text(json.dumps(known, indent=1) + "\n")
+        known = json.loads(DURATIONS.read_text(encoding="utf-8"))
+        files: Counter[str] = Counter()
+        for test, seconds in measured.items():
+            files[_file(test)] += seconds
+        slow = {*known["slow_tests"]} - {*measured} | {test for test, seconds in measured.items() if seconds > LIMIT}
+        durations = known["files"] | {file: round(seconds, 1) for file, seconds in files.items()}
+        there = {file: durations[file] for file in sorted(durations) if (session.config.rootpath / file).exists()}
+        known = {"files": there, "slow_tests": sorted(test for test in slow if _file(test) in there)}
+        DURATIONS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def pytest_collection_finish():

@@ -1,6 +1,7 @@
 """The runs on photographs: their settings are the training script's, their figures those of numpy."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -65,3 +66,13 @@ def test_stages_are_averaged_and_images_compared_in_the_order_of_their_index(hit
     at_one = 100 * (1 - hits[SIZES.index(1.0)].mean())
     assert compared["size 1"][0] == pytest.approx(at_one, abs=0.006)
     assert compared["size 1"][1] < compared["size 1"][0] < compared["size 1"][2]
+
+
+def test_the_document_has_the_table_of_the_results_file():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "benchmarks" / "results" / "photographs.json").read_text())["screening"]
+    lines = photographs_report.markdown(found)
+    assert len(lines) > len(found) > 4
+    assert [line for line in lines if line not in text.splitlines()] == []
+    words = " ".join(text.split())
+    assert all(photographs_report.spread(row) in words for row in found if len(row["area_by_learning_rate"]) > 1)

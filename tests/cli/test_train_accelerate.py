@@ -165,7 +165,11 @@ def bare_loop(steps: int, updates: int, epochs: int, lr: float, bf16: bool) -> t
 
 @pytest.mark.parametrize(
     ("precision", "compiled"),
-    [("no", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in [("no", True), ("bf16", False)])],
+    [
+        pytest.param("no", False, marks=pytest.mark.quick),
+        pytest.param("no", True, marks=pytest.mark.slow),
+        pytest.param("bf16", False, marks=pytest.mark.slow),
+    ],
 )
 def test_the_weights_are_those_of_a_bare_loop(tmp_path, monkeypatch, precision, compiled):
     # The graph is captured but not turned into C++, which would take minutes.

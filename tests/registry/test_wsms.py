@@ -378,6 +378,7 @@ def test_import_is_quick_and_light():
 
 def test_public_names():
     assert set(timm_wsms.__all__) == {
+        "Cascade",
         "UserError",
         "WsmsMeanNet",
         "WsmsNet",
