@@ -9,6 +9,7 @@ import torch
 
 import timm_wsms
 from tests.helpers.networks import randomize
+from timm_wsms.network import parallel_stages
 
 CASES = {
     "CNN": ("wsms_test_resnet", {}, 96),
@@ -43,7 +44,8 @@ def test_it_gives_what_the_network_gives(case):
 
 
 @pytest.mark.parametrize("case", ["CNN", "averaged"])
-def test_each_stage_has_a_thread_and_this_one_has_its_number_of_threads_afterwards(case):
+def test_each_stage_has_a_thread_and_this_one_has_its_number_of_threads_afterwards(case, monkeypatch):
+    monkeypatch.setattr(parallel_stages, "usable_cores", lambda: 100)
     model, x = network(case)
     ran, inside = {}, {}
 
@@ -60,6 +62,19 @@ def test_each_stage_has_a_thread_and_this_one_has_its_number_of_threads_afterwar
     assert torch.get_num_threads() == before
     assert ran[0] == threading.get_ident() and len({*ran.values()}) == 3
     assert {*inside.values()} == {before + 2}
+
+
+def test_with_two_cores_the_other_stages_share_a_thread(monkeypatch):
+    monkeypatch.setattr(parallel_stages, "usable_cores", lambda: 2)
+    model, x = network("averaged")
+    ran = []
+    for part in model.backbones():
+        part.layer1.register_forward_pre_hook(lambda *_: ran.append(threading.get_ident()))
+    with torch.no_grad():
+        expected = model(x)
+    ran.clear()
+    torch.testing.assert_close(timm_wsms.parallel_stages(model)(x), expected, rtol=1e-5, atol=1e-6)
+    assert len(ran) == 3 and len({*ran}) == 2
 
 
 def test_the_modes_of_the_caller_hold_in_every_stage():

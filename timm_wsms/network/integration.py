@@ -55,4 +55,8 @@ class Integration(nn.Module):
         """S maps (B, C_s, h, w) → (B, out_channels, h, w)."""
         x = torch.cat([x.permute(0, 2, 3, 1) for x in maps], -1).permute(0, 3, 1, 2)  # read as it is by every layout
         x = self.act(self.norm(self.conv(x)))
-        return x if self.gamma is None else self.gamma[:, None, None] * x
+        if self.gamma is None:
+            return x
+        return torch.mul(
+            self.gamma[:, None, None], x
+        )  # torch.fx's optimize_for_inference takes `*` to MKL-DNN, in vain

@@ -1,5 +1,6 @@
 """Stages side by side in threads: at batch 1 on a CPU, small stages otherwise leave most cores idle."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,8 +27,9 @@ def parallel_stages(model: MultiStageNet, threads_per_stage: int = 1) -> "Parall
     logits = fast(image)
     ```
 
-    With as many cores as stages, the network then takes about as long as its slowest stage. At large batches the
-    operators use all cores by themselves, and this is slower.
+    With as many cores as stages, the network then takes about as long as its slowest stage; with fewer, stages wait for
+    one another. At large batches, and for backbones of few and large operators (ViT), the operators use all cores by
+    themselves, and this is slower: measure it.
 
     Args:
         model: In eval mode. It is shared, not copied.
@@ -111,8 +113,9 @@ class ParallelStages(nn.Module):
     def _run(self, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
         """The results of all tasks; the first runs in this thread."""
         if self._threads is None:
-            count = self.threads_per_stage
-            self._threads = ThreadPoolExecutor(len(tasks), initializer=torch.set_num_threads, initargs=(count,))
+            inside = self.threads_per_stage
+            beside = max(1, min(len(tasks) - 1, usable_cores() // inside - 1))
+            self._threads = ThreadPoolExecutor(beside, initializer=torch.set_num_threads, initargs=(inside,))
         context = _Context()
         others = [self._threads.submit(context.run, task) for task in tasks[1:]]
         return [tasks[0](), *(other.result() for other in others)]
@@ -134,6 +137,11 @@ class _Context:
         mode = torch.inference_mode() if self.inference else torch.no_grad()
         with mode, torch.autocast("cpu", dtype, enabled):
             return task()
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
