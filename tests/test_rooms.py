@@ -18,7 +18,17 @@ ALLOWED = {
     "training": {"data", "evaluation", "network", "registry", "hub"},
     "hub": {"data", "evaluation", "network", "registry", "training"},
 }
-SHARED = {"accelerator", "cli_errors", "errors", "files", "model_checks", "object_scaling", "timm_private", "utils"}
+SHARED = {
+    "accelerator",
+    "cli_errors",
+    "errors",
+    "files",
+    "foreign",
+    "model_checks",
+    "object_scaling",
+    "timm_private",
+    "utils",
+}
 COMMANDS = {"evaluate", "object_size", "publish", "run", "scale"}
 OUTSIDE = {
     "benchmarks",

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 
 from timm_wsms.errors import UserError
+from timm_wsms.foreign import printable
 
 EXIT_CODE = 2
 # A launcher ends the other processes well within this time after the first has failed.
@@ -48,7 +49,15 @@ TRAINING = Remedies(
 
 
 def explain(error: BaseException, remedies: Remedies = TRAINING) -> str | None:
-    """Returns one line that says what is wrong and names the remedy, or None if the fault may well be the program's."""
+    """Returns one line that says what is wrong and names the remedy, or None if the fault may well be the program's.
+
+    Names of files, classes and the like may be a stranger's: control characters in them are escaped.
+    """
+    line = _explain(error, remedies)
+    return line and printable(line)
+
+
+def _explain(error: BaseException, remedies: Remedies) -> str | None:
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

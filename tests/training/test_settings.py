@@ -243,3 +243,12 @@ def test_a_resumed_run_says_which_packages_have_changed(tmp_path):
     assert changed_versions(tmp_path) == [f"timm 1.0.30 → {timm.__version__}"]
     (tmp_path / "versions.json").write_text(json.dumps(versions()))
     assert changed_versions(tmp_path) == []
+
+
+def test_a_recipe_that_explodes_is_refused(recipe):
+    levels = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else '0'}]" for n in range(9))
+    with pytest.raises(UserError, match=r"recipe\.yaml does not hold .*aliases stand for too much.*fix it"):
+        parse(["--recipe", recipe(levels)])
+    with pytest.raises(UserError, match=r"python/object/apply"):
+        parse(["--recipe", recipe("lr: !!python/object/apply:os.getcwd []")])
+    assert parse(["--recipe", recipe("model: &m resnet18\nbaseline: *m")]).baseline == "resnet18"

@@ -20,6 +20,7 @@ from timm_wsms.data.high_bit_depth import (
 )
 from timm_wsms.data.jpeg_crop import JpegCrop, needs_only_decoding
 from timm_wsms.data.settings import DataSettings
+from timm_wsms.foreign import printable
 
 if TYPE_CHECKING:
     import datasets
@@ -134,9 +135,9 @@ def _naming(value: dict[str, Any] | None, split: str, row: int) -> Iterator[None
     except UnknownRangeError as error:
         raise BadImageError(f"Row {row} of split {split!r}{_place(value)}: {error}.") from error
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = printable(" ".join(f"{type(error).__name__}: {error}".split()))
         raise BadImageError(f"Row {row} of split {split!r}{_place(value)} cannot be decoded ({reason}).") from error
 
 
 def _place(value: dict[str, Any] | None) -> str:
-    return f" ({value['path']})" if value and value["path"] else ""
+    return f" ({printable(str(value['path']))})" if value and value["path"] else ""

@@ -13,6 +13,7 @@ ValueRange = tuple[float, float]  # the values of black and white
 # TIFF 6.0: BitsPerSample, PhotometricInterpretation, and pairs of the smallest and the largest value.
 BITS, PHOTOMETRIC, RANGES = 258, 262, ((340, 341), (280, 281))
 WHITE_IS_ZERO = 0
+BLOCK = 2**20  # pixels that are scaled at a time
 DARK = 1 / 16  # a 16-bit image whose brightest value is below this part of white holds 12 bits or fewer, more likely
 
 
@@ -90,7 +91,7 @@ def to_eight_bits(image: Image.Image, values: Values) -> Image.Image:
     Raises:
         UnknownRangeError: its values cannot be meant so.
     """
-    pixels = np.asarray(image, np.float64)  # (H, W)
+    pixels = np.asarray(image)  # (H, W)
     least, most = float(pixels.min()), float(pixels.max())
     if not np.isfinite((least, most)).all():
         raise UnknownRangeError("it holds numbers that are not finite")
@@ -107,8 +108,12 @@ def to_eight_bits(image: Image.Image, values: Values) -> Image.Image:
                 f"its brightest value is {most:g} of {white:g}, which would be black; say which are black and white"
                 f" with value_range, such as [0, {likely}], or [0, {white:g}] if it is that dark"
             )
-    scaled = (pixels - values.black) / (values.white - values.black) * 255
-    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+    result = np.empty(pixels.shape, np.uint8)
+    step = max(1, BLOCK // pixels.shape[1])
+    for top in range(0, len(pixels), step):  # in float64, of which a large image would take a GB and more
+        scaled = (pixels[top : top + step].astype(np.float64) - values.black) / (values.white - values.black) * 255
+        result[top : top + step] = scaled.round().clip(0, 255)
+    return Image.fromarray(result)
 
 
 def check_upper_bits(image: Image.Image, given: ValueRange | None) -> None:

@@ -1,6 +1,5 @@
 """What was found in the data, so that a mistake in it is seen before training and not after."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +14,7 @@ from timm_wsms.data.settings import DataSettings
 from timm_wsms.data.split import Split
 from timm_wsms.data.split_names import parse_split
 from timm_wsms.data.stream import Stream
+from timm_wsms.foreign import clean, printable, read_json, understood
 
 FILE = "data.json"
 SAMPLE = 1000  # images of a split whose mode and size are looked at
@@ -71,7 +71,8 @@ def describe(splits: Mapping[str, Split | Stream], settings: DataSettings) -> di
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-    """The same in a few lines, to be printed."""
+    """The same in a few lines, to be printed: control characters in names are escaped."""
+    summary = clean(dict(summary))
     classes = summary["classes"]
     result = [f"data {summary['source']}: {_classes(classes)}"]
     for part, split in summary["splits"].items():
@@ -91,7 +92,9 @@ def card_lines(path: Path) -> list[str]:
     """The same for a model card, as items of a list; none if a model's folder has no such file."""
     if not path.is_file():
         return []
-    first, *rest = lines(json.loads(path.read_text(encoding="utf-8")))
+    found = read_json(path)
+    with understood(path):
+        first, *rest = lines(found)
     return [first.removeprefix("data "), *(line.strip() for line in rest)]
 
 
@@ -101,7 +104,11 @@ def evaluated_split(path: Path) -> str | None:
     Args:
         path: of the run's data.json, which a model's folder may lack.
     """
-    return json.loads(path.read_text(encoding="utf-8"))["splits"]["test"]["name"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    with understood(path):
+        return printable(str(found["splits"]["test"]["name"]))
 
 
 def _of_split(split: Split | Stream) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from timm_wsms.errors import UserError
+from timm_wsms.foreign import printable
 from timm_wsms.utils import composed
 
 
@@ -70,7 +71,7 @@ def match_classes(model: Any, class_names: Sequence[str], num_classes: int) -> M
     if len(names) != len(data):
         return Matched(model, data, f"it names {len(names)} classes, the data {len(data)}; they are matched by number")
     one = next(pair for pair in zip(names, data, strict=True) if pair[0] != pair[1])
-    example = " is ".join(json.dumps(name, ensure_ascii=False) for name in one)
+    example = " is ".join(printable(json.dumps(name, ensure_ascii=False)) for name in one)
     return Matched(model, data, f"its class names are not the data's; they are matched by number ({example})")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from timm_wsms.foreign import printable
+
 
 @dataclass(frozen=True)
 class Row:
@@ -34,6 +36,7 @@ def text_table(rows: Sequence[Row]) -> str:
 
 def aligned(cells: Sequence[Sequence[str]]) -> str:
     """Any table for a terminal: the header first, the first column to the left, the others to the right."""
+    cells = [[printable(cell) for cell in row] for row in cells]  # names of classes, for instance
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [_line(row, widths) for row in cells]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
@@ -41,7 +44,7 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """The same table in GitHub's Markdown, for README files and model cards."""
-    cells = _cells(rows)
+    cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in _cells(rows)]
     rule = ["---", *["---:"] * (len(cells[0]) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
 

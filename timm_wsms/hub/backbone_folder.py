@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from timm_wsms import evaluation
 from timm_wsms.data import summary
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import Row
+from timm_wsms.foreign import read_last_line, understood
 from timm_wsms.hub import card, results
 from timm_wsms.hub.verify_folder import TENSORS, load
 from timm_wsms.network.mean_net import WsmsMeanNet
@@ -79,8 +79,9 @@ def check(network: Any, stage: int = 1) -> None:
 
 def measured(folder: Path, stage: int) -> dict[str, Any]:
     """What the run measured of a stage alone; empty if it did not."""
-    last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    return last.get("backbone", {}) if stage == 1 else {}
+    last = read_last_line(folder / "metrics.jsonl")
+    with understood(folder / "metrics.jsonl"):
+        return dict(last.get("backbone", {})) if stage == 1 else {}
 
 
 def row(plain: Any, network: str, stage: int, figures: dict[str, Any]) -> Row:

@@ -5,7 +5,6 @@ All that a card says comes from the folder's own files. A value the template ask
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from typing import Any
 import jinja2
 import timm
 import torch
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import timm_wsms  # noqa: F401  registers the names with timm
 from timm_wsms.data import summary
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import markdown_table
+from timm_wsms.foreign import clean, read_json, read_last_line, read_yaml, understood
 from timm_wsms.hub import diagram, results
 
 TEMPLATE = Path(__file__).with_name("MODEL_CARD.md")  # the one at the top of the repository is a link to it
@@ -47,12 +46,11 @@ def render(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> 
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     try:
-        known = values(folder)
-        text = environment.from_string(template.read_text(encoding="utf-8")).render(known, repo=repo)
+        with understood(f"{folder}: a file that its card is made from"):
+            known = values(folder)
+            text = environment.from_string(template.read_text(encoding="utf-8")).render(known, repo=repo)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {Path(error.filename).name}, which its card needs; train it again") from error
-    except (jinja2.UndefinedError, KeyError) as error:
-        raise UserError(f"the card of {folder} needs a value that its files do not have: {error}") from error
     text = re.sub(r"\n{3,}", "\n\n", text)  # what a condition left out leaves blank lines
     try:
         ModelCard(text)  # the client's own check of the front matter
@@ -64,9 +62,9 @@ def render(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> 
 def values(folder: Path) -> dict[str, Any]:
     """What a checkpoint folder says about itself, under the names that the template uses."""
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
-    last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    config = clean(read_json(folder / "config.json"))
+    settings = clean(read_yaml(folder / "settings.yaml"))
+    last = clean(read_last_line(folder / "metrics.jsonl"))
     found = results.read(folder)
     own = found.rows[-1]
     trained = found.taken.network if found.taken else config["architecture"]

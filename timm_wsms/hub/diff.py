@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from timm_wsms.foreign import printable
 from timm_wsms.hub.client import Remote
 from timm_wsms.hub.download import file_sum
 from timm_wsms.hub.verify_folder import FILES
@@ -43,7 +44,7 @@ def describe(api: HfApi, repo: str, files: dict[str, Path | bytes], there: Remot
                 lines += difflib.unified_diff(
                     old.splitlines(), _text(files[name]).splitlines(), f"{repo}/{name}", name, lineterm="", n=1
                 )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))  # what is there may be anybody's
 
 
 def _sum_like(content: Path | bytes, other: str | None) -> str:

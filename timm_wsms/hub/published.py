@@ -10,9 +10,12 @@ from typing import Any
 
 from timm.models import PretrainedCfg
 
+from timm_wsms.foreign import read_json, understood
+
 FILE = Path(__file__).with_name("published.json")
 DESCRIBES = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "num_classes",
              "pool_size", "first_conv", "classifier", "license")  # fmt: skip
+TEXTS = ("name", "tag", "repo", "revision", "sha256")
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,24 @@ class Published:
         return PretrainedCfg(hf_hub_id=self.hub_id, source="hf-hub", **self.config)
 
 
-def published() -> list[Published]:
-    """All entries of published.json, the newest first."""
-    names = {field.name for field in fields(Published)}
-    return [Published(**{key: entry[key] for key in names}) for entry in json.loads(FILE.read_text(encoding="utf-8"))]
+def published(file: Path | None = None) -> list[Published]:
+    """All entries of published.json, the newest first.
+
+    Raises:
+        UserError: It is damaged; names it.
+    """
+    file = file or FILE
+    entries = read_json(file)
+    with understood(file):
+        return [_read(entry) for entry in entries]
+
+
+def _read(entry: dict[str, Any]) -> Published:
+    """One entry; what is newer than this version, or no part of it, is left out."""
+    read = {field.name: entry[field.name] for field in fields(Published)}
+    if not all(isinstance(read[name], str) for name in TEXTS):
+        raise ValueError(f"{', '.join(TEXTS)} must be texts")
+    return Published(**{**read, "config": {key: read["config"][key] for key in DESCRIBES if key in read["config"]}})
 
 
 def register(entry: Published) -> None:

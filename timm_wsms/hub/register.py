@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import timm
 
 from timm_wsms.errors import UserError
+from timm_wsms.foreign import read_json, understood
 from timm_wsms.hub import card, published, results
 from timm_wsms.hub.download import file_sum
 from timm_wsms.hub.verify_folder import WEIGHTS, check_files, check_outputs
@@ -64,5 +64,6 @@ def add(folder: Path, tag: str, repo: str, commit: str) -> str:
 
 def read(folder: Path) -> tuple[str, dict[str, Any]]:
     """Architecture, and what config.json says about input and head."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config["architecture"], {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
+    config = read_json(folder / "config.json")
+    with understood(folder / "config.json"):
+        return config["architecture"], {**config["pretrained_cfg"], "num_classes": config["num_classes"]}

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from timm_wsms.evaluation import Row
+from timm_wsms.foreign import clean, read_json, understood
 
 FILE = "results.json"
 
@@ -62,12 +64,22 @@ def read(folder: Path) -> Results:
 
     Raises:
         FileNotFoundError: There is none.
+        UserError: It is not what `write` writes.
     """
-    content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    # JSON has no integers as keys
-    rows = [
-        Row(**{**row, "by_size": {int(size): value for size, value in row["by_size"].items()}})
-        for row in content["rows"]
-    ]
-    taken = content.get("taken")
-    return Results(rows, content["hardware"], content["data"], taken and Taken(**taken))
+    content = clean(read_json(folder / FILE))
+    with understood(folder / FILE):
+        # JSON has no integers as keys
+        rows = [
+            Row(**{**row, "by_size": {int(size): value for size, value in row["by_size"].items()}})
+            for row in content["rows"]
+        ]
+        if not rows or not all(
+            _is_number(one) for row in rows for one in (row.accuracy, row.top5, *row.by_size.values())
+        ):
+            raise ValueError("accuracies must be numbers")
+        taken = content.get("taken")
+        return Results(rows, content["hardware"], content["data"], Taken(**taken) if taken else None)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))

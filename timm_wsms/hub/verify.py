@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
 from huggingface_hub import HfApi, hf_hub_download
 
 from timm_wsms import cli_errors, evaluation
 from timm_wsms.data import DataSettings, data_config, load_split, make_loader
 from timm_wsms.errors import UserError
+from timm_wsms.foreign import read_yaml, understood
 from timm_wsms.hub import results
 from timm_wsms.hub.client import look, retried
 from timm_wsms.hub.download import file_sum
@@ -113,10 +113,11 @@ def figures(model: Any, folder: Path, source: str) -> dict[str, Any]:
     """
     from accelerate import Accelerator
 
-    settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
-    chosen = {key: settings["data"].get(key) for key in FROM_SETTINGS if settings["data"].get(key) is not None}
-    data = DataSettings(source=source, **chosen)
-    split = load_split(data, seed=settings["seed"])
+    settings = read_yaml(folder / "settings.yaml")
+    with understood(folder / "settings.yaml"):
+        chosen = {key: settings["data"].get(key) for key in FROM_SETTINGS if settings["data"].get(key) is not None}
+        data, seed = DataSettings(source=source, **chosen), int(settings["seed"])
+    split = load_split(data, seed=seed)
     accelerator = Accelerator(mixed_precision="no")
     loader = make_loader(split, data, data_config(model, data), train=False, batch_size=256, rank=0, world_size=1)
     model = model.to(accelerator.device)

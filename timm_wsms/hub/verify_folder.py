@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ import timm
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from timm_wsms.cli_errors import is_out_of_memory
 from timm_wsms.errors import UserError
+from timm_wsms.foreign import read_json, read_last_line, understood
 from timm_wsms.hub import results
 from timm_wsms.hub.config_check import check_model_args, check_pretrained_cfg
 from timm_wsms.registry.arguments import NETWORK_ARGS, prefix_of
+from timm_wsms.registry.size_check import check_size
 from timm_wsms.training.checkpoint_folder import RUN, reference_tensors, run_hash
 
 WEIGHTS, TENSORS = "model.safetensors", "test/tensors.safetensors"
@@ -47,6 +50,10 @@ def check_files(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the `model` folder of a run")
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    inside = (folder.resolve(), folder.resolve().parent.parent / "blobs")  # where the Hub's cache has its files
+    for name in sorted(found):
+        if not any((folder / name).resolve().is_relative_to(place) for place in inside):
+            raise UserError(f"{folder / name} is a link out of the folder; put the file itself there")
     for name in sorted(found - set(FILES)):
         what = "is pickled, and pickles are not published" if name.endswith(PICKLED) else "is no part of a model"
         raise UserError(f"{folder / name} {what}; move it out of the folder")
@@ -60,18 +67,17 @@ def check_config(folder: Path) -> None:
     Raises:
         UserError: Naming the field.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
+    with understood(f"{folder / 'config.json'} is not a timm config: it"):
         architecture, described = config["architecture"], dict(config["pretrained_cfg"])
         arguments, labels = dict(config.get("model_args", {})), config.get("label_names")
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / 'config.json'} is not a timm config ({error})") from error
+        count = None if labels is None else len(labels)
     if not isinstance(architecture, str) or not timm.is_model(architecture) or "." in architecture:
         raise UserError(f"the config names an architecture {str(architecture)[:60]!r}, which timm does not know")
     check_model_args(arguments, NETWORK_ARGS if prefix_of(architecture) else ())
     check_pretrained_cfg({**described, "source": "local-dir", "num_classes": config.get("num_classes")}, arguments)
-    if labels is not None and len(labels) != config["num_classes"]:
-        raise UserError(f"the config names {len(labels)} labels for {config['num_classes']} classes")
+    if count is not None and count != config.get("num_classes"):
+        raise UserError(f"the config names {count} labels for {str(config.get('num_classes'))[:60]} classes")
 
 
 def check_run(folder: Path) -> None:
@@ -85,9 +91,16 @@ def check_run(folder: Path) -> None:
         raise UserError(f"{folder / WEIGHTS} does not say which run it is from; train it again with this version")
     if metadata["run"] != run_hash(folder):
         raise UserError(f"{folder / WEIGHTS} is from another run than {' and '.join(RUN)} beside it")
+    check_results(folder)
+
+
+def check_results(folder: Path) -> None:
+    """Check that the results are those that the run's metrics tell of."""
     found = results.read(folder)
-    last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    for own, told in zip(found.rows[::-1], _told(last, found), strict=False):
+    last = read_last_line(folder / "metrics.jsonl")
+    with understood(folder / "metrics.jsonl"):
+        of_run = _told(last, found)
+    for own, told in zip(found.rows[::-1], of_run, strict=False):
         if told != own.accuracy:
             raise UserError(f"{folder / results.FILE} says {own.accuracy} %, metrics.jsonl {told} %")
 
@@ -109,23 +122,27 @@ def load(folder: Path) -> Any:
         UserError: Config and weights do not agree.
     """
     try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            stored = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  no dict
+        check_size(lambda: timm.create_model(f"local-dir:{folder}"), stored, str(folder / WEIGHTS))
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except UserError:
-        raise
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+    except Exception as error:  # timm's networks raise what a value they did not expect leads them to
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
         why = textwrap.shorten(str(error), 160, placeholder=" …")
         raise UserError(f"{folder}: config.json and {WEIGHTS} do not agree ({why})") from error
 
 
 def check_outputs(model: Any, folder: Path) -> None:
     """Check that the model computes from the recorded input what it computed when it was trained."""
-    recorded = load_file(folder / TENSORS)
-    computed = reference_tensors(model, recorded["input"])
+    with understood(folder / TENSORS):
+        recorded = load_file(folder / TENSORS)
+        computed = reference_tensors(model, recorded["input"])
     for name in ("features", "pre_logits", "logits"):
         if name not in recorded and name != "logits":
             continue  # features that are no single tensor
-        expected, found = recorded[name], computed[name]
-        bound = TOLERANCE * max(1.0, expected.abs().max().item())
-        same_shape = expected.shape == found.shape
+        found, expected = computed[name], recorded.get(name, computed[name].new_empty(0))
+        same_shape = expected.shape == found.shape and expected.is_floating_point()
+        bound = TOLERANCE * max(1.0, expected.abs().max().item()) if same_shape else 0.0
         if not same_shape or not ((found - expected).abs() <= bound).all():  # false for NaN
             raise UserError(f"{folder}: the model's {name} are not those recorded in {TENSORS}; train or copy it again")

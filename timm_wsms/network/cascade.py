@@ -11,6 +11,7 @@ from torch import nn
 
 from timm_wsms.errors import UserError
 from timm_wsms.files import atomic_write_text
+from timm_wsms.foreign import understood
 from timm_wsms.network.cascade_checks import check_model, images_and_labels, one_per_exit
 from timm_wsms.network.exits import Calibration, average_exits, choose_thresholds, confidences
 from timm_wsms.network.mean_net import WsmsMeanNet
@@ -213,14 +214,11 @@ class Cascade(nn.Module):
         """
         path = Path(folder) / FILE
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            factors, confidence, temperatures = (values[key] for key in ("factors", "confidence", "temperatures"))
+            with understood(f"{path} is not a cascade's file: it", "calibrate and save again"):
+                values = json.loads(path.read_text(encoding="utf-8"))
+                factors, confidence, temperatures = (values[key] for key in ("factors", "confidence", "temperatures"))
         except FileNotFoundError as error:
             raise UserError(f"there is no {path}; calibrate a cascade and save it there first") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is not a cascade's file ({type(error).__name__}); calibrate and save again"
-            ) from error
         network: Any = model or timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         cascade = cls(network, confidence, temperatures)
         if factors != [stage.factor for stage in cascade.stages]:

@@ -1,6 +1,6 @@
 """What a cascade refuses: other models, thresholds that are none, batches without labels."""
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +32,7 @@ def one_per_exit(name: str, given: Any, count: int, least: float) -> list[float]
         UserError: If there is another number of them, or one is below the least.
     """
     values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
-    fine = all(type(value) in (int, float) and math.isfinite(value) and value >= least for value in values)
+    fine = all(type(value) in (int, float) and least <= value <= sys.float_info.max for value in values)
     if not fine or len(values) != count:
         what = "numbers of 0 or more" if least == 0 else "positive numbers"
         raise UserError(

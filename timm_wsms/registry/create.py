@@ -14,8 +14,9 @@ from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.wsms_net import WsmsNet
 from timm_wsms.registry.arguments import Arguments, record_form, sort_arguments
 from timm_wsms.registry.loading import load_backbone, load_network
+from timm_wsms.registry.size_check import check_size
 from timm_wsms.registry.warm_start import from_backbone, start_fresh
-from timm_wsms.registry.weights import LoadPlan, plan_weights
+from timm_wsms.registry.weights import FOLDERS, LoadPlan, plan_weights
 
 
 def create(
@@ -50,7 +51,10 @@ def create(
         arguments.backbone["out_indices"] = _timms_out_indices(backbone, arguments)
 
     def build_and_load(**backbone_args: Any) -> MultiStageNet:
-        network = build_network(plan, arguments, backbone_args)
+        build = partial(build_network, plan, arguments, backbone_args)
+        if plan.weights is not None and plan.cfg.source in FOLDERS:
+            check_size(build, sum(tensor.numel() for tensor in plan.weights.values()), plan.where)
+        network = build()
         if plan.kind == "network":
             load_network(network, plan)
         return network

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from timm_wsms.errors import UserError
+from timm_wsms.foreign import read_yaml, understood
 from timm_wsms.training.environment import versions
 from timm_wsms.training.settings import Settings, dump
 
@@ -54,9 +55,9 @@ def check_same_run(settings: Settings, saved: Path) -> list[str]:
     if not saved.is_file():
         raise UserError(f"{saved} is missing, so that the run cannot be resumed; choose another --output")
     default = flat(yaml.safe_load(dump(Settings(settings.model))))  # for what is newer than the run
-    before, now = (
-        {**default, **flat(yaml.safe_load(text))} for text in (saved.read_text(encoding="utf-8"), dump(settings))
-    )
+    with understood(saved, "choose another --output"):
+        before = {**default, **flat(read_yaml(saved))}
+    now = {**default, **flat(yaml.safe_load(dump(settings)))}
     free = FREE | ({"epochs"} if settings.schedule.name in ("constant", "step") else set())
     free -= {"eval_every"} if settings.early_stop else set()
     differ = {

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,7 @@ import yaml
 
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
+from timm_wsms.foreign import read_yaml
 from timm_wsms.training.setting_groups import (
     ABOVE_0,
     AT_LEAST_0,
@@ -193,6 +195,8 @@ def parse(argv: list[str] | None = None) -> Settings:
     settings = parser()
     try:
         found, rest = recipes.parse_known_args(argv)
+        for path in filter(os.path.isfile, found.recipe):  # the parser would follow aliases without end
+            read_yaml(Path(path), "fix it")
         rest += ["--dry_run=true"] * found.dry_run
         namespace = settings.parse_args([*(f"--recipe={path}" for path in found.recipe), *rest])
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from timm_wsms.data.settings import DataSettings, TimmAugmentation
+from timm_wsms.errors import UserError
+from timm_wsms.foreign import read_yaml, understood
 
 # timm's smallest and largest area of a crop by the mode, where the settings leave it open
 AREAS = {"rrc": (0.08, 1.0), "rkrc": (0.8, 1.0), "rkrr": (0.8, 1.0)}
@@ -31,17 +31,18 @@ def trained_sizes(folder: Path, crop_pct: float) -> tuple[float, float] | None:
         (smallest, largest); None if there are no settings, or none that can be read.
     """
     try:
-        settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
-        data: dict[str, Any] = settings["data"]
-        augmentation = data.get("augmentation", DataSettings.augmentation)
-        smaller, larger = map(float, data.get("scale_jitter") or (1.0, 1.0))
-        if augmentation != "timm":
-            return (smaller, larger) if augmentation in ("none", "pad_crop_flip") else None
-        chosen = data.get("timm") or {}
-        mode = chosen.get("train_crop_mode") or TimmAugmentation.train_crop_mode or "rrc"
-        least, most = chosen.get("scale") or AREAS[mode]
-        sizes = smaller * crop_pct / most**0.5, larger * crop_pct / least**0.5
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):
+        settings = read_yaml(folder / "settings.yaml")
+        with understood(folder / "settings.yaml"):
+            data: dict[str, Any] = settings["data"]
+            augmentation = data.get("augmentation", DataSettings.augmentation)
+            smaller, larger = map(float, data.get("scale_jitter") or (1.0, 1.0))
+            if augmentation != "timm":
+                return (smaller, larger) if augmentation in ("none", "pad_crop_flip") else None
+            chosen = data.get("timm") or {}
+            mode = chosen.get("train_crop_mode") or TimmAugmentation.train_crop_mode or "rrc"
+            least, most = chosen.get("scale") or AREAS[mode]
+            sizes = smaller * crop_pct / most**0.5, larger * crop_pct / least**0.5
+    except (OSError, UserError):
         return None
     if mode == "rrc":
         return sizes
