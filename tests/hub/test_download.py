@@ -67,7 +67,7 @@ def test_a_download_that_is_cut_off_goes_on(repo, hub, client, tmp_path):
 
 
 @pytest.mark.parametrize(("where", "name"), [("GET /lfs", "model.safetensors"), ("GET .*config.json", "config.json")])
-def test_a_flipped_byte_is_found_and_mended(repo, hub, client, tmp_path, where, name):
+def test_a_flipped_byte_is_found_and_downloaded_again(repo, hub, client, tmp_path, where, name):
     config = (MODEL / "config.json").read_bytes()
     spoil(repo, config__json=b'{"note": "' + b"a" * 5_000 + b'",' + config[1:])  # with any of these flipped it is JSON
     hub.faults.append(Fault(where, flip=True))
