@@ -34,6 +34,7 @@ from timm_wsms.training.checkpoint_manager import CheckpointManager
 from timm_wsms.training.dry_run import dry_run
 from timm_wsms.training.environment import describe_environment
 from timm_wsms.training.fault_tolerance import elastic
+from timm_wsms.training.fault_tolerance.machines import process_names
 from timm_wsms.training.fault_tolerance.run_lock import lock_run_folder
 from timm_wsms.training.fault_tolerance.signals import ShutdownSignal
 from timm_wsms.training.fault_tolerance.step_sync import StepSync
@@ -85,7 +86,7 @@ def train(run: Run, rows: list[Row], accelerator: Accelerator, shutdown: Shutdow
     """Trains one model, evaluates it and its stage 1, writes their folders; `rows` are those of the models before."""
     settings = run.settings
     trainer = Trainer(run, accelerator)
-    watchdog = Watchdog(accelerator, settings.hang_timeout)
+    watchdog = Watchdog(accelerator, settings.hang_timeout, names=process_names(accelerator))
     sync = StepSync(accelerator, shutdown, settings.checkpoint_every_minutes, watchdog)
     checkpoints = CheckpointManager(trainer, sync)
     state = checkpoints.resume()

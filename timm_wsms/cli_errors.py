@@ -2,8 +2,10 @@
 
 import errno
 import os
+import re
 import shlex
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -88,7 +90,27 @@ def _explain(error: BaseException, remedies: Remedies) -> str | None:
         )
     if is_out_of_memory(error):
         return f"out of memory: {remedies.memory}"
+    if lost := re.search(r"gloo.* \[([^\]]+)\]:\d+", str(error)) if isinstance(error, RuntimeError) else None:
+        return (
+            f"the connection to {_machine(lost[1])} broke; a process there has ended, and its own last lines "
+            f"say why, or the machine or its network is down: {remedies.again}"
+        )
     return None
+
+
+def _machine(address: str) -> str:
+    """A machine's name and address."""
+    try:
+        name, _ = socket.getnameinfo((address, 0), 0)
+    except OSError:
+        name = address
+    return address if name == address else f"{name} ({address})"
+
+
+def this_machine() -> str:
+    """` on <host name>` if torchrun's or Slurm's processes are on several machines."""
+    machines = int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("SLURM_NNODES") or 1)
+    return f" on {socket.gethostname()}" if machines > 1 else ""
 
 
 def _size_of(folder: str) -> str:
@@ -156,6 +178,7 @@ def run(main: Callable[[], None], remedies: Remedies = TRAINING) -> int:
             raise
         if rank:
             time.sleep(HEAD_START)
-        print(f"error: {message}" if not rank else f"error in process {rank}: {message}", file=sys.stderr, flush=True)
+        where = (f" in process {rank}" if rank else "") + this_machine()
+        print(f"error{where}: {message}", file=sys.stderr, flush=True)
         return EXIT_CODE
     return 0

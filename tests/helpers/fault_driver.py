@@ -1,10 +1,13 @@
 """train_accelerate.py with a fault on order. Environment: FAULT="<what> <process> <update of the whole run>".
 
 What: the name of a signal that the process sends itself before that update's last part, or `hang`, or `nan` (that
-update's images). `always` for an update means every one.
+update's images), or `wait:<file>` (until the file is there). `always` for an update means every one.
 """
 
+import contextlib
+import ctypes
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -40,6 +43,9 @@ def order(fault: str) -> None:
             time.sleep(1000)
         elif what == "nan":
             return batch._replace(images=torch.full_like(batch.images, float("nan")))
+        elif what.startswith("wait:"):
+            while not os.path.exists(what.removeprefix("wait:")):
+                time.sleep(0.05)
         else:
             os.kill(os.getpid(), getattr(signal, what))
             time.sleep(0.1)
@@ -69,7 +75,18 @@ def serve() -> None:
         print(os.waitpid(pid, 0)[1], flush=True)
 
 
+def leave_launcher() -> None:
+    """Undoes what a worker has that torchrun has forked and not started: its connections, and a signal at its death."""
+    ctypes.CDLL(None).prctl(1, 0)  # PR_SET_PDEATHSIG
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                os.close(int(name))
+
+
 if __name__ == "__main__":
+    if multiprocessing.parent_process() is not None:
+        leave_launcher()
     if sys.argv[1:] == ["--serve"]:
         serve()
         sys.exit()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.paths import ROOT
+from timm_wsms import cli_errors
 from timm_wsms.training.fault_tolerance.watchdog import Watchdog
 
 
@@ -86,9 +87,36 @@ def test_process_0_that_has_ended_has_told_and_one_that_is_stuck_is_named(ended,
     assert (len(written) == 1 and told in written[0]) if told else written == []
 
 
+def test_a_store_that_cannot_be_reached_keeps_nobody_waiting(ended, monkeypatch):
+    """A machine whose network is down."""
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    never = threading.Event()
+
+    def blocks(*_):
+        never.wait(20)
+
+    store = SimpleNamespace(set=blocks, check=blocks, get=blocks, compare_set=blocks)
+    process = SimpleNamespace(process_index=1, num_processes=2)
+    started = time.monotonic()
+    written = ended(Watchdog(process, 0.4, store, ["process 0 on node1", "process 1 on node2"]))
+    assert time.monotonic() - started < 5
+    never.set()
+    holder = "the process that holds the store (the launcher or process 0, on node1) does not answer"
+    assert written == [f"\nerror: no progress for 0.4 seconds: {holder}\n"]
+
+
+def test_a_connection_that_breaks_names_the_machine(monkeypatch):
+    monkeypatch.setattr(cli_errors.socket, "getnameinfo", lambda address, flags: ("node2", "0"))
+    text = "[/gloo/transport/tcp/pair.cc:545] Read error [10.77.0.2]:49290: Connection reset by peer."
+    line = cli_errors.explain(RuntimeError(text))
+    assert line is not None and line.startswith("the connection to node2 (10.77.0.2) broke;")
+    assert line.endswith("continue with --resume auto")
+
+
 WORKS_AND_IS_SUSPENDED = """
 import time
 from types import SimpleNamespace
+from timm_wsms import cli_errors
 from timm_wsms.training.fault_tolerance.watchdog import Watchdog
 watchdog = Watchdog(SimpleNamespace(process_index=0, num_processes=1), timeout=4)
 with watchdog:

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,18 @@ class Watchdog:
         accelerator: knows the processes.
         timeout: seconds.
         store: what the processes tell each other by; None: the one they met in.
+        names: of the processes, from `process_names`; None: their numbers.
     """
 
-    def __init__(self, accelerator: "Accelerator", timeout: float, store: Any = None):
+    def __init__(
+        self, accelerator: "Accelerator", timeout: float, store: Any = None, names: Sequence[str] | None = None
+    ):
         self.timeout, self._interval = timeout, min(10.0, timeout / 4)
         self._rank, self._processes = accelerator.process_index, accelerator.num_processes
         self._done, self._doing, self._since = 0, "", time.monotonic()
         self._left = threading.Event()
         self._store = store
+        self._names = names or [f"process {rank}" for rank in range(self._processes)]
         if self._processes > 1 and store is None:
             # A connection of its own, since the process group's is blocked while a process waits. Private, since
             # torch has no public way to the store that `init_process_group` made, and another store needs another port.
@@ -49,7 +54,8 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self._left = threading.Event()
-        threading.Thread(target=self._run, args=(self._left,), daemon=True).start()
+        for work in (self._run, self._tell_regularly):
+            threading.Thread(target=work, args=(self._left,), daemon=True).start()
         return self
 
     def __exit__(
@@ -59,26 +65,44 @@ class Watchdog:
         self._doing = ""
 
     def _run(self, left: threading.Event) -> None:
-        beat, last = 0, time.monotonic()
+        last = time.monotonic()
         while not left.wait(self._interval):
-            beat, now = beat + 1, time.monotonic()
+            now = time.monotonic()
             if now - last > 2 * self._interval:  # the process was suspended, or its machine
                 self._since += now - last
             last = now
-            self._tell(beat)
             if self._doing and time.monotonic() - self._since > self.timeout:
-                told = self._agreed()
+                told = self._agreed_in_time()
                 if not left.is_set():
                     if told:  # in one write: others write to the same place at the same time
                         sys.stderr.write(f"\nerror: no progress for {self.timeout:g} seconds: {told}\n")
                         sys.stderr.flush()
                     os._exit(EXIT_CODE)
 
+    def _tell_regularly(self, left: threading.Event) -> None:
+        """In a thread of its own: where the network is down, a call to the store never returns."""
+        beat = 0
+        while not left.wait(self._interval):
+            beat += 1
+            self._tell(beat)
+
     def _tell(self, beat: int) -> None:
         if self._store is not None:
             # Should the process that holds the store be stuck or gone, `_agreed` will find out.
             with contextlib.suppress(RuntimeError):
                 self._store.set(f"watch/{self._rank}", json.dumps([self._done, beat, self._doing]))
+
+    def _agreed_in_time(self) -> str:
+        """The same, or that the store does not answer, also if the machine that holds it cannot be reached."""
+        told: list[str] = []
+        asking = threading.Thread(target=lambda: told.append(self._agreed()), daemon=True)
+        asking.start()
+        asking.join(4 * self._interval)  # `_culprits` takes one and a half
+        return told[0] if told else self._silent_store()
+
+    def _silent_store(self) -> str:
+        where = f", on {os.environ.get('MASTER_ADDR')}" if " on " in self._names[0] else ""
+        return f"the process that holds the store (the launcher or process 0{where}) does not answer"
 
     def _agreed(self) -> str:
         """What the first to come to a conclusion says. When it has left, the others would find it silent.
@@ -92,7 +116,7 @@ class Watchdog:
         except torch.distributed.DistNetworkError:
             return ""
         except RuntimeError:
-            return "the process that holds the store (the launcher or process 0) does not answer"
+            return self._silent_store()
 
     def _culprits(self) -> str:
         """Names the processes that are behind, or that do not answer."""
@@ -107,7 +131,7 @@ class Watchdog:
         behind = silent or [rank for rank, (done, _, _) in now.items() if done == least]
         state = "does not answer" if silent else "is behind"
         last = {rank: f", last {doing}" for rank, (_, _, doing) in now.items() if doing}
-        return "; ".join(f"process {rank} {state}{last.get(rank, '')}" for rank in behind)
+        return "; ".join(f"{self._names[rank]} {state}{last.get(rank, '')}" for rank in behind)
 
     def _read(self) -> dict[int, list[Any]]:
         keys = {rank: f"watch/{rank}" for rank in range(self._processes)}
