@@ -35,6 +35,7 @@ from benchmarks.speed.forward_networks import (
     InferenceStep,
     TrainingStep,
     build_forms,
+    compile_forms,
     layout_of,
     multiplications,
     peak_bytes,
@@ -98,12 +99,14 @@ def measure(line: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
     torch._dynamo.reset()
     fused = not line["compiled"] and not training
     forms = build_forms(line["backbone"], training, fused, options.device)
+    if line["compiled"]:
+        forms = compile_forms(forms)
     images = torch.randn(line["batch"], 3, SIDE, SIDE)
     images = images.to(options.device, memory_format=layout_of(line["backbone"]))
     make_step = TrainingStep if training else InferenceStep
     cannot, steps, found = {}, {}, {}
     for form, network in forms.items():
-        step = make_step(torch.compile(network, dynamic=False) if line["compiled"] else network, images, options.bf16)
+        step = make_step(network, images, options.bf16)
         try:
             first = seconds_a_call(step, 1)  # compiles; makes the optimizer's state
         except (ValueError, RuntimeError) as error:  # the latter from the compiler
@@ -132,7 +135,7 @@ def ratios(found: dict[str, dict[str, Any]], times: dict[str, list[float]]) -> d
         return found[one][what] / found[other][what]
 
     result = {}
-    for form in ("wsms", "multi_scale"):
+    for form in ("wsms", "wsms_per_stage", "multi_scale"):
         if form in found:
             result[f"{form}_multiplications"] = counted(form, "backbone", "multiplications")
             result[f"{form}_time"] = in_time(form, "backbone")
@@ -141,6 +144,8 @@ def ratios(found: dict[str, dict[str, Any]], times: dict[str, list[float]]) -> d
                 result[f"{form}_peak"] = counted(form, "backbone", "peak_bytes")
     if "multi_scale" in found:
         result["wsms_to_multi_scale"] = in_time("wsms", "multi_scale")
+    if "wsms_per_stage" in found:
+        result["wsms_per_stage_to_wsms"] = in_time("wsms_per_stage", "wsms")
     if "wsms_fused" in found:
         result["wsms_fused_to_wsms"] = in_time("wsms_fused", "wsms")
         result["backbone_fused_to_backbone"] = in_time("backbone_fused", "backbone")
@@ -161,6 +166,8 @@ def describe(line: dict[str, Any]) -> str:
         text += f"  peak ×{_against(ratio['wsms_peak'], ratio['wsms_multiplications'] if batch > 1 else None)}"
     if "wsms_to_multi_scale" in ratio:
         text += f"  of wrapper's time {_against(ratio['wsms_to_multi_scale'], TARGETS['wsms_to_multi_scale'])}"
+    if "wsms_per_stage_quotient" in ratio:
+        text += f"  a graph per stage {ratio['wsms_per_stage_quotient']:.3f}"
     if "wsms_fused_to_wsms" in ratio:
         text += f"  fused ×{ratio['wsms_fused_to_wsms']:.3f} (backbone ×{ratio['backbone_fused_to_backbone']:.3f})"
     return text

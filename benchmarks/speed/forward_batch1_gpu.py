@@ -15,7 +15,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +25,10 @@ from benchmarks.common.environment import ROOT, record
 from benchmarks.common.sweep import write_json
 from benchmarks.speed.forward import MODELS
 from benchmarks.speed.forward_networks import SIDE, build_forms, layout_of, multiplications, seconds_a_call
-from timm_wsms import cli_errors
+from timm_wsms import cli_errors, parallel_stages
 from timm_wsms.errors import UserError
-from timm_wsms.network.layouts import to_map
 
 Call = Callable[[], Any]
-
-
-class OnStreams(nn.Module):
-    """A WsmsNet whose stages 2, 3 … each run on a stream of their own; on a CPU one after the other."""
-
-    def __init__(self, network: Any, images: torch.Tensor):
-        super().__init__()
-        self.network = network
-        with torch.no_grad():  # stages read no more of stage 1's map than its size
-            self.like = network.forward_intermediates(images, indices=1, intermediates_only=True)[0]
-        self.streams = [torch.cuda.Stream() if images.is_cuda else None for _ in network.shallow_stages()]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        images, network = self.network.pyramid(x), self.network
-        others = []
-        for stage, image, stream in zip(network.shallow_stages(), images[1:], self.streams, strict=True):
-            if stream is not None:
-                stream.wait_stream(torch.cuda.current_stream())
-            with nullcontext() if stream is None else torch.cuda.stream(stream):
-                others.append(stage(image, self.like))
-        features = network.backbone.forward_features(images[0])
-        f1 = to_map(features, x, network.reduction, network.layout)
-        for stream in self.streams:
-            if stream is not None:
-                torch.cuda.current_stream().wait_stream(stream)
-        return network.forward_head(network.merged(features, network.integration([f1, *others])))
 
 
 def eager(network: nn.Module, images: torch.Tensor) -> Call:
@@ -99,7 +71,7 @@ def measure(name: str, compiled: bool, device: str, rounds: int) -> dict[str, An
             for form, network in (("backbone", backbone), ("wsms", wsms))
         }
     else:
-        beside = OnStreams(wsms, images)
+        beside = parallel_stages(wsms)
         with torch.no_grad():
             torch.testing.assert_close(beside(images), wsms(images), rtol=0.02, atol=0.02)
         ways = {"backbone, eager": eager(backbone, images), "wsms, eager": eager(wsms, images)}

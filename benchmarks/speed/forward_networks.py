@@ -6,6 +6,7 @@ speed by some percent.
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -94,6 +95,16 @@ def build_forms(name: str, training: bool, fused: bool = False, device: str = "c
     for form in forms.values():
         form.train(training).to(device, memory_format=layout_of(name))
     return forms
+
+
+def compile_forms(forms: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Each form as one graph, and the WSMS form once more with a graph per stage."""
+    network: Any = forms["wsms"]
+    own = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    per_stage = copy.deepcopy(network, own)  # the same tensors
+    per_stage.compile_stages()
+    whole: dict[str, nn.Module] = {form: torch.compile(one, dynamic=False) for form, one in forms.items()}
+    return whole | {"wsms_per_stage": per_stage}
 
 
 def layout_of(name: str) -> torch.memory_format:

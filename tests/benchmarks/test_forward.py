@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import timm_wsms  # noqa: F401
+from timm_wsms.network.parallel_stages import ParallelStages
 
 pytestmark = pytest.mark.slow  # a benchmark
 
@@ -25,7 +26,7 @@ def forms(monkeypatch):
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_batch_1_on_streams(forms, monkeypatch, tmp_path, name):
-    """The command on a CPU: it checks that stages on streams of their own give the network's logits."""
+    """The command on a CPU, where stages side by side are in threads: it checks that they give the network's logits."""
     module = importlib.import_module("benchmarks.speed.forward_batch1_gpu")
     monkeypatch.setattr(module, "SIDE", 64 if name == "test_resnet" else 160)
     monkeypatch.setattr(forms, "SIDE", module.SIDE)
@@ -45,8 +46,8 @@ def test_batch_1_on_streams(forms, monkeypatch, tmp_path, name):
 def test_a_stream_that_gets_another_image_is_noticed(forms, monkeypatch):
     module = importlib.import_module("benchmarks.speed.forward_batch1_gpu")
     monkeypatch.setattr(module, "SIDE", 64)
-    forward = module.OnStreams.forward
-    monkeypatch.setattr(module.OnStreams, "forward", lambda self, x: forward(self, x.flip(-1)))
+    forward = ParallelStages.forward
+    monkeypatch.setattr(ParallelStages, "forward", lambda self, x: forward(self, x.flip(-1)))
     with pytest.raises(AssertionError, match="not close"):
         module.measure("test_resnet", False, "cpu", 1)
 

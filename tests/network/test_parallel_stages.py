@@ -1,5 +1,6 @@
 """Stages side by side in threads against the network itself, and what is refused."""
 
+import contextlib
 import copy
 import threading
 
@@ -120,3 +121,71 @@ def test_what_is_refused_is_one_line_that_says_what_to_do():
     with pytest.raises(timm_wsms.UserError, match="compile the model itself"):
         fast.compile()
     assert torch.equal(torch.compile(fast, backend="eager")(x), fast(x))
+
+
+# ---- on a GPU, whose calls are noted here instead of made
+
+
+class Device:
+    """Stands in for `torch.cuda`: notes in which order streams wait for one another and what runs on which."""
+
+    def __init__(self, monkeypatch):
+        self.events, self.now, self.made = [], "main", 0
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream(self, self.now))
+        monkeypatch.setattr(torch.cuda, "Stream", self.make)
+        monkeypatch.setattr(torch.cuda, "stream", self.running_on)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: self.events.append(("kept", stream.name)))
+
+    def make(self):
+        self.made += 1
+        return Stream(self, f"side {self.made}")
+
+    @contextlib.contextmanager
+    def running_on(self, stream):
+        before, self.now = self.now, stream.name
+        yield
+        self.now = before
+
+
+class Stream:
+    def __init__(self, device, name):
+        self.device, self.name = device, name
+
+    def wait_stream(self, other):
+        self.device.events.append((self.name, "waits for", other.name))
+
+
+@pytest.mark.parametrize("case", ["CNN", "averaged"])
+def test_on_a_gpu_each_stage_has_a_stream(case, monkeypatch):
+    model, x = network(case)
+    with torch.no_grad():
+        expected = model(x)
+    device = Device(monkeypatch)
+    for number, part in enumerate(model.backbones(), start=1):
+        part.conv1.register_forward_pre_hook(lambda *_, n=number: device.events.append((device.now, "runs", n)))
+    fast = timm_wsms.parallel_stages(model)
+    monkeypatch.setattr(parallel_stages, "_is_on_gpu", lambda _: True)
+    torch.testing.assert_close(fast(x), expected)
+    assert device.events == [
+        ("side 1", "waits for", "main"),
+        ("side 1", "runs", 2),
+        ("side 2", "waits for", "main"),
+        ("side 2", "runs", 3),
+        ("main", "runs", 1),
+        ("main", "waits for", "side 1"),
+        ("main", "waits for", "side 2"),
+        ("kept", "main"),
+        ("kept", "main"),
+    ]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["CNN", "averaged"])
+def test_in_a_cuda_graph(case):
+    model, x = network(case)
+    model, x = model.cuda(), x.cuda()
+    with torch.no_grad():
+        expected = [model(x), model(x.flip(-1))]
+    fast = torch.cuda.make_graphed_callables(timm_wsms.parallel_stages(model), (x.clone(),))
+    for image, logits in zip((x, x.flip(-1)), expected, strict=True):
+        torch.testing.assert_close(fast(image), logits, rtol=1e-3, atol=1e-3)

@@ -56,6 +56,7 @@ class MultiStageNet(nn.Module):
         self.head = None
         self.num_features = backbone.num_features
         self.backbone_features = FeatureCall(type(backbone))
+        self.compiled_stages = False
         self.ties: Ties | None = None
         self.register_state_dict_pre_hook(_follow)
         self.register_state_dict_post_hook(_drop_duplicates)
@@ -100,9 +101,22 @@ class MultiStageNet(nn.Module):
 
     def stage1_features(self, image: torch.Tensor) -> Any:
         """(B, in_chans, H, W) → the backbone's features."""
-        if isinstance(image, torch.fx.Proxy):
+        if self.compiled_stages or isinstance(image, torch.fx.Proxy):
             return self.backbone_features(self.backbone, image)
         return self.backbone.forward_features(image)
+
+    def compile_stages(self, **options: Any) -> None:
+        """Compile each stage by itself, in place; what joins the stages and the heads stay eager.
+
+        `torch.compile(model)` makes one graph of all stages, `model.compile_stages()` one graph per stage. What both
+        take: docs/performance.md. Names of parameters stay as they are. A copy made afterwards is not compiled.
+
+        Args:
+            options: Those of `torch.compile`. `dynamic` is False unless it is given: each size has a graph of its own.
+        """
+        self.compiled_stages = True
+        for part in (self.backbone_features, *self.stages.values()):
+            part.compile(**{"dynamic": False, **options})
 
     def forward_features(self, x: torch.Tensor) -> Any:
         """(B, in_chans, H, W) → what the head takes."""

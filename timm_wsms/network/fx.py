@@ -40,7 +40,7 @@ def _find_proxy(values: Iterable[Any]) -> torch.fx.Proxy | None:
 
 
 class FeatureCall(nn.Module):
-    """A backbone's `forward_features` as a module of its own, without parameters; only tracers call it.
+    """A backbone's `forward_features` as a module of its own, without parameters; for tracers and compilers.
 
     timm hands a tracer its functions that cannot be traced (`resample_abs_pos_embed` of a ViT with
     `dynamic_img_size`), and a tracer replaces them in the file of each module that it sees called. A network calls a

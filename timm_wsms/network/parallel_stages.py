@@ -1,4 +1,4 @@
-"""Stages side by side in threads: at batch 1 on a CPU, small stages otherwise leave most cores idle."""
+"""Stages side by side, in threads or on CUDA streams: at batch 1, small stages leave most of a machine idle."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +20,16 @@ NOT_COMPILED = "parallel_stages runs threads, which do not compile; compile the 
 
 
 def parallel_stages(model: MultiStageNet, threads_per_stage: int = 1) -> "ParallelStages":
-    """Let a network run its stages side by side, each in a thread of its own: for inference at small batches on a CPU.
+    """Let a network run its stages side by side: for inference at small batches.
 
     ```python
     fast = timm_wsms.parallel_stages(model.eval())
     logits = fast(image)
+    fast = torch.cuda.make_graphed_callables(fast, (image,))  # on a GPU: one CUDA graph, for images of this shape
     ```
+
+    On a CPU each stage has a thread of its own, on a GPU a stream. What a stream costs to launch is saved by a CUDA
+    graph. (Not run on a GPU yet.)
 
     With as many cores as stages, the network then takes about as long as its slowest stage; with fewer, stages wait for
     one another. At large batches, and for backbones of few and large operators (ViT), the operators use all cores by
@@ -112,6 +116,8 @@ class ParallelStages(nn.Module):
 
     def _run(self, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
         """The results of all tasks; the first runs in this thread."""
+        if _is_on_gpu(self.model):
+            return _run_on_streams(tasks)
         if self._threads is None:
             inside = self.threads_per_stage
             beside = max(1, min(len(tasks) - 1, usable_cores() // inside - 1))
@@ -123,6 +129,35 @@ class ParallelStages(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without the threads: a copy starts its own."""
         return {**self.__dict__, "_threads": None}
+
+
+def _is_on_gpu(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda
+
+
+def _run_on_streams(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
+    """The results of all tasks; the first runs on the current stream, which waits for the others' at the end."""
+    current = torch.cuda.current_stream()
+    streams = [torch.cuda.Stream() for _ in tasks[1:]]  # from PyTorch's pool
+    others = []
+    for stream, task in zip(streams, tasks[1:], strict=True):
+        stream.wait_stream(current)  # the images are made there
+        with torch.cuda.stream(stream):
+            others.append(task())
+    results = [tasks[0](), *others]
+    for stream in streams:
+        current.wait_stream(stream)
+    for tensor in _tensors(others):
+        tensor.record_stream(current)  # its memory must not be given away before it was used there
+    return results
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)
 
 
 class _Context:

@@ -140,6 +140,16 @@ class WsmsNet(FeatureMaps):
         """Whether γ = 0 gives the backbone's logits."""
         return self.integration is None or self.residual
 
+    def compile_stages(self, **options: Any) -> None:
+        """See `MultiStageNet`.
+
+        Raises:
+            UserError: For PiT, whose last map `forward_features` does not give.
+        """
+        if self.map_not_in_features:
+            raise UserError(f"{type(self.backbone).__name__} has no graph per stage; use torch.compile(model)")
+        super().compile_stages(**options)
+
     def stage_maps(self, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
         """(B, in_chans, H, W) → the backbone's features, and S maps (B, C_s, h, w) that wait for their integration."""
         images = self.pyramid(x)
