@@ -1,9 +1,9 @@
 """Tries other packages on our networks and records what it finds: benchmarks/results/clients.json.
 
-    python -m tests.clients                           every package that is installed: `make test-clients`
-    python -m tests.clients tests/clients/test_fx.py  some; the lines of all others stay
+    python -m tests.clients            every package: `make test-clients`
+    python -m tests.clients -k peft    some: says what it finds, and leaves the file as it is
 
-docs/compatibility.md has the table (`python -m tests.clients.table`).
+So the file always is of one run. docs/compatibility.md has the table (`python -m tests.clients.table`).
 """
 
 import json
@@ -23,13 +23,15 @@ class Recorder:
     """A plugin of pytest that keeps what became of each test."""
 
     def __init__(self):
-        self.rows = {}
+        self.rows, self.missing = {}, set()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = yield
-        if report.when == "call" or report.failed:
-            package, what = item.get_closest_marker("clients").args
+        package, what = item.get_closest_marker("clients").args
+        if report.when == "setup" and report.skipped:
+            self.missing.add(package)
+        elif report.when == "call" or report.failed:
             key = f"{Path(item.location[0]).name}::{item.originalname}"
             row = {"client": package, "what": what, "version": version(package), "forms": {}}
             forms = self.rows.setdefault(key, row)["forms"]
@@ -45,13 +47,15 @@ class Recorder:
 
 def main(arguments):
     recorder = Recorder()
-    chosen = (
-        arguments if any(not word.startswith("-") for word in arguments) else [*arguments, str(Path(__file__).parent)]
-    )
-    code = pytest.main(["-m", "clients", "-p", "no:cacheprovider", *chosen], plugins=[recorder])
-    kept = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else {}
-    rows = dict(sorted((kept | recorder.rows).items()))
-    RESULTS.write_text(json.dumps({**environment.record(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    tests = [str(Path(__file__).parent)] if all(word.startswith("-") for word in arguments) else []
+    code = pytest.main(["-m", "clients", "-p", "no:cacheprovider", *arguments, *tests], plugins=[recorder])
+    if arguments or recorder.missing:
+        print(json.dumps(recorder.rows, indent=1))
+        absent = f"; not installed: {', '.join(sorted(recorder.missing))}" if recorder.missing else ""
+        print(f"{RESULTS.name} is left as it is, since these are not all clients{absent}")
+    else:
+        rows = dict(sorted(recorder.rows.items()))
+        RESULTS.write_text(json.dumps({**environment.record(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
     return code
 
 

@@ -60,7 +60,11 @@ UNUSED = (
 )
 
 
-@client("segmentation-models-pytorch", "`DeepLabV3Plus`: the same", concat=(UNUSED, AssertionError))
+@client(
+    "segmentation-models-pytorch",
+    "`DeepLabV3Plus`: encoder's maps are timm's; every parameter gets a gradient",
+    concat=(UNUSED, AssertionError),
+)
 def test_deeplab(form):
     import segmentation_models_pytorch as smp
 
@@ -163,3 +167,50 @@ def test_fastai(form):
     assert without_gradient(model, model(X).square().mean()) == []
     groups = [{id(one) for one in group} for group in default_split(model)]
     assert groups[0] == {id(one) for one in model[0].parameters()}
+
+
+NORMAL, OTHERS = images(64, number=8, seed=1), images(64, number=3, seed=2)
+LAYERS = ["layer1", "layer2", "layer3"]
+
+
+def anomaly_model(kind, form, **kwargs):
+    """anomalib's model after it has seen the normal images, and its maps of both kinds of images, made by timm."""
+    model = randomize(kind(backbone=FORMS[form], layers=LAYERS, pre_trained=False, **kwargs)).train()
+    model(NORMAL)
+    timms = timm.create_model(FORMS[form], features_only=True, out_indices=(1, 2, 3)).eval()
+    timms.load_state_dict(model.feature_extractor.feature_extractor.state_dict())
+    with torch.no_grad():
+        return model.eval(), timms(NORMAL), timms(OTHERS)
+
+
+def joined(maps, mode):
+    resized = [nn.functional.interpolate(one, maps[0].shape[-2:], mode=mode) for one in maps]
+    return torch.cat(resized, 1)
+
+
+@client("anomalib", "`PadimModel`: scores are those of Gaussians fitted by hand to timm's maps")
+def test_padim(form):
+    from anomalib.models.image.padim.torch_model import PadimModel
+
+    model, normal, others = anomaly_model(PadimModel, form, n_features=4)
+    size = normal[0].shape[-2:]
+    normal, others = (joined(maps, "nearest")[:, model.idx].flatten(2).permute(2, 0, 1) for maps in (normal, others))
+    mean = normal.mean(1, keepdim=True)
+    covariance = (normal - mean).mT @ (normal - mean) / (len(NORMAL) - 1) + (0.01 + 1e-5) * torch.eye(4)
+    squared = ((others - mean) @ covariance.inverse() * (others - mean)).sum(2)
+    expected = nn.functional.interpolate(squared.sqrt().T.unflatten(1, (1, *size)), 64, mode="bilinear")
+    model.fit()
+    model.anomaly_map_generator.blur = nn.Identity()
+    torch.testing.assert_close(model(OTHERS).anomaly_map, expected, rtol=1e-3, atol=1e-3)
+
+
+@client("anomalib", "`PatchcoreModel`: scores are the distances, by hand, to the nearest of the normal images' maps")
+def test_patchcore(form):
+    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+    model, *maps = anomaly_model(PatchcoreModel, form, num_neighbors=1)
+    model.memory_bank = torch.cat(model.embedding_store)  # all of it: which part anomalib would keep is drawn
+    pooled = [[nn.functional.avg_pool2d(one, 3, 1, 1) for one in kind] for kind in maps]
+    normal, others = (joined(kind, "bilinear").flatten(2).mT for kind in pooled)
+    expected = torch.cdist(others, normal.flatten(0, 1)).amin(2).amax(1)
+    torch.testing.assert_close(model(OTHERS).pred_score, expected, rtol=1e-3, atol=1e-3)

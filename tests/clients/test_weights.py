@@ -1,6 +1,7 @@
 """What puts another tensor in the place of a weight, or reads and writes all of them."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -160,6 +161,30 @@ def test_fsdp(form, one_process):
         network(X).square().mean().backward()
     found = {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
     check_same(found, {name: parameter.grad for name, parameter in expected.named_parameters()}, **CLOSE)
+
+
+@client("torch", "`nn.DataParallel` without a GPU; replicas as it makes them, on the CPU: logits and gradients")
+def test_data_parallel(form, monkeypatch):
+    model, expected = build(form), build(form)
+    torch.testing.assert_close(run(nn.DataParallel(model), X), run(expected, X), **EXACT)
+
+    def broadcast(tensors, devices, detach=False):
+        """In place of copies on GPUs: other values, so that a layer with the model's own tensors is noticed."""
+        return [[1.1 * (one.detach() if detach else one) for one in tensors] for _ in devices]
+
+    module = importlib.import_module("torch.nn.parallel.replicate")
+    monkeypatch.setattr(module, "_broadcast_coalesced_reshape", broadcast)
+    monkeypatch.setattr(module, "_get_device_index", lambda device, *_: device)
+    replicas = module.replicate(model, [0, 1])
+    with torch.no_grad():
+        for tensor in [*expected.parameters(), *expected.buffers()]:
+            tensor.copy_(1.1 * tensor)
+    found = torch.cat([replica(x) for replica, x in zip(replicas, X.split(1), strict=True)])
+    torch.testing.assert_close(found, expected(X), **CLOSE)
+    found.square().mean().backward()
+    expected(X).square().mean().backward()
+    gradients = {name: 1.1 * parameter.grad for name, parameter in expected.named_parameters()}
+    check_same({name: parameter.grad for name, parameter in model.named_parameters()}, gradients, rtol=1e-3, atol=1e-5)
 
 
 def lora(form, targets, **arguments):

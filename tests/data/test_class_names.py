@@ -1,5 +1,6 @@
 """Names of classes that look alike, and numbers that do not count from 0: one class, or said."""
 
+import itertools
 import json
 import unicodedata
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from timm_wsms import UserError
 from timm_wsms.data import DataSettings, load_splits, summary
+from timm_wsms.data.class_names import in_order
 
 TYPED, STORED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
@@ -15,7 +17,7 @@ TYPED, STORED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD")
 def put(folder, name, number=0):
     path = folder / name / f"{number}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    Image.new("RGB", (8, 8), (200, number, 0)).save(path)
 
 
 def remarks(settings):
@@ -29,7 +31,7 @@ def table(path, rows):
 
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.parent / "one.png"
-    Image.new("RGB", (8, 8)).save(file)
+    Image.new("RGB", (8, 8), "white").save(file)
     image = file.read_bytes()
     file.unlink()
     pa.parquet.write_table(pa.table({"image": [image] * len(rows), "label": rows}), path)
@@ -89,3 +91,28 @@ def test_two_rows_of_metadata_for_one_file(tmp_path):
     metadata.write_text("file_name,label\n0.png,cat\n1.png,dog\n0.png,dog\n")
     with pytest.raises(UserError, match=r"metadata.csv: 0.png has two rows that differ; remove one of them"):
         load_splits(DataSettings(str(tmp_path), holdout=0.5), 0)
+
+
+@pytest.mark.parametrize("spelled", ["01", "1.0"])
+def test_one_number_in_two_spellings_is_told(spelled, tmp_path):
+    for split in ("train", "test"):
+        table(tmp_path / "data" / f"{split}.parquet", ["1", spelled, "2"])
+    (said,) = remarks(DataSettings(str(tmp_path / "data")))
+    assert said == f"WARNING: classes {', '.join(map(repr, sorted(('1', spelled))))} are the same number; are they one?"
+
+
+def test_the_order_of_equal_numbers_follows_from_the_names(tmp_path):
+    """Not from the order in which a set lists them: it is another one in each process."""
+    expected = ["001", "01", "1", "02", "2"]
+    for names in itertools.permutations(expected):
+        assert in_order(names) == expected
+    assert in_order(["10", "9", "a"]) == in_order(["a", "9", "10"]) == ["10", "9", "a"]
+    for split in ("train", "test"):
+        table(tmp_path / "table" / f"{split}.parquet", expected[::-1])
+        for number in range(len(expected)):
+            put(tmp_path / "folder" / split, "", number)
+        rows = "".join(f"{number}.png,{name}\n" for number, name in enumerate(expected[::-1]))
+        (tmp_path / "folder" / split / "metadata.csv").write_text("file_name,label\n" + rows)
+    for source in ("table", "folder"):
+        train, _ = load_splits(DataSettings(str(tmp_path / source)), 0)
+        assert [*train.class_names] == expected and sorted(train.labels.tolist()) == [0, 1, 2, 3, 4]

@@ -22,6 +22,9 @@ TYPES = {
     "file": VALUE("binary"),
     "struct": {"bytes": VALUE("binary"), "path": VALUE("string")},
     "coarse": datasets.ClassLabel(names=["pet"]),
+    "label": VALUE("float64"),
+    "Target": VALUE("bool"),
+    "labels": [VALUE("int64")],
 }
 
 
@@ -85,6 +88,34 @@ def test_a_column_that_cannot_be_used_is_named(named, message):
 def test_what_is_not_there_is_said(columns, message):
     with pytest.raises(UserError, match=message):
         find_columns(table(*columns), DataSettings())
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"), [("label", "float64"), ("Target", "bool"), ("labels", "(List|Sequence|list)")]
+)
+def test_no_other_column_takes_the_place_of_labels_that_are_no_classes(column, kind):
+    """pandas makes floats of integers where one is missing; beside them a `number` may count the rows."""
+    with pytest.raises(
+        UserError, match=rf"Column '{column}' holds {kind}, which are no classes; .* data\.label_column"
+    ):
+        find_columns(table("img", column, "number", "text"), DataSettings())
+    assert find_columns(table("img", column, "number", "text"), DataSettings(label_column="text")).label == "text"
+    assert find_columns(table("img", column, "fine"), DataSettings()).label == "fine"
+
+
+def test_numbers_of_rows_are_no_classes():
+    rows = {"train": table(number=list(range(30))), "test": table(number=[0, 1])}
+    with pytest.raises(UserError, match=r"numbers up to 29 in 30 rows of split 'train'.*seem to be no classes"):
+        read_labels(rows, DataSettings(), "number")
+    assert len(read_labels(rows, DataSettings(num_classes=30), "number")[1]) == 30
+
+
+@pytest.mark.parametrize("column", ["fine", "text"])
+def test_a_number_of_classes_that_is_not_the_datas_is_refused(column):
+    rows = {"train": table(**{column: [0, 1] if column == "fine" else ["cat", "dog"]})}
+    assert read_labels(rows, DataSettings(num_classes=2), column)[1] == ["cat", "dog"]
+    with pytest.raises(UserError, match=r"data\.num_classes is 3, but the data names 2 classes; leave it out"):
+        read_labels(rows, DataSettings(num_classes=3), column)
 
 
 def test_labels_are_read_from_every_split_with_their_names():

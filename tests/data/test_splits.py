@@ -1,8 +1,11 @@
 """Names of splits, parts of them, what is kept back, and samples."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -177,3 +180,34 @@ def test_the_embedded_digits_have_parts_and_can_be_held_out():
     assert (len(train), len(test)) == (100, 49) and len(test.object_sizes) == 49
     train, test = load_splits(DataSettings(holdout=0.1), 0)
     assert len(train) + len(test) == 1437 and abs(len(test) - 144) <= 5
+
+
+def test_a_split_of_the_same_meaning_that_is_not_used_is_told(folder):
+    settings = DataSettings(folder)
+    assert "is not used" not in said(*load_splits(settings, 0), settings)
+    shutil.copytree(Path(folder) / "train" / "cat", Path(folder) / "training" / "cat")
+    assert "WARNING: split 'training' is not used, 'train' is; are both meant?" in said(
+        *load_splits(settings, 0), settings
+    )
+    shutil.copytree(Path(folder) / "train" / "cat", Path(folder) / "validation" / "cat")  # beside `val`
+    found = said(load_split(settings), load_split(settings), settings)
+    assert "WARNING: split 'val' is not used, 'validation' is" in found and "training" not in found
+
+
+def test_a_column_that_names_splits_is_told_since_nothing_reads_it(tmp_path):
+    rows = [("cat", "train"), ("dog", "train"), ("cat", "test"), ("dog", "test")]
+    for number in range(4):
+        Image.new("RGB", (6, 4), (number + 50,) * 3).save(tmp_path / f"{number}.png")
+    lines = [f"{number}.png,{name},{split}" for number, (name, split) in enumerate(rows)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label,split", *lines]))
+    settings = DataSettings(str(tmp_path), holdout=0.5)
+    expected = (
+        "WARNING: column 'split' (test, train) is not used, and these splits are one; give each a folder or a file"
+    )
+    assert expected in said(*load_splits(settings, 0), settings)
+    files = [(tmp_path / f"{number}.png").read_bytes() for number in range(4)]
+    table = pa.table({"image": files, "label": [0, 1, 0, 1], "split": [split for _, split in rows]})
+    (tmp_path / "table").mkdir()
+    pyarrow.parquet.write_table(table, tmp_path / "table" / "train.parquet")
+    settings = DataSettings(str(tmp_path / "table"), holdout=0.5)
+    assert expected in said(*load_splits(settings, 0), settings)

@@ -94,3 +94,21 @@ def test_a_card_tells_the_same(folder, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(summary.describe({"train": train, "test": test}, settings)))
     told = summary.card_lines(tmp_path / "data.json")
     assert told[0] == "pets: 4 classes (Dog, ant, cat, dog)" and "WARNING: only in test: 1 class (Dog)" in told
+
+
+def test_black_images_are_told(tmp_path):
+    """Floats from 0 to 1 that were saved as bytes, with a value of 1 here and there."""
+    for split, most in (("train", 1), ("test", 2)):
+        for number in range(20):
+            file = tmp_path / split / str(number % 2) / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.zeros((70, 80, 3), np.uint8)
+            pixels[number] = most
+            Image.fromarray(pixels).save(file)
+    settings = DataSettings(str(tmp_path))
+    train, test = load_splits(settings, 0)
+    (said,) = summary.describe({"train": train, "test": test}, settings)["remarks"]
+    assert said == (
+        "WARNING: 8 images of split 'train' were decoded, and are black: the brightest value is 1 of 255. Were values"
+        " from 0 to 1 saved as bytes?"
+    )

@@ -1,6 +1,7 @@
 """Weights of a multi-stage network from a file, in every form that training scripts leave; and files that hold none."""
 
 import argparse
+import json
 import logging
 
 import pytest
@@ -267,3 +268,18 @@ def test_a_backbones_state_dict_in_memory_with_prefixes():
     model = start("wsms_test_resnet", {"state_dict": content})
     assert torch.equal(run(model, False), run(backbone, False))
     assert "_orig_mod.conv1.0.weight" in content["state_dict"]  # the user's is as it was
+
+
+def test_a_file_beside_the_config_of_another_architecture_is_told(tmp_path, caplog):
+    """Two of timm's names may have the same tensors, and differ in padding or activation."""
+    timm.models.save_for_hf(timm.create_model("test_resnet"), tmp_path, safe_serialization=True)
+    overlay = {"file": str(tmp_path / "model.safetensors")}
+    start("wsms_test_resnet", overlay)
+    assert not [line for line in lines(caplog) if "config.json" in line[1]]
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architecture": "tf_test_resnet"}))
+    start("wsms_test_resnet", overlay)
+    said = f"{overlay['file']}: config.json beside it says that it is of tf_test_resnet, not of wsms_test_resnet"
+    assert ("WARNING", said) in lines(caplog)
+    (tmp_path / "config.json").write_text("[")  # anything
+    start("wsms_test_resnet", overlay)

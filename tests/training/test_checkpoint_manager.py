@@ -75,3 +75,18 @@ def test_a_renamed_class_is_refused_since_its_number_may_be_anothers(tmp_path, c
     assert len(str(error.value).splitlines()) == 1
     train(tmp_path / "run", *arguments, "--epochs", "2", "--resume_with_changes", "true")
     assert "resumed after epoch 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_that_went_to_another_class_is_refused(tmp_path, split):
+    """As many images as before, under the same names of classes."""
+    source = images(tmp_path / "images")
+    arguments = ["--data.source", str(source), "--data.workers", "0", "--resume", "auto"]
+    train(tmp_path / "run", *arguments, "--epochs", "1")
+    moved = sorted((source / split / "cat").iterdir())[0]
+    moved.rename(source / split / "dog" / "moved.png")
+    with pytest.raises(UserError, match=r"started with other labels .*--resume_with_changes true") as error:
+        train(tmp_path / "run", *arguments, "--epochs", "2")
+    assert len(str(error.value).splitlines()) == 1
+    train(tmp_path / "run", *arguments, "--epochs", "2", "--resume_with_changes", "true")
+    assert checkpoint.newest(tmp_path / "run").name == "epoch-0002"

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from timm_wsms.data.class_names import in_order
 from timm_wsms.data.folder_metadata import LABEL_NAMES
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
@@ -12,6 +13,7 @@ from timm_wsms.utils import composed
 if TYPE_CHECKING:
     import datasets
 
+MOST_IN_FEW = 10  # classes of a column that no setting names, in a few rows
 UNLABELLED = -1  # the Hub's convention, for test splits whose labels are held back
 
 
@@ -41,6 +43,12 @@ def find_columns(table: "datasets.Dataset", settings: DataSettings) -> Columns:
     integers = [name for name, feature in features.items() if _is_value(feature, "int", "uint")]
     words = [name for name, feature in features.items() if _is_value(feature, "string", "large_string")]
     usual = [name for name in integers + words if name.casefold() in LABEL_NAMES]
+    unfit = [name for name in features if name.casefold() in LABEL_NAMES and name not in classes + usual + images]
+    if unfit and not classes and not usual and settings.label_column is None:  # no other column is meant then
+        raise UserError(
+            f"Column {unfit[0]!r} holds {_describe(features[unfit[0]])}, which are no classes; make them integers or"
+            f" words, or name another {settings.option('label_column')}."
+        )
     what = "class labels, integers or words"
     return Columns(
         _choose("image_column", settings, images or files, images + files, "images", features),
@@ -147,7 +155,21 @@ def read_labels(
             row = wrong[0]
             raise UserError(bad_label(f"{row} of split {name!r}", values[row], column, own))
         labels[name] = numbers[name][values]
+    check_count(class_names, settings)
     return labels, class_names
+
+
+def check_count(class_names: list[str], settings: DataSettings) -> None:
+    """Refuses a number of classes in the settings that is not the data's.
+
+    Raises:
+        UserError: it is not.
+    """
+    if settings.num_classes not in (None, len(class_names)):
+        raise UserError(
+            f"{settings.option('num_classes')} is {settings.num_classes}, but the data names {len(class_names)}"
+            " classes; leave it out."
+        )
 
 
 def merge_names(of_splits: dict[str, list[str]]) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -186,10 +208,11 @@ def _number_names(labels: dict[str, np.ndarray], settings: DataSettings, column:
     """The numbers as names of classes."""
     count = settings.num_classes or max(int(values.max()) for values in labels.values()) + 1
     name, rows = next((name, len(values)) for name, values in labels.items())
-    if settings.num_classes is None and count > rows:  # an identifier, perhaps
+    distinct = max(len(np.unique(values)) for values in labels.values())
+    if settings.num_classes is None and (count > rows or distinct > max(rows // 2, MOST_IN_FEW)):  # numbers of rows?
         raise UserError(
-            f"Column {column!r} has numbers up to {count - 1} in {rows} rows of split {name!r}: these are no classes"
-            f" counted from 0; set {settings.option('label_column')} to another, or say"
+            f"Column {column!r} has numbers up to {count - 1} in {rows} rows of split {name!r}: these seem to be no"
+            f" classes counted from 0; set {settings.option('label_column')} to another, or say"
             f" {settings.option('num_classes')}."
         )
     return [str(label) for label in range(count)]
@@ -206,11 +229,12 @@ def _number_words(
             raise UserError(bad_label(f"{row} of split {name!r}", UNLABELLED, column, []))
     distinct = {word for of_split in words.values() for word in of_split}
     rows = sum(map(len, words.values()))
-    if settings.label_column is None and len(distinct) > max(rows // 2, 10):  # captions or names of files, perhaps
+    if settings.label_column is None and len(distinct) > max(rows // 2, MOST_IN_FEW):  # captions or names of files?
         raise UserError(
             f"Column {column!r} has {len(distinct)} different words in {rows} rows, too many for classes; set"
             f" {settings.option('label_column')}, to {column!r} if it is the one."
         )
-    class_names = sorted(distinct, key=int if all(word.isdecimal() for word in distinct) else None)
+    class_names = in_order(distinct)
+    check_count(class_names, settings)
     place = {word: number for number, word in enumerate(class_names)}
     return {name: np.array([place[word] for word in of_split]) for name, of_split in words.items()}, class_names

@@ -2,6 +2,7 @@
 
 import glob
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,14 @@ from typing import Any, TypeVar
 from timm_wsms.data.columns import Columns, find_columns
 from timm_wsms.data.image_folder import is_image_folder, read_image_folder
 from timm_wsms.data.settings import DataSettings
-from timm_wsms.data.split_names import SPLIT_WORDS, find_split, parse_split
+from timm_wsms.data.split_names import (
+    SPLIT_COLUMNS,
+    SPLIT_WORDS,
+    find_split,
+    others_like,
+    parse_split,
+    split_remarks,
+)
 from timm_wsms.data.stored_names import Names, names_of_splits
 from timm_wsms.errors import UserError
 
@@ -47,6 +55,17 @@ class Source:
     def names_in(self, column: str) -> dict[str, list[str]]:
         """The class names of a column, by split, where files have stored some."""
         return {split: names[column] for split, names in self.class_names.items() if column in names}
+
+    def unused(self, used: Collection[str]) -> list[str]:
+        """Remarks about what divides the images and nothing reads: splits of the same meaning as used ones, columns."""
+        found = others_like(used, self.splits)
+        for split in used if self.columns is None else ():
+            table = self.splits[split]
+            if hasattr(table, "unique"):  # a stream would have to be read
+                named = [name for name in table.column_names if name.casefold() in SPLIT_COLUMNS]
+                remarks = split_remarks({name: table.unique(name) for name in named})
+                found += [f"split {split}: {remark}" for remark in remarks]
+        return found
 
 
 def open_source(settings: DataSettings) -> Source:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from timm_wsms.data import folder_metadata
+from timm_wsms.data.class_names import in_order
 from timm_wsms.data.folder_metadata import METADATA
 from timm_wsms.data.folder_walk import JUNK, Id, identity_of, is_folder, scan, suffixes, walk, why_no_image
 from timm_wsms.data.settings import DataSettings
-from timm_wsms.data.split_names import SPLIT_WORDS, is_split_name, parse_split
+from timm_wsms.data.split_names import SPLIT_WORDS, is_split_name, parse_split, split_remarks
 from timm_wsms.errors import UserError
 from timm_wsms.utils import composed
 
@@ -67,8 +68,7 @@ class ImageFolder:
     def class_names(self) -> list[str]:
         """Of all splits, sorted as words; numbers in a table of labels as numbers."""
         names = {name for split in self.splits.values() for name in split.classes}
-        numbers = any(split.labelled for split in self.splits.values()) and all(name.isdecimal() for name in names)
-        return sorted(names, key=int if numbers else None)
+        return in_order(names, numbers=any(split.labelled for split in self.splits.values()))
 
     def tables(self) -> "dict[str, datasets.Dataset]":
         """Each split as rows of `image` (undecoded) and `label`."""
@@ -145,6 +145,8 @@ def _read_split(top: Path, root: Path, settings: DataSettings, seen: dict[Id, st
     found.sort(key=lambda pair: (pair[0], pair[1].parts))
     flat = bool(rows) and all(path.parent == top for _, path in found)
     column = folder_metadata.label_column(rows, settings, flat=flat)
+    named = sorted({name for row in rows.values() for name in row})
+    split.remarks += split_remarks({name: [row.get(name) for row in rows.values()] for name in named})
     if column:
         folder_metadata.label(split, [path for _, path in found], rows, column, top, root)
         return split
@@ -156,9 +158,9 @@ def _read_split(top: Path, root: Path, settings: DataSettings, seen: dict[Id, st
     inner = sorted({"/".join(path.relative_to(top).parts[:2]) for _, path in found if _is_deeper(path, top)})
     if inner:
         split.remarks.append(f"the first level of folders is the class; images in {_few(inner)} belong to that class")
-    if columns := sorted({name for row in rows.values() for name in row}):
+    if named:
         option = settings.option("label_column")
-        split.remarks.append(f"the folders are the classes; {option} would take them from metadata: {_few(columns)}")
+        split.remarks.append(f"the folders are the classes; {option} would take them from metadata: {_few(named)}")
     folders = {entry.name for entry in scan(top) if is_folder(entry)}
     filled = set(split.classes)
     for name in sorted(name for name in folders if composed(name) not in filled):

@@ -132,6 +132,7 @@ def _open(settings: DataSettings, seed: int, wanted: tuple[str, ...]) -> dict[st
         names = {setting: pick_split(source.splits, settings, setting) for setting in wanted}
         tables = {name: source.splits[name] for name in dict.fromkeys(names.values())}
         both = source.find_columns(next(iter(tables)), settings)
+        remarks = [*source.remarks, *source.unused(tables)]
         labels, class_names = columns.read_labels(tables, settings, both.label, source.names_in(both.label))
         wholes = {
             name: Split(
@@ -144,7 +145,7 @@ def _open(settings: DataSettings, seed: int, wanted: tuple[str, ...]) -> dict[st
                 found={
                     "passed_over": source.passed_over.get(name, {}),
                     "beside": source.passed_over.get("", {}),
-                    "remarks": source.remarks,
+                    "remarks": remarks,
                 },
             )
             for name, table in tables.items()

@@ -1,8 +1,8 @@
 """Names of splits: their usual spellings, and parts of them such as `train[:80%]`."""
 
 import re
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from timm_wsms.errors import UserError
 
@@ -12,6 +12,7 @@ FAMILIES = (
     ("validation", "valid", "val", "dev", "eval", "evaluation"),
 )
 SPLIT_WORDS = frozenset(word for family in FAMILIES for word in family)
+SPLIT_COLUMNS = ("split", "subset", "set", "partition", "fold", "phase")  # of tables, in any case
 BOUND = r"(-?\d+)(%?)"
 
 
@@ -92,3 +93,36 @@ def find_split(wanted: str, there: Collection[str]) -> str | None:
         if word in by_word:
             return by_word[word]
     return None
+
+
+def split_remarks(columns: Mapping[str, Iterable[Any]]) -> list[str]:
+    """What is to be said of columns that divide rows into splits: they are not used.
+
+    Args:
+        columns: what they hold, by name.
+    """
+    found = []
+    for name, values in columns.items():
+        words = sorted({str(value) for value in values if value is not None})
+        if name.casefold() in SPLIT_COLUMNS and len(words) > 1 and SPLIT_WORDS & {word.casefold() for word in words}:
+            found.append(
+                f"WARNING: column {name!r} ({', '.join(words[:5])}) is not used, and these splits are one; give each a"
+                " folder or a file of its own"
+            )
+    return found
+
+
+def others_like(used: Collection[str], there: Collection[str]) -> list[str]:
+    """Remarks about splits that are not used though their names mean what that of a used one does.
+
+    Args:
+        used: names of the splits that are.
+        there: of all.
+    """
+    families = {family: name for name in used for family in FAMILIES if name.casefold() in family}
+    return [
+        f"WARNING: split {name!r} is not used, {families[family]!r} is; are both meant?"
+        for name in there
+        for family in FAMILIES
+        if name not in used and name.casefold() in family and family in families
+    ]

@@ -164,6 +164,8 @@ def open_streams(settings: DataSettings) -> tuple[Stream, Stream]:
         )
     stored = source.names_in(both.label)
     class_names, numbers = columns.merge_names({name: stored.get(name, declared) for name in names})
+    columns.check_count(class_names, settings)
+    source.remarks += source.unused(names)
     train, test = (
         _stream(source, part, name, class_names, numbers[name], both, settings)
         for part, name in zip(("train", "test"), names, strict=True)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from timm_wsms.data import class_names
+from timm_wsms.data.decode import decode
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.data.split import Split
 from timm_wsms.data.split_names import parse_split
@@ -18,7 +21,8 @@ from timm_wsms.foreign import clean, printable, read_json, understood
 
 FILE = "data.json"
 SAMPLE = 1000  # images of a split whose mode and size are looked at
-SHOWN = 10  # class names
+DECODED, LARGE = 8, 2**24  # images of a split that are decoded, and the pixels of one that is too large for that
+BLACK = 1  # of 255: as the brightest value of all images it is a mistake
 EXAMPLES = 3  # files that are named of those that are passed over
 
 
@@ -26,22 +30,43 @@ def look_at(split: Split) -> Split:
     """A split with what the heads of its images say, or those of an even sample: modes and sizes, in `found`."""
     modes: Counter[str] = Counter()
     sizes = []
-    places = np.unique(np.linspace(0, len(split) - 1, min(len(split), SAMPLE)).round().astype(int))
-    for place in places.tolist():
+    places = _evenly(len(split), SAMPLE)
+    for place in places:
         value = split.undecoded(place)
         try:
-            with Image.open(value["path"] if value["bytes"] is None else BytesIO(value["bytes"])) as image:
+            with _opened(value) as image:
                 modes[image.mode] += 1
                 sizes.append(image.size)
         except Exception:  # whatever is wrong with it is told when it is decoded
             modes["unreadable"] += 1
-    found = {"looked_at": len(places), "modes": dict(modes.most_common())}
+    found = {"looked_at": len(places), "modes": dict(modes.most_common()), "brightest": _brightest(split)}
     if sizes:
         found |= {
             name: [int(min(sides)), int(max(sides))]
             for name, sides in zip(("width", "height"), zip(*sizes, strict=True), strict=True)
         }
     return replace(split, found={**split.found, **found})
+
+
+def _opened(value: Mapping[str, Any]) -> Image.Image:
+    return Image.open(value["path"] if value["bytes"] is None else BytesIO(value["bytes"]))
+
+
+def _brightest(split: Split) -> list[int]:
+    """The brightest value, of 255, of each of a few images."""
+    found = []
+    for place in _evenly(len(split), DECODED):
+        value = split.undecoded(place)
+        with suppress(Exception), _opened(value) as head:  # as above
+            if head.width * head.height < LARGE:
+                image = np.asarray(decode(value, split.name, place, split.value_range))  # (H, W, 3)
+                found.append(int(image.max()))
+    return found
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """Places from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def describe(splits: Mapping[str, Split | Stream], settings: DataSettings) -> dict[str, Any]:
@@ -74,7 +99,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     """The same in a few lines, to be printed: control characters in names are escaped."""
     summary = clean(dict(summary))
     classes = summary["classes"]
-    result = [f"data {summary['source']}: {_classes(classes)}"]
+    result = [f"data {summary['source']}: {class_names.listed(classes)}"]
     for part, split in summary["splits"].items():
         what = f"  {part}: {split['images']:,} images of split {split['name']!r}"
         if counts := split.get("images_per_class"):
@@ -84,7 +109,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         result += [f"    passed over: {_files(why, files)}" for why, files in split["passed_over"].items()]
     result += [f"  passed over: {_files(why, files)}" for why, files in summary["beside"].items()]
     for part, names in summary["only_in"].items():
-        result.append(f"  WARNING: only in {part}: {_classes(names)}")
+        result.append(f"  WARNING: only in {part}: {class_names.listed(names)}")
     return result + [f"  {remark}" for remark in summary["remarks"]]
 
 
@@ -145,9 +170,16 @@ def _remarks(splits: Mapping[str, Split | Stream], settings: DataSettings) -> li
             asked = parse_split(getattr(settings, f"{part}_split")).name
             if parse_split(split.name).name != asked:
                 remarks.append(f"there is no split {asked!r}; {parse_split(split.name).name!r} is taken")
+    for split in splits.values():
+        brightest = split.found.get("brightest")
+        if brightest and max(brightest) <= BLACK:
+            remarks.append(
+                f"WARNING: {len(brightest)} images of split {split.name!r} were decoded, and are black: the brightest"
+                f" value is {max(brightest)} of 255. Were values from 0 to 1 saved as bytes?"
+            )
     train, test = splits.get("train"), splits.get("test")
     if isinstance(train, Split):
-        remarks += _class_remarks(train)
+        remarks += class_names.remarks(train.class_names, train.labels, train.name)
     if train is not None and test is not None and parse_split(train.name).name == parse_split(test.name).name:
         both = len(test)
         if isinstance(train, Split) and isinstance(test, Split):
@@ -161,24 +193,6 @@ def _remarks(splits: Mapping[str, Split | Stream], settings: DataSettings) -> li
     return remarks
 
 
-def _class_remarks(train: Split) -> list[str]:
-    """What looks like a mistake in the names of classes, or in the numbers that stand for them."""
-    remarks, alike = [], dict[str, list[str]]()
-    names = [str(name) for name in train.class_names]
-    for name in names:
-        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
-    for same in [same for same in alike.values() if len(same) > 1][:EXAMPLES]:
-        remarks.append(f"WARNING: classes {', '.join(map(repr, same))} differ in spaces or case only; are they one?")
-    counts = np.bincount(train.labels, minlength=len(names))
-    empty = [name for name, count in zip(names, counts, strict=True) if not count]
-    if empty and all(name.isdecimal() for name in names):
-        remarks.append(
-            f"WARNING: labels count from 0, and no image of split {train.name!r} is of {_classes(empty)}; the network"
-            " has an output for each"
-        )
-    return remarks
-
-
 def _counted(passed_over: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
     return {why: {"files": len(files), "first": files[:EXAMPLES]} for why, files in passed_over.items()}
 
@@ -186,11 +200,6 @@ def _counted(passed_over: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
 def _files(why: str, files: Mapping[str, Any]) -> str:
     more = files["files"] - len(files["first"])
     return f"{files['files']:,} {why}: {', '.join(files['first'])}{f' and {more:,} more' if more else ''}"
-
-
-def _classes(names: list[str]) -> str:
-    count = f"{len(names):,} class{'es' if len(names) != 1 else ''}"
-    return f"{count} ({', '.join(map(str, names[:SHOWN]))}{', …' if len(names) > SHOWN else ''})"
 
 
 def _appearance(split: Mapping[str, Any]) -> str:

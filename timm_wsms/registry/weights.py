@@ -1,7 +1,9 @@
 """Where a network's weights come from, and whose they are: a backbone's own, or a multi-stage network's."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +20,12 @@ from timm.models import (
 from torch.hub import load_state_dict_from_url
 
 from timm_wsms.errors import UserError
+from timm_wsms.foreign import printable, read_json
 from timm_wsms.hub import download, published
 from timm_wsms.hub.config_check import SOURCES, check_pretrained_cfg
 from timm_wsms.registry.loading_errors import explained
 
+_logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"  # of a checkpoint folder
 FOLDERS = ("hf-hub", "local-dir")  # timm's `source` of what comes from a checkpoint folder
 LOCATION = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename")
@@ -122,12 +126,26 @@ def plan_weights(
         return LoadPlan(name, backbone, cfg, "backbone", None, cache_dir, from_tag)
     with explained(place(cfg), name, backbone):
         weights = _read(cfg, cache_dir)
+    if cfg.file and not cfg.state_dict:
+        _warn_of_another(Path(cfg.file), name, backbone)
     if any(key.startswith("backbone.") for key in weights):
         return LoadPlan(name, backbone, cfg, "network", weights, cache_dir, from_tag)
     if cfg.state_dict:  # timm takes it as it is, with its prefixes
         cfg = dataclasses.replace(cfg, state_dict=weights)
         from_tag = from_tag and {**from_tag, "pretrained_cfg_overlay": {**(overlay or {}), "state_dict": weights}}
     return LoadPlan(name, backbone, cfg, "backbone", weights, cache_dir, from_tag)
+
+
+def _warn_of_another(file: Path, name: str, backbone: str) -> None:
+    """Warn if a file lies in the checkpoint folder of another architecture, whose tensors may be of the same shapes."""
+    config = file.with_name("config.json")
+    if not config.is_file():
+        return
+    with suppress(UserError):  # it may be anything
+        found = read_json(config)
+        theirs = found.get("architecture") if isinstance(found, dict) else None
+        if isinstance(theirs, str) and theirs not in (name, backbone, f"wsms_{backbone}", f"wsmean_{backbone}"):
+            _logger.warning(f"{file}: {config.name} beside it says that it is of {printable(theirs)}, not of {name}")
 
 
 def place(cfg: PretrainedCfg) -> str:

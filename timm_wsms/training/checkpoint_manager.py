@@ -1,10 +1,13 @@
 """Saves a run when that is due or when it is asked to stop, and brings it back."""
 
 import dataclasses
+import hashlib
 import json
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from timm_wsms.cli_errors import Stopped
 from timm_wsms.data import Stream
@@ -108,10 +111,12 @@ class CheckpointManager:
         checkpoint.save_run_state(folder, state.position, self.run.network, self.run.optimizer, self._ema, extra)
         checkpoint.prune(folder, self.settings.keep_last, state.best_epochs(self.settings.keep_best))
 
-    def _source(self) -> dict[str, int | None]:
-        """What the order of the images follows from, beside the settings."""
-        split = self.run.train_loader.split
-        return {"split_size": len(split), "shards": split.rows.num_shards if isinstance(split, Stream) else None}
+    def _source(self) -> dict[str, int | str | None]:
+        """What the order of the images and their labels follow from, beside the settings."""
+        split, test = self.run.train_loader.split, self.run.test_loader.split
+        labels = None if isinstance(split, Stream) or isinstance(test, Stream) else _digest(split.labels, test.labels)
+        shards = split.rows.num_shards if isinstance(split, Stream) else None
+        return {"split_size": len(split), "shards": shards, "labels": labels}
 
     def _check_images(self, folder: str, extra: dict[str, Any]) -> None:
         """Checks that the images' classes and order are still the same, and that an epoch is no shorter than its part
@@ -131,11 +136,15 @@ class CheckpointManager:
                 "what was learned under the new ones, or choose another --output"
             )
         for name, now in self._source().items():
-            before = extra.get(name, now)  # `shards` is newer than some runs
+            before = extra.get(name, now)  # `shards` and `labels` are newer than some runs
             if before != now and not self.settings.resume_with_changes:
-                what = "training images" if name == "split_size" else "shards of training images"
+                what = {
+                    "split_size": f"with {before} training images, not {now}",
+                    "shards": f"with {before} shards of training images, not {now}",
+                    "labels": "with other labels of its images, or test images of other number",
+                }[name]
                 raise UserError(
-                    f"the run in {self._output} was started with {before} {what}, not {now}; bring them "
+                    f"the run in {self._output} was started {what}; bring them "
                     "back to resume it, or --resume_with_changes true, or choose another --output"
                 )
         done = extra["images"] // self.settings.batch_size
@@ -152,6 +161,11 @@ class CheckpointManager:
             return EpochProgress(**saved[self.accelerator.process_index] | {"update": update})
         loss = sum(part["loss"] for part in saved) / len(saved)
         return EpochProgress(**saved[0] | {"update": update, "loss": loss})
+
+
+def _digest(*labels: np.ndarray) -> str:
+    """What tells labels, and their order, from others."""
+    return hashlib.sha256(b"|".join(one.tobytes() for one in labels)).hexdigest()
 
 
 def _words(position: Position) -> str:
