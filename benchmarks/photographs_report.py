@@ -4,6 +4,7 @@
 
 Screening: the validation images of one fold. Each form is shown with the learning rate that gave it the largest area.
 The difference from the plain network of the same regime and fold has a 95 % bootstrap interval over images.
+Folds: the same forms on the validation images of every fold that was run, with the learning rates of fold 0.
 Writes benchmarks/results/photographs.json.
 """
 
@@ -95,6 +96,70 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
     return found
 
 
+def over_folds(records: Sequence[dict[str, Any]], split: str = "validation") -> list[dict[str, Any]]:
+    """Each form against the plain network and one size per batch on every fold, its learning rate chosen on fold 0."""
+    found = []
+    for regime in REGIMES:
+        chosen: dict[str, dict[int, dict[str, Any]]] = {}
+        own = [one for one in records if one["regime"] == regime and split in one]
+        for form in FLOWERS:
+            first = [one for one in own if one["form"] == form and one["fold"] == 0]
+            if first:
+                lr = max(first, key=lambda one: one["validation"]["area"])["lr"]
+                chosen[form] = {one["fold"]: one for one in own if (one["form"], one["lr"]) == (form, lr)}
+        for form, runs in chosen.items():
+            if len(runs) < 2:
+                continue
+            folds = sorted(runs)
+            row = {"form": form, "regime": regime, "lr": runs[0]["lr"], "folds": folds}
+            row["area"] = [runs[fold][split]["area"] for fold in folds]
+            for name in ("plain", "one size per batch"):
+                shared = [fold for fold in folds if fold in chosen.get(name, {})]
+                if form not in ("plain", name) and len(shared) > 1:
+                    row[f"against {name}"] = {
+                        "folds": shared,
+                        **_differences([chosen[name][fold] for fold in shared], [runs[fold] for fold in shared], split),
+                    }
+            found.append(row)
+    return found
+
+
+def _differences(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:
+    """Areas of the second runs less those of the first, fold by fold, and of the second's stage 1 alone."""
+    found: dict[str, Any] = {name: [] for name in PARTS} | {"stage 1 alone": [], "stage 1 alone, size 1": []}
+    for one, other in zip(first, second, strict=True):
+        before, after = (np.load(RESULTS / f"{run['name']}.npz") for run in (one, other))
+        start = areas(correct(before, split, main_stages(one["form"], before, split)))
+        end = areas(correct(after, split, main_stages(other["form"], after, split)))
+        alone = areas(correct(after, split, [0]))
+        for name in PARTS:
+            found[name].append(round(float(end[name].mean() - start[name].mean()), 2))
+        found["stage 1 alone"].append(round(float(alone["area"].mean() - start["area"].mean()), 2))
+        found["stage 1 alone, size 1"].append(round(float(alone["size 1"].mean() - start["size 1"].mean()), 2))
+    return found
+
+
+def folds_markdown(found: Iterable[dict[str, Any]]) -> list[str]:
+    """The lines of docs/results.md: mean ± standard deviation over folds of the differences in area."""
+    lines = []
+    for row in found:
+        for name in ("plain", "one size per batch"):
+            against = row.get(f"against {name}")
+            if against:
+                parts = ("area", "small", "large", "size 1", "stage 1 alone", "stage 1 alone, size 1")
+                alone = row["form"].startswith("mean")
+                cells = [mean_and_deviation(against[part]) if alone or part in PARTS else "" for part in parts]
+                each = ", ".join(f"{value:+.2f}" for value in against["area"])
+                start = [row["regime"], row["form"], name, str(len(against["folds"])), each]
+                lines.append(f"| {' | '.join([*start, *cells])} |".replace("-", "−"))
+    return lines
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """As documents write it."""
+    return f"{np.mean(values):+.2f} ± {np.std(values, ddof=1):.2f}"
+
+
 def markdown(found: Iterable[dict[str, Any]]) -> list[str]:
     """The lines of docs/results.md: one per form and regime, and one for each stage of a network by itself."""
     lines = []
@@ -129,12 +194,15 @@ def main() -> None:
     first = [one for one in records if one["fold"] == 0]
     screened = rows([one for one in first if one.get("data", "flowers") == "flowers"], "validation")
     report = {"what": __doc__.splitlines()[0], "sizes": SIZES, "screening": screened}
+    flowers = [one for one in records if one.get("data", "flowers") == "flowers"]
+    report["folds"] = over_folds(flowers)
     report |= {"imagenette": rows([one for one in first if one.get("data") == "imagenette"], "validation"), **record()}
     atomic_write_text(RESULTS.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
     for row in [*screened, *report["imagenette"]]:
         against = row.get("against_plain", {}).get("area", "")
         print(f"{row['regime']:8} {row['form']:20} lr {row['lr']:5} {row['multiplications_M']:6} M ", end="")
         print(f"area {row['area']:6} small {row['small']:6} large {row['large']:6} size 1 {row['size 1']:6}  {against}")
+    print("\n".join(folds_markdown(report["folds"])))
 
 
 if __name__ == "__main__":

@@ -76,3 +76,24 @@ def test_the_document_has_the_table_of_the_results_file():
     assert [line for line in lines if line not in text.splitlines()] == []
     words = " ".join(text.split())
     assert all(photographs_report.spread(row) in words for row in found if len(row["area_by_learning_rate"]) > 1)
+
+
+def test_the_document_has_the_folds_of_the_records():
+    """Differences are recomputed from the areas in the records of the runs."""
+    report = json.loads((ROOT / "benchmarks" / "results" / "photographs.json").read_text())
+    lines = photographs_report.folds_markdown(report["folds"])
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) >= 3 and [line for line in lines if line not in text] == []
+    rows = {(row["regime"], row["form"]): row for row in report["folds"]}
+    for row in rows.values():
+        assert [area_of(row, fold) for fold in row["folds"]] == row["area"]
+        for name in ("plain", "one size per batch"):
+            if against := row.get(f"against {name}"):
+                other = rows[row["regime"], name]
+                expected = [area_of(row, fold) - area_of(other, fold) for fold in against["folds"]]
+                assert against["area"] == pytest.approx(expected, abs=0.011)
+
+
+def area_of(row, fold):
+    name = Run(row["form"], row["regime"], row["lr"], fold, False).name
+    return json.loads((photographs_report.RESULTS / f"{name}.json").read_text())["validation"]["area"]
