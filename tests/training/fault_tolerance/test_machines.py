@@ -24,7 +24,7 @@ def pair():
 
 
 def test_a_link_that_is_down_ends_both_sides_with_the_machine(pair, tmp_path):
-    """Also the side without the store: its calls to it never return."""
+    """Also the side without the store: its calls to it block for many minutes."""
     output, go = tmp_path / "run", tmp_path / "go"
     logs = [tmp_path / machine.name for machine in pair]
     arguments = [*ONE, "--hang_timeout", "6", "--output", str(output)]

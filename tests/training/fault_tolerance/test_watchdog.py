@@ -50,6 +50,15 @@ def test_one_that_concludes_when_the_others_have_left_says_what_they_said(watche
     assert watches[0]._agreed() == "process 2 is behind, last loading images"
 
 
+def test_a_store_that_takes_nothing_any_more_is_named():
+    class Gone(torch.distributed.HashStore):
+        def set(self, *_):
+            raise RuntimeError("closed")
+
+    watchdog = Watchdog(SimpleNamespace(process_index=0, num_processes=2), 2.0, Gone())
+    assert watchdog._agreed() == "the process that holds the store (the launcher or process 0) does not answer"
+
+
 @pytest.fixture
 def ended(monkeypatch):
     """Lets a watchdog come to its end here; returns what it has written, write by write."""

@@ -80,7 +80,7 @@ class Watchdog:
                     os._exit(EXIT_CODE)
 
     def _tell_regularly(self, left: threading.Event) -> None:
-        """In a thread of its own: where the network is down, a call to the store never returns."""
+        """In a thread of its own: where the network is down, a call to the store may block for many minutes."""
         beat = 0
         while not left.wait(self._interval):
             beat += 1
@@ -125,6 +125,8 @@ class Watchdog:
             self._tell(beat)
             time.sleep(self._interval / 2)
         now = self._read()
+        if not now:  # not even what this process has told has arrived
+            return self._silent_store()
         # One that stopped within the first interval has never been heard of.
         silent = [rank for rank in range(self._processes) if now.get(rank) == before.get(rank) and rank != self._rank]
         least = min(done for done, _, _ in now.values())
