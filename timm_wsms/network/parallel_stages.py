@@ -28,8 +28,8 @@ def parallel_stages(model: MultiStageNet, threads_per_stage: int = 1) -> "Parall
     fast = torch.cuda.make_graphed_callables(fast, (image,))  # on a GPU: one CUDA graph, for images of this shape
     ```
 
-    On a CPU each stage has a thread of its own, on a GPU a stream. What a stream costs to launch is saved by a CUDA
-    graph. (Not run on a GPU yet.)
+    On a CPU each stage has a thread of its own, on a GPU a stream. A CUDA graph saves the time of launching kernels.
+    (Not run on a GPU yet.)
 
     With as many cores as stages, the network then takes about as long as its slowest stage; with fewer, stages wait for
     one another. At large batches, and for backbones of few and large operators (ViT), the operators use all cores by

@@ -141,7 +141,7 @@ class CheckpointManager:
                 what = {
                     "split_size": f"with {before} training images, not {now}",
                     "shards": f"with {before} shards of training images, not {now}",
-                    "labels": "with other labels of its images, or test images of other number",
+                    "labels": "with other labels, or another number of test images",
                 }[name]
                 raise UserError(
                     f"the run in {self._output} was started {what}; bring them "
