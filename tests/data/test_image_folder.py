@@ -49,7 +49,15 @@ def test_a_class_called_train_beside_others_is_a_class(tmp_path):
     assert listed(tmp_path) == {"train": {"car/1.png": "car", "plane/1.png": "plane", "train/1.png": "train"}}
 
 
-@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("train", "dev"), ("part1", "part2")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", "Test"),
+        ("training", "testing"),
+        ("part1", "part2"),
+        *(("train", name) for name in ("validation", "valid", "val", "dev", "eval", "testing", "Test")),
+    ],
+)
 def test_splits_have_any_usual_name_or_one_that_the_settings_name(tmp_path, names):
     write(tmp_path, f"{names[0]}/cat/1.png", f"{names[0]}/dog/1.png", f"{names[1]}/cat/1.png")
     chosen = {"train_split": "part1", "test_split": "part2"} if names[0] == "part1" else {}
@@ -113,6 +121,27 @@ def test_the_first_level_is_the_class_and_said_to_be(tmp_path):
     train, _ = load_splits(DataSettings(str(tmp_path)), 0)
     assert train.class_names == ["animal", "vehicle"] and train.labels.tolist() == [0, 0, 1, 1]
     assert any("the first level of folders is the class" in remark for remark in train.found["remarks"])
+
+
+def test_one_deeper_image_belongs_to_the_first_level_and_is_named(tmp_path):
+    write(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "test") for name in ("cat", "dog")))
+    write(tmp_path, "train/cat/old/2.png")
+    train, _ = load_splits(DataSettings(str(tmp_path)), 0)
+    assert train.class_names == ["cat", "dog"] and train.labels.tolist() == [0, 0, 1]
+    (remark,) = train.found["remarks"]
+    assert remark == ("split train: the first level of folders is the class; images in cat/old belong to that class")
+
+
+@pytest.mark.parametrize("name", ["cat/a.avif", "cat/b", ".5/c.png", "cat/d.webp"])
+def test_pixels_of_such_files(tmp_path, name):
+    write(tmp_path, "dog/1.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    image = Image.new("RGB", (16, 16), (200, 100, 50))
+    image.save(tmp_path / name, None if Path(name).suffix else "png")
+    split = load_split(DataSettings(str(tmp_path), test_split="train"))
+    (row,) = np.flatnonzero(split.labels == split.class_names.index(name.partition("/")[0]))
+    found = np.asarray(split.image(row)).reshape(-1, 3).astype(int)
+    assert found.shape == (256, 3) and np.abs(found - [200, 100, 50]).max() <= 4
 
 
 def test_what_pillow_reads_is_read_whatever_its_name(tmp_path):

@@ -308,6 +308,31 @@ def test_splits_whose_files_name_the_classes_in_another_order_are_matched_by_nam
     assert streams[1].class_names == ["cat", "dog", "fox"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_whose_classes_cannot_be_matched_are_refused(tmp_path, streaming):
+    write_named(tmp_path / "d", train=["cat", "dog"], test=["wolf", "lynx"])
+    with pytest.raises(UserError, match=r"cannot be matched: 'cat' … and 'wolf' …"):
+        load_data(DataSettings(str(tmp_path / "d"), streaming=streaming, train_size=2, test_size=2), 0)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_accents_in_either_form_are_one_class_of_both_splits(tmp_path, streaming):
+    typed, stored = "caf\u00e9", "cafe\u0301"
+    write_named(tmp_path / "d", train=["tea", typed], test=[stored, "tea"])
+    settings = DataSettings(str(tmp_path / "d"), streaming=streaming, train_size=2, test_size=2)
+    train, test = load_data(settings, 0)
+    assert train.class_names == test.class_names == ["tea", typed]
+    labels = [row.label for row in test.read(0)] if streaming else test.labels.tolist()
+    assert labels == [1, 0]
+
+
+def write_named(folder: Path, **names: list[str]) -> None:
+    """A file per split with an image of each class."""
+    for split, own in names.items():
+        columns = {"img": [Image.fromarray(image) for image in noise(len(own), 4, 4, 3)], "label": [*range(len(own))]}
+        write_parquet(folder, columns, {"img": datasets.Image(), "label": datasets.ClassLabel(names=own)}, split)
+
+
 def test_files_of_one_split_with_classes_in_another_order_are_refused(tmp_path):
     for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
         columns = {"img": [Image.fromarray(image) for image in noise(2, 4, 4, 3)], "label": [0, 1]}

@@ -64,6 +64,15 @@ def test_known_forms(form, where, tmp_path, caplog):
     named = "the given state dict" if where == "memory" else str(tmp_path / "weights.pth")
     assert lines(caplog) == [("INFO", f"{named}: loaded {total} of {total} tensors of wsms_test_resnet")]
     assert "state_dict" not in model.pretrained_cfg
+    caplog.clear()
+    other = start("wsms_test_resnet", overlay, num_classes=3)  # where timm loads with strict=False
+    classifier = other.get_classifier(name_only=True)
+    own, found = source.state_dict(), other.state_dict()
+    fresh = {key for key in found if own[key].shape != found[key].shape or not torch.equal(own[key], found[key])}
+    assert fresh == {f"{classifier}.weight", f"{classifier}.bias"} and found[f"{classifier}.bias"].shape == (3,)
+    ((level, line),) = lines(caplog)
+    assert level == "WARNING" and line.startswith(f"{named}: loaded {total - 2} of {total} tensors of wsms_test_resnet")
+    assert line.endswith("(5 classes, not 3), and starts fresh")
 
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module."])

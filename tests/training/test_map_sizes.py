@@ -58,9 +58,9 @@ def test_norms_that_are_frozen_throughout_do_not_count():
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_it_is_one_line_before_anything_is_written_and_the_next_run_is_not_in_its_way(tmp_path, capsys, dry):
-    arguments = ["--model", "test_resnet", *FEW, "--batch_size", "2", "--output", str(tmp_path / "run")]
-    single = [*arguments, "--grad_accumulation", "2", *dry]
+@pytest.mark.parametrize("batch", [["--batch_size", "1"], ["--batch_size", "2", "--grad_accumulation", "2"]])
+def test_it_is_one_line_before_anything_is_written_and_the_next_run_is_not_in_its_way(tmp_path, capsys, dry, batch):
+    single = ["--model", "test_resnet", *FEW, *batch, "--output", str(tmp_path / "run"), *dry]
     assert cli_errors.run(lambda: train_accelerate.main(single)) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: test_resnet cannot be trained on one") and "lower --grad_accumulation" in line

@@ -144,7 +144,6 @@ def read_labels(
     }
     declared = getattr(feature, "names", None)
     of_split = {name: (stored or {}).get(name) or declared for name in tables}
-    of_split = {name: own and [composed(word) for word in own] for name, own in of_split.items()}
     if declared is None:
         names = _number_names(labels, settings, column)
         of_split = dict.fromkeys(tables, names)
@@ -179,12 +178,13 @@ def merge_names(of_splits: dict[str, list[str]]) -> tuple[list[str], dict[str, n
         of_splits: each split's class names, in the order of its labels; the first split's order stays.
 
     Returns:
-        class_names: of all splits.
+        class_names: of all splits, in Unicode's form NFC.
         numbers: per split, the class of each of its labels, int64 (its classes,).
 
     Raises:
         UserError: if a split names a class twice, or two splits have no name in common.
     """
+    of_splits = {split: [composed(name) for name in own] for split, own in of_splits.items()}
     (first, names), *others = of_splits.items()
     for split, own in others:
         if own != names and not set(own) & set(names):
