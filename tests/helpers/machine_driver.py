@@ -12,9 +12,14 @@ import signal
 import sys
 from pathlib import Path
 
+# So that no worker has to:
+import matplotlib.pyplot  # noqa: F401
+import sklearn.datasets  # noqa: F401
 import torch.distributed.run
+import torchmetrics  # noqa: F401
 
-import train_accelerate  # noqa: F401  so that no worker has to
+import train_accelerate  # noqa: F401
+from timm_wsms.training.settings import parse
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 KINDS = ("user", "net", "uts", "pid", "mnt")  # the last, which takes /proc away
@@ -74,5 +79,6 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    parse(["--model", "resnet20_cifar", *("--output", os.devnull)])  # imports what reads settings
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     serve()

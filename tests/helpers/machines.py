@@ -67,10 +67,10 @@ class Machine:
         """Plugs the network cable in, or pulls it: nobody is told of lost connections."""
         _call(*self._network, "ip", "link", "set", self.name, "up" if up else "down")
 
-    def torchrun(self, rendezvous: "Machine", machines: int) -> list[str]:
-        """The options of this machine's launcher, for one process; `rendezvous` is the machine that holds it."""
+    def torchrun(self, rendezvous: "Machine", machines: int | str, processes: int = 1) -> list[str]:
+        """The options of this machine's launcher, for so many processes; `rendezvous` is the machine that holds it."""
         return [
-            *("--nnodes", str(machines), "--nproc_per_node", "1", "--local-addr", self.address),
+            *("--nnodes", str(machines), "--nproc_per_node", str(processes), "--local-addr", self.address),
             *("--rdzv-id", "machines", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{rendezvous.address}:{PORT}"),
         ]
 

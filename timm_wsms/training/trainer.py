@@ -71,6 +71,7 @@ class Trainer:
         if not self._freeze.set_epoch(epoch) and self.model is not None:
             return
         self.model = self.optimizer = self.task = None  # the old wrapper goes, and the memory it holds
+        self._settled = self.accelerator.num_processes <= 2  # two numbers have one sum, whatever their order
         self.accelerator.free_memory()
         compiled: Any = torch.compile(self.network) if self.settings.compile else self.network
         wrapped = InFloat32(compiled) if self.run.in_float32 else compiled
@@ -89,8 +90,28 @@ class Trainer:
         self.model.train()
         for module in self._freeze.norms:
             module.eval()
+        self._settle_buckets()
         self.run.train_loader.set_epoch(epoch, update * self.settings.grad_accumulation)
         return DeviceBatches(iter(self.run.train_loader), self._mix, self.settings.channels_last)
+
+    def _settle_buckets(self) -> None:
+        """Lets DDP choose the buckets it exchanges gradients in now, by a step whose gradients are discarded.
+
+        It chooses others after its first backward pass, and where in a bucket a gradient lies says in which order it is
+        summed. So the first step after a resume would round differently from the same step of an uninterrupted run.
+        """
+        if self._settled:
+            return
+        loader, size = self.run.train_loader, self.run.data_config["input_size"]
+        images = torch.zeros(loader.batch_size, *size, device=self.accelerator.device)
+        labels = torch.zeros(loader.batch_size, dtype=torch.long, device=self.accelerator.device)
+        batches = DeviceBatches(iter([Batch(labels, images, labels)]), self._mix, self.settings.channels_last)
+        _, images, labels = next(batches)
+        self.buffers.save()
+        self.accelerator.backward(self.task(images, labels)["loss"])
+        self.optimizer.zero_grad()
+        self.buffers.restore()
+        self._settled = True
 
     def seed_step(self, epoch: int, update: int) -> None:
         """Seeds dropout, mixup and their like, so that a step is the same after a resume."""

@@ -1,20 +1,15 @@
 """Several machines, as network namespaces (tests/helpers/machines.py), each with a torchrun of its own."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.helpers.fault_runs import DRIVER, ONE, wait_for
+from tests.helpers.fault_runs import ONE, left_by, wait_for
+from tests.helpers.machine_runs import HERE, Launchers, newest
 from tests.helpers.machines import machines, why_not
-from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow  # runs under launchers
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pair():
     """Two machines."""
     if reason := why_not():
@@ -23,35 +18,72 @@ def pair():
         yield made
 
 
-def test_a_link_that_is_down_ends_both_sides_with_the_machine(pair, tmp_path):
+@pytest.fixture(scope="module")
+def launchers():
+    """Starts launchers quickly."""
+    with Launchers() as started:
+        yield started
+
+
+@pytest.fixture
+def start(pair, launchers, tmp_path):
+    """Starts a launcher on each machine; ends what is left of them."""
+    started = []
+
+    def start(output, *arguments, processes=1, fault=""):
+        jobs = []
+        for machine in pair:
+            options = machine.torchrun(pair[0], 2, processes)
+            log = tmp_path / machine.name
+            jobs.append(launchers.start(machine, log, options, *arguments, "--output", str(output), fault=fault))
+        started.extend(jobs)
+        return jobs
+
+    yield start
+    for job in started:
+        job.end()
+
+
+@pytest.fixture
+def undisturbed(launchers, tmp_path):
+    """What a run of so many processes on this computer leaves."""
+
+    def run(processes, *arguments):
+        options = [*HERE, "--nproc_per_node", str(processes)]
+        job = launchers.start(None, tmp_path / "here", options, *arguments, "--output", str(tmp_path / "undisturbed"))
+        assert job.wait() == 0, job.text
+        return left_by(tmp_path / "undisturbed")
+
+    return run
+
+
+def test_two_machines_train_as_two_processes_on_one(start, undisturbed, tmp_path):
+    jobs = start(tmp_path / "run", *ONE)
+    assert [job.wait() for job in jobs] == [0, 0], jobs[0].text
+    assert left_by(tmp_path / "run") == undisturbed(2, *ONE)
+
+
+def test_two_processes_on_each_of_two_machines_stop_and_resume(start, undisturbed, tmp_path):
+    output = tmp_path / "run"
+    jobs = start(output, *ONE, processes=2, fault="SIGTERM 3 4")
+    assert [job.wait() for job in jobs] == [0, 0], jobs[0].text
+    assert "stopped by a signal to another process and saved after epoch 1 and 2 steps" in jobs[0].text
+    jobs = start(output, *ONE, processes=2)
+    assert [job.wait() for job in jobs] == [0, 0], jobs[0].text
+    assert "resumed after epoch 1 and 2 steps" in jobs[0].text
+    assert left_by(output) == undisturbed(4, *ONE)
+
+
+def test_a_link_that_is_down_ends_both_sides_with_the_machine(pair, start, tmp_path):
     """Also the side without the store: its calls to it block for many minutes."""
     output, go = tmp_path / "run", tmp_path / "go"
-    logs = [tmp_path / machine.name for machine in pair]
-    arguments = [*ONE, "--hang_timeout", "6", "--output", str(output)]
-    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.helpers.machine_driver"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **settings},
-    ) as driver:
-        assert driver.stdin and driver.stdout
-        for machine, log in zip(pair, logs, strict=True):
-            order = {
-                "arguments": [*machine.torchrun(pair[0], 2), str(DRIVER), *arguments],
-                "pid": machine.pid,
-                "log": str(log),
-                "environment": {"FAULT": f"wait:{go} 1 4"},
-            }
-            driver.stdin.write(json.dumps(order) + "\n")
-            driver.stdin.flush()
-            assert driver.stdout.readline()
-        wait_for((output / "checkpoints" / "epoch-0001-step-000001").exists, 300)
-        pair[1].link(up=False)
+    jobs = start(output, *ONE, "--hang_timeout", "6", fault=f"wait:{go} 1 4")
+    wait_for(lambda: newest(output) == "epoch-0001-step-000001", 300)
+    pair[1].link(up=False)
+    try:
         go.touch()
-        wait_for(lambda: all("error: no progress" in log.read_text() for log in logs), 120)
-    told = [next(line for line in log.read_text().splitlines() if "error: no progress" in line) for log in logs]
-    assert "6 seconds: process 1 on node2 does not answer" in told[0]
-    assert f"(the launcher or process 0, on {pair[0].address}) does not answer" in told[1]
+        wait_for(lambda: all("error: no progress" in job.text for job in jobs), 120)
+    finally:
+        pair[1].link(up=True)
+    assert "6 seconds: process 1 on node2 does not answer" in jobs[0].lines[0]
+    assert f"(the launcher or process 0, on {pair[0].address}) does not answer" in jobs[1].lines[0]
