@@ -1,6 +1,7 @@
 """The training script, called as `main([...])` on a few real digits, against independent references."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import train_accelerate
 from tests.helpers.snippets import run_snippet
 from tests.helpers.training_runs import FEW, ROOT, launch, metrics, without_times
 from timm_wsms import cli_errors, evaluation
-from timm_wsms.data import DataSettings, load_splits, make_loader
+from timm_wsms.data import DataSettings, load_splits, make_loader, summary
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint
 from timm_wsms.training.builders import build_optimizer
@@ -75,6 +76,18 @@ def test_the_end_tells_what_came_out_and_how_to_load_it(result):
     names = run_snippet(line)  # loads it
     weights = load_file(output / "model" / "model.safetensors")
     assert all(torch.equal(value, weights[name]) for name, value in names["model"].state_dict().items())
+
+
+@pytest.mark.slow
+def test_what_is_found_in_the_data_is_printed_before_training_and_kept(result):
+    output, printed = result
+    found = json.loads((output / "data.json").read_text())
+    expected = summary.lines(found)
+    assert expected[0] == "data digits: 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)"
+    assert printed.count("\n".join(expected)) == 1  # once for both networks
+    assert printed.index(expected[0]) < printed.index("epoch 1")
+    card = (output / "model" / "README.md").read_text()
+    assert all(f"- {line.strip().removeprefix('data ')}" in card.splitlines() for line in expected)
 
 
 @pytest.mark.slow

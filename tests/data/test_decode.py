@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from tests.helpers.preprocessing import preprocessing
@@ -83,14 +83,26 @@ def black_and_white() -> tuple[bytes, np.ndarray]:
     return saved(Image.fromarray(white[..., 0]).convert("1"), "png"), white.repeat(3, axis=2)
 
 
-def animated() -> tuple[bytes, np.ndarray]:
+def animated(kind: str, **options) -> tuple[bytes, np.ndarray]:
+    """Several frames or pages, of which the first counts."""
     first = Image.fromarray(quarters())
-    return saved(first, "gif", save_all=True, append_images=[Image.new("RGB", (96, 64))]), quarters()
+    return saved(first, kind, save_all=True, append_images=[Image.new("RGB", (96, 64))], **options), quarters()
+
+
+def with_a_color_profile() -> tuple[bytes, np.ndarray]:
+    """Of another color space: the values are taken as they are."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    return saved(quarters(), "png", icc_profile=profile), quarters()
 
 
 KINDS = {
     **{f"exif {orientation}": (lambda orientation=orientation: turned(orientation)) for orientation in range(1, 9)},
-    **{kind.__name__: kind for kind in (palette, gray, sixteen_bits, cmyk, transparent, black_and_white, animated)},
+    **{
+        kind.__name__: kind
+        for kind in (palette, gray, sixteen_bits, cmyk, transparent, black_and_white, with_a_color_profile)
+    },
+    **{f"animated {kind}": (lambda kind=kind: animated(kind)) for kind in ("gif", "png", "tiff")},
+    "animated webp": lambda: animated("webp", lossless=True),
     "progressive": lambda: (saved(quarters(), "jpeg", quality=95, progressive=True, subsampling=0), quarters()),
     "webp": lambda: (saved(quarters(), "webp", lossless=True), quarters()),
 }

@@ -83,3 +83,30 @@ def test_torch_export_down_to_maps_of_one_pixel(fusion):
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):
         program = torch.export.export(network(fusion), (image(96, 160),), dynamic_shapes=(sides,))
     check(program.module(), fusion, [(33, 65), (64, 64), (63, 40), *SIZES], rtol=1e-6, atol=1e-6)
+
+
+# backbone: arguments, what sides must be a multiple of, from which side the plain backbone can be exported
+FAMILIES = {
+    "test_convnext": ({}, 1, 64),
+    "test_efficientnet": ({}, 1, 33),
+    "test_vit": ({"dynamic_img_size": True}, 32, 48),  # at other multiples of 16 the concat program's guards refuse
+}
+
+
+@pytest.mark.slow  # exports
+@each_form
+@pytest.mark.parametrize("name", FAMILIES)
+def test_torch_export_of_other_families(name, fusion):
+    """Every size of the plain backbone's export, twice as large since stage 2 sees half."""
+    arguments, multiple, least = FAMILIES[name]
+    torch.manual_seed(0)
+    model = timm.create_model(f"wsms_{name}", fusion=fusion, stages=2, num_classes=5, **arguments)
+    randomize(model).eval()
+    sides = [multiple * Dim(side, min=2 * least // multiple, max=512 // multiple) for side in ("height", "width")]
+    run = torch.export.export(model, (image(192, 160),), dynamic_shapes=(dict(enumerate(sides, start=2)),)).module()
+    for height, width in [(129, 161), (128, 193), (191, 150), (2 * least, 2 * least + 1)]:
+        x = image(height - height % multiple, width - width % multiple + multiple)
+        with torch.no_grad():
+            expected = model(x)
+            assert expected.std() > 1e-3
+            torch.testing.assert_close(run(x), expected, rtol=1e-5, atol=1e-6)

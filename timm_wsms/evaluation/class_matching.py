@@ -67,7 +67,9 @@ def match_classes(model: Any, class_names: Sequence[str], num_classes: int) -> M
     if len(data) != num_classes:
         raise UserError(_no_match(data, names, num_classes))
     if names is None:
-        return Matched(model, data)
+        return Matched(
+            model, data, "its checkpoint does not name its classes; they are taken to be in the data's order"
+        )
     if len(names) != len(data):
         return Matched(model, data, f"it names {len(names)} classes, the data {len(data)}; they are matched by number")
     one = next(pair for pair in zip(names, data, strict=True) if pair[0] != pair[1])

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from timm_wsms.network.layouts import with_plain_strides
+
 IntegrationKind = Literal["conv1x1", "conv3x3", "none"]
 
 
@@ -54,7 +56,7 @@ class Integration(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """S maps (B, C_s, h, w) → (B, out_channels, h, w)."""
         x = torch.cat([x.permute(0, 2, 3, 1) for x in maps], -1).permute(0, 3, 1, 2)  # read as it is by every layout
-        x = self.act(self.norm(self.conv(x)))
+        x = self.act(self.norm(with_plain_strides(self.conv(x))))
         if self.gamma is None:
             return x
         return torch.mul(

@@ -51,7 +51,7 @@ def merge(features: torch.Tensor, x: torch.Tensor, layout: Layout, residual: boo
         residual: Add, do not replace.
     """
     x = from_map(x, features, layout)
-    return features + x if residual else x
+    return with_plain_strides(features) + with_plain_strides(x) if residual else x
 
 
 def from_map(x: torch.Tensor, like: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -97,6 +97,11 @@ def pad_to_multiple(image: torch.Tensor, multiple: int, least: int = 1) -> torch
     sides = image.shape[-2:]
     bottom, right = (_ceil_div(_at_least(side, least), multiple) * multiple - side for side in sides)
     return image if _are_numbers(*sides) and not (right or bottom) else F.pad(image, (0, right, 0, bottom))
+
+
+def with_plain_strides(x: torch.Tensor) -> torch.Tensor:
+    """Itself; in `torch.export` a contiguous copy, since its checks of other strides would fix height and width."""
+    return x.contiguous() if torch.compiler.is_exporting() else x
 
 
 def _are_numbers(*sizes: Any) -> bool:

@@ -64,10 +64,7 @@ def _in_order(model: Any, class_names: Sequence[str]) -> tuple[nn.Module, str | 
             "that was trained on these classes, or rename the data's as the teacher's"
         )
     matched = match_classes(model, class_names, len(class_names))
-    remark = matched.remark
-    if not model.pretrained_cfg.get("label_names"):
-        remark = remark or "its checkpoint does not name its classes; they are taken to be in the data's order"
-    return matched.model, remark
+    return matched.model, matched.remark
 
 
 def build_teacher(settings: Settings, data_config: Mapping[str, Any], class_names: Sequence[str]) -> Teacher | None:
