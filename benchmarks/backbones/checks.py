@@ -20,6 +20,7 @@ from torch import nn
 import timm_wsms
 from benchmarks.common.random_networks import cheap_random_numbers, trained
 from timm_wsms import UserError
+from timm_wsms.network.weight_sharing import SkipInit
 
 CHECKS = ("forward", "backward", "state_dict", "warm_start")
 META_ABOVE = 300_000_000  # parameters
@@ -191,7 +192,7 @@ def _note(row: Row, what: str, function: Callable[[], str]) -> None:
 
 def _input_sizes(name: str) -> Iterator[tuple[tuple[int, int, int], dict[str, int]]]:
     """(channels, height, width) from the smallest, each with the arguments that build a backbone for it."""
-    with torch.device("meta"):
+    with torch.device("meta"), SkipInit():
         backbone: Any = timm.create_model(name)
         channels, _, own = backbone.default_cfg["input_size"]
         fixed = backbone.default_cfg.get("fixed_input_size")

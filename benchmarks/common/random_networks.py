@@ -28,14 +28,18 @@ def trained(model: Any) -> Any:
 def cheap_random_numbers() -> Iterator[None]:
     """Tensors are initialized from a bank of random numbers: drawing them anew would take longer than the checks."""
     generator = torch.Generator().manual_seed(0)
-    normal, uniform = torch.randn(BANK, generator=generator), torch.rand(BANK, generator=generator)
+    # twice each: whatever begins in the first half has a whole bank ahead of it
+    normal = torch.randn(BANK, generator=generator).repeat(2)
+    uniform = torch.rand(BANK, generator=generator).repeat(2)
     own = {key: getattr(torch.Tensor, key) for key in ("normal_", "uniform_", "erfinv_")}
 
     def fill(tensor: torch.Tensor, bank: torch.Tensor, scale: float, shift: float) -> torch.Tensor:
         if not tensor.is_meta:
             start = int(torch.randint(BANK, ()))
-            values = bank.roll(start).repeat(-(-tensor.numel() // BANK))[: tensor.numel()]
-            tensor.data.copy_((values * scale + shift).view(tensor.shape))
+            values = bank[start : start + min(BANK, tensor.numel())] * scale + shift
+            if tensor.numel() > BANK:
+                values = values.repeat(-(-tensor.numel() // BANK))[: tensor.numel()]
+            tensor.data.copy_(values.view(tensor.shape))
         return tensor
 
     def normal_(tensor: torch.Tensor, mean: float = 0, std: float = 1, *, generator: Any = None) -> torch.Tensor:

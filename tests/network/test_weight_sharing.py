@@ -4,11 +4,12 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_wsms  # noqa: F401  registers the names
 from tests.helpers.networks import images, tensors
 from timm_wsms.network.ties import duplicate_keys
-from timm_wsms.network.weight_sharing import build_sharing, copy_sharing
+from timm_wsms.network.weight_sharing import SkipInit, build_sharing, copy_sharing
 
 torch.set_num_threads(1)
 NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
@@ -246,3 +247,37 @@ def test_new_tensors_in_a_module_that_shares_some_and_not_others(operation):
     root = model.stages["2"].backbone
     assert root.cls_token is model.backbone.cls_token and root.pos_embed.shape == (1, 26, 64)
     assert sum("cls_token" in key for key in model.state_dict()) == 1
+
+
+def test_only_tensors_without_values_are_not_initialized():
+    own = nn.Linear(3, 4)
+    before = own.weight.detach().clone()
+    with SkipInit():
+        with torch.device("meta"):
+            empty = nn.Linear(3, 4)
+        assert nn.init.trunc_normal_(empty.weight) is empty.weight and empty.weight.mul_(2) is empty.weight
+        nn.init.constant_(own.bias, 5)
+        own.weight.data.mul_(2)
+    assert (empty.weight.shape, empty.weight.is_meta, empty.bias.shape) == ((4, 3), True, (4,))
+    assert torch.equal(own.weight, 2 * before) and (own.bias == 5).all()
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_another_image_size_spends_nothing_on_initialization():
+    initialize = {"uniform_.default", "normal_.default", "erfinv_.default", "mul_.Tensor", "fill_.Scalar"}
+    with Recorder() as plain:
+        backbone = timm.create_model("test_vit")
+    with Recorder() as shared:
+        build_sharing(lambda: timm.create_model("test_vit", img_size=80), backbone, "batch")
+    assert initialize <= plain.names and not initialize & shared.names

@@ -26,6 +26,7 @@ from timm.layers import (
     SimpleNormFp32,
 )
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from timm_wsms.network.backbone_traits import TimmModel
 from timm_wsms.network.position_tables import find_grids, resample
@@ -102,6 +103,26 @@ def _copy_buffer(tensor: Any) -> Any:
     return copy.deepcopy(tensor)
 
 
+class SkipInit(TorchFunctionMode):
+    """Builds modules on the meta device without initializing their tensors, which have no values there.
+
+    PyTorch computes what such an operation would return in Python, for 1 ms: without this, creating
+    wsms_swin_tiny_patch4_window7_224 takes 2.0 times its backbone's time, not 1.3.
+    """
+
+    OPERATIONS = (
+        *("normal_", "uniform_", "constant_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_"),
+        *("xavier_normal_", "xavier_uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"),
+    )
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")  # so torch.nn.init names it
+        if getattr(func, "__name__", "") in self.OPERATIONS and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
+
+
 def build_sharing(
     build: Callable[[], TimmModel], backbone: TimmModel, unshared_norms: UnsharedNorms, aspect: float = 1.0
 ) -> TimmModel:
@@ -114,7 +135,7 @@ def build_sharing(
         unshared_norms: As in `WsmsNet`.
         aspect: Height of the image divided by its width.
     """
-    with torch.device("meta"):  # nothing is allocated that is about to be replaced
+    with torch.device("meta"), SkipInit():  # nothing is allocated that is about to be replaced
         other = build()
     owners = dict(backbone.named_modules())
     device = next(backbone.parameters()).device
