@@ -85,17 +85,28 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._process.communicate(timeout=20)
 
-    def start(self, log: Path, *arguments: str, fault: str = "") -> int:
-        """Starts a run that prints to a file; returns its process id, which is its process group's too."""
+    def start(self, log: Path, *arguments: str, fault: str = "", processes: int = 1) -> int:
+        """Starts a run that prints to a file; returns its process id, which is its process group's too.
+
+        Several processes are started with the environment that torchrun gives them; the id is the first one's.
+        """
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps([arguments, fault, str(log)]) + "\n")
+        self._process.stdin.write(json.dumps([arguments, fault, str(log), processes]) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
     def wait(self) -> int:
-        """The exit code of the run that was started last; negative if a signal ended it."""
+        """The exit code of the run that was started last; negative if a signal ended it.
+
+        Of several processes the first code that is not 0.
+        """
         assert self._process.stdout
         return os.waitstatus_to_exitcode(int(self._process.stdout.readline()))
+
+    def finished(self, log: Path, *arguments: str, processes: int, fault: str = "") -> tuple[int, str]:
+        """Lets a run of several processes come to its end; returns its exit code and all that it printed."""
+        self.start(log, *arguments, fault=fault, processes=processes)
+        return self.wait(), log.read_text()
 
 
 def killed_and_resumed(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.fault_runs import EVERYTHING, ONE, TORCHRUN, Server, finished, images, left_by
+from tests.helpers.fault_runs import EVERYTHING, ONE, Server, images, left_by
 
 
 @dataclass
@@ -37,13 +37,13 @@ def whole(server, tmp_path_factory) -> Whole:
 
 
 @pytest.fixture(scope="session")
-def two(tmp_path_factory) -> Whole:
+def two(server, tmp_path_factory) -> Whole:
     """A run of two processes with two loader workers each, on an image folder with random augmentation."""
     folder = tmp_path_factory.mktemp("two")
     source = ["--data.source", str(images(folder / "images")), "--data.augmentation", "timm", "--data.workers", "2"]
     arguments = [*EVERYTHING, *source, "--checkpoint_every_steps", "1", "--resume", "auto"]
     started = time.monotonic()
-    code, text = finished(TORCHRUN, *arguments, "--output", str(folder / "run"))
+    code, text = server.finished(folder / "log", *arguments, "--output", str(folder / "run"), processes=2)
     assert code == 0, text
     return Whole(arguments, left_by(folder / "run"), time.monotonic() - started)
 

@@ -1,8 +1,10 @@
 """A run that is interrupted, at any step, and resumed ends bit for bit as one that is not."""
 
+import functools
 import json
 import os
 import signal
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -83,48 +85,54 @@ def test_interrupted_after_every_single_step_of_a_fine_tuning(tmp_path, monkeypa
     assert left_by(tmp_path / "parts") == left_by(tmp_path / "whole")
 
 
-def test_two_processes_stopped_before_the_thaw(tmp_path, output):
+@pytest.fixture
+def two_processes(server, tmp_path) -> Callable[..., tuple[int, str]]:
+    """Runs two processes as torchrun does; returns the exit code and what they printed."""
+    return functools.partial(server.finished, tmp_path / "log", processes=2)
+
+
+def test_two_processes_stopped_before_the_thaw(two_processes, tmp_path, output):
     arguments = [*EVERYTHING, *FINE_TUNING]
-    code, text = finished(TORCHRUN, *arguments, "--output", str(tmp_path / "whole"))
+    code, text = two_processes(*arguments, "--output", str(tmp_path / "whole"))
     assert code == 0, text
-    code, text = finished(TORCHRUN, *arguments, "--output", str(output), fault="SIGTERM 1 1")
+    code, text = two_processes(*arguments, "--output", str(output), fault="SIGTERM 1 1")
     assert (code, "saved after epoch 0 and 2 steps" in text) == (0, True), text
-    code, text = finished(TORCHRUN, *arguments, "--output", str(output))
+    code, text = two_processes(*arguments, "--output", str(output))
     assert (code, "resumed after epoch 0 and 2 steps" in text) == (0, True), text
     assert left_by(output) == left_by(tmp_path / "whole")
 
 
-def test_two_processes_with_loader_workers_stopped_in_the_midst_of_an_epoch(two, output):
+def test_two_processes_with_loader_workers_stopped_in_the_midst_of_an_epoch(two_processes, two, output):
     code, text = finished(TORCHRUN, *two.arguments, "--output", str(output), fault="SIGTERM 1 4")
     assert code == 0, text
     assert "stopped by a signal to another process and saved after epoch 1 and 2 steps" in text
     assert "continue with: torchrun … " in text
     # Another number of workers changes nothing.
-    code, text = finished(TORCHRUN, *two.arguments, "--output", str(output), "--data.workers", "0")
+    code, text = two_processes(*two.arguments, "--output", str(output), "--data.workers", "0")
     assert (code, "resumed after epoch 1 and 2 steps" in text) == (0, True), text
     assert left_by(output) == two.result
 
 
-def test_two_processes_that_read_a_stream_stopped_in_the_midst_of_an_epoch(tmp_path, output):
+def test_two_processes_that_read_a_stream_stopped_in_the_midst_of_an_epoch(two_processes, tmp_path, output):
     arguments = [*EVERYTHING, *data(tmp_path, "streamed"), *SOURCES["streamed by workers"], "--resume", "auto"]
-    code, text = finished(TORCHRUN, *arguments, "--output", str(tmp_path / "whole"))
+    code, text = two_processes(*arguments, "--output", str(tmp_path / "whole"))
     assert code == 0, text
-    code, text = finished(TORCHRUN, *arguments, "--output", str(output), fault="SIGTERM 1 4")
+    code, text = two_processes(*arguments, "--output", str(output), fault="SIGTERM 1 4")
     assert (code, "saved after epoch 1 and 2 steps" in text) == (0, True), text
-    code, text = finished(TORCHRUN, *arguments, "--output", str(output), "--data.workers", "0")
+    code, text = two_processes(*arguments, "--output", str(output), "--data.workers", "0")
     assert (code, "resumed after epoch 1 and 2 steps" in text) == (0, True), text
     assert left_by(output) == left_by(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("source", ["in memory", pytest.param("streamed", marks=pytest.mark.sweep)])
-def test_another_number_of_processes_keeps_the_batches_and_their_order(tmp_path, output, source):
+def test_another_number_of_processes_keeps_the_batches_and_their_order(two_processes, tmp_path, output, source):
     # Without normalization over a process's own images, and without what each process draws for itself.
     arguments = [
         *("--model", "test_convnext", "--data.input_size", "[3, 32, 32]", "--data.augmentation", "pad_crop_flip"),
         *(*SMALL, "--optimizer.name", "adamw", "--lr", "0.001", "--resume", "auto", *data(tmp_path, source)),
     ]
     train_accelerate.main([*arguments, "--output", str(tmp_path / "whole")])
-    code, text = finished(TORCHRUN, *arguments, "--output", str(output), fault="SIGUSR1 0 4")
+    code, text = two_processes(*arguments, "--output", str(output), fault="SIGUSR1 0 4")
     assert code == 0, text
     train_accelerate.main([*arguments, "--output", str(output)])
     one, other = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "whole", output))
