@@ -18,7 +18,6 @@ import torch
 
 import train_accelerate
 from timm_wsms import cli_errors
-from timm_wsms.training.fault_tolerance.elastic import restarted
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.trainer import DeviceBatches
 
@@ -26,7 +25,7 @@ from timm_wsms.training.trainer import DeviceBatches
 def order(fault: str) -> None:
     """Lets the fault come about, in the first attempt of a process that torchrun may start again."""
     what, process, number = fault.split()
-    if process != os.environ.get("RANK", "0") or restarted():
+    if process != os.environ.get("RANK", "0") or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         return
     set_rate, load = Schedule.set, DeviceBatches._load
     now = -1

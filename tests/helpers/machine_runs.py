@@ -77,7 +77,7 @@ class Job:
     """
 
     def __init__(self, pid: int, log: Path):
-        self._pid, self._log = pid, log
+        self.pid, self._log = pid, log
 
     @staticmethod
     def code_of(log: Path) -> Path:
@@ -115,7 +115,7 @@ class Job:
 
     def launcher(self) -> psutil.Process:
         """torchrun itself."""
-        return psutil.Process(self._pid).children()[0]
+        return psutil.Process(self.pid).children()[0]
 
     def workers(self) -> list[psutil.Process]:
         """The processes that train, by rank."""

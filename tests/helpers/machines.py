@@ -24,6 +24,7 @@ PROGRAMS = ("ip", "unshare", "nsenter")
 UNSHARE = ["unshare", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 NAMESPACES = ["--net", "--mount", "--uts", "--pid"]
 PORT = 29400
+CABLE = Path(__file__).with_name("cable.py")
 
 
 class Machine:
@@ -34,10 +35,14 @@ class Machine:
         address: in the network of all machines.
         network: process that holds the namespace with the bridge.
         hosts: file that says which name has which address.
+        cable: loss (0 to 1) and delay (seconds) of the packets to and from it, and the seed of the loss.
     """
 
-    def __init__(self, name: str, address: str, network: int, hosts: Path):
+    def __init__(
+        self, name: str, address: str, network: int, hosts: Path, cable: tuple[float, float, int] | None = None
+    ):
         self.name, self.address = name, address
+        self._made = (name, address, network, hosts, cable)
         self._network = in_namespaces(network, "--net")
         script = f"hostname {name} && mount --bind {hosts} /etc/hosts && ip link set lo up && exec sleep infinity"
         self._holder = subprocess.Popen(
@@ -46,7 +51,13 @@ class Machine:
             stdin=subprocess.DEVNULL,
         )
         self.pid = _first_child(self._holder)
-        _call(*self._network, "ip", "link", "add", name, "type", "veth", "peer", "eth0", "netns", str(self.pid))
+        self._cable: subprocess.Popen | None = None
+        if cable is None:
+            _call(*self._network, "ip", "link", "add", name, "type", "veth", "peer", "eth0", "netns", str(self.pid))
+        else:
+            words = [sys.executable, str(CABLE), name, str(self.pid), *map(str, cable)]
+            self._cable = subprocess.Popen([*self._network, *words], stdout=subprocess.PIPE, text=True)
+            assert self._cable.stdout and self._cable.stdout.readline() == "ready\n"
         _call(*self._network, "ip", "link", "set", name, "master", "bridge", "up")
         self.call("ip", "address", "add", f"{address}/24", "dev", "eth0")
         self.call("ip", "link", "set", "eth0", "up")
@@ -74,12 +85,19 @@ class Machine:
             *("--rdzv-id", "machines", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{rendezvous.address}:{PORT}"),
         ]
 
+    def restarted(self) -> "Machine":
+        """Powers it off, and on again: the same name and address, and none of its processes."""
+        self.power_off()
+        return Machine(*self._made)
+
     def power_off(self) -> None:
         """Ends it: its processes are killed, and its connections end without a word."""
         with contextlib.suppress(subprocess.CalledProcessError):
             self.link(up=False)
-        self._holder.kill()
-        self._holder.wait()
+        for process in (self._cable, self._holder):
+            if process is not None:
+                process.kill()
+                process.wait()
 
 
 def in_namespaces(pid: int, *kinds: str) -> list[str]:
@@ -89,8 +107,12 @@ def in_namespaces(pid: int, *kinds: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def machines(count: int) -> Iterator[list[Machine]]:
+def machines(count: int, cable: tuple[float, float, int] | None = None) -> Iterator[list[Machine]]:
     """Makes machines `node1`, `node2`, …, and removes them in the end.
+
+    Args:
+        count: how many.
+        cable: what the last one is joined to the network by, see `Machine`; None: one without faults.
 
     Raises:
         subprocess.CalledProcessError: it may not; `why_not` would have told.
@@ -106,11 +128,11 @@ def machines(count: int) -> Iterator[list[Machine]]:
         names = {f"node{number}": f"10.77.0.{number}" for number in range(1, count + 1)}
         hosts = Path(folder) / "hosts"
         hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in names.items()))
-        made = []
+        made: list[Machine] = []
+        stack.callback(lambda: [machine.power_off() for machine in made])  # those that are there in the end
         for name, address in names.items():
-            machine = Machine(name, address, network.pid, hosts)
-            stack.callback(machine.power_off)
-            made.append(machine)
+            own = cable if len(made) == count - 1 else None
+            made.append(Machine(name, address, network.pid, hosts, own))
         yield made
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from timm_wsms.cli_errors import Stopped
+from timm_wsms.cli_errors import Stopped, this_machine
 from timm_wsms.data import Stream
 from timm_wsms.errors import UserError
 from timm_wsms.training import checkpoint
@@ -38,7 +38,7 @@ class CheckpointManager:
         """Brings the run to where its newest undamaged checkpoint is, or returns the state of a new run.
 
         Raises:
-            UserError: all checkpoints are damaged, or the newest does not fit the settings.
+            UserError: all checkpoints are damaged, the newest does not fit the settings, or not all machines see it.
         """
         from accelerate.utils import broadcast_object_list
 
@@ -49,6 +49,7 @@ class CheckpointManager:
                 print(f"{line}; the checkpoint before it is used")
             found = [folder and str(folder)]
         broadcast_object_list(found)
+        self._check_seen_by_all(found[0])
         if found[0] is None:
             return RunState()
         extra = checkpoint.load_run_state(Path(found[0]), self.run.network, self.run.optimizer, self._ema)
@@ -62,15 +63,41 @@ class CheckpointManager:
         self.accelerator.print(f"resumed after {_words(state.position)}, from {found[0]}")
         return state
 
+    def _check_seen_by_all(self, folder: str | None) -> None:
+        """Checks that a folder of which each machine has its own does not hide a checkpoint from a process.
+
+        Raises:
+            UserError: the newest checkpoint of another process is another than `folder`; names its machine.
+        """
+        from accelerate.utils import gather_object
+
+        newest = checkpoint.newest(self._output)
+        who = f"process {self.accelerator.process_index}{this_machine()}"
+        seen: list[tuple[str, str]] = gather_object([(who, newest.name if newest else "none")])
+        right = Path(folder).name if folder else "none"
+        wrong = [f"{who} sees {name}" for who, name in seen if name != right]
+        if wrong:
+            raise UserError(
+                f"not all processes see the newest checkpoint in {self._output}: {seen[0][0]} sees {right}, "
+                f"{', '.join(wrong)}; give --output a folder that all machines share, or copy the newest to all"
+            )
+
     def after_step(self, state: RunState, flags: StepFlags) -> None:
         """Saves within an epoch if that is due, and ends the run if a process was asked to stop.
 
         Raises:
             Stopped: it was, and the run is saved.
+            UserError: it was, since a launcher has ended. Had the processes ended well, those of the other machines'
+                launchers would wait five minutes for it (torchrun's exit barrier).
         """
         every = self.settings.checkpoint_every_steps
         if flags.stop or flags.save or (every is not None and state.progress.update % every == 0):
             self.save(state)
+        if flags.orphaned:
+            raise UserError(
+                f"the launcher{self.sync.orphans()} has ended; the run is saved after {_words(state.position)}: "
+                "continue with --resume auto"
+            )
         if flags.stop:
             raise Stopped(f"stopped by {self.sync.reason} and saved after {_words(state.position)}")
 

@@ -46,7 +46,7 @@ def test_only_its_own_run_is_resumed_without_being_told_to(attempt, tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             train_accelerate.main(arguments)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for logs, number in (("/tmp/a/none_x1", 0), ("/tmp/b/none_x2", 1), ("/tmp/a/none_x", 1), ("", 1)):
+    for logs, number in (("/tmp/b/none_x2", 1), ("/tmp/a/none_x", 1), ("", 1)):
         attempt(logs, number)
         with pytest.raises(UserError, match=r"already holds a run; continue it with --resume auto"):
             train_accelerate.main(arguments)
@@ -57,7 +57,7 @@ def test_only_its_own_run_is_resumed_without_being_told_to(attempt, tmp_path, mo
         patch.setattr(train_accelerate, "train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_accelerate.main([*arguments, "--resume", "auto"])
-    attempt("/tmp/b/none_x2", 1)
+    attempt("/tmp/b/none_x2", 0)  # machines came or went, which counts as no restart
     capsys.readouterr()
     train_accelerate.main(arguments)
     assert "resumed after epoch 1" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Several machines, as network namespaces (tests/helpers/machines.py), each with a torchrun of its own."""
 
+import time
+
 import pytest
 
 from tests.helpers.fault_runs import ONE, left_by, wait_for
@@ -87,3 +89,18 @@ def test_a_link_that_is_down_ends_both_sides_with_the_machine(pair, start, tmp_p
         pair[1].link(up=True)
     assert "6 seconds: process 1 on node2 does not answer" in jobs[0].lines[0]
     assert f"(the launcher or process 0, on {pair[0].address}) does not answer" in jobs[1].lines[0]
+
+
+def test_a_launcher_that_is_killed_ends_both_sides_at_once_with_its_machine(start, tmp_path):
+    """Were the run to end well, the other launcher would wait 300 seconds for this one: torchrun's exit barrier."""
+    output, go = tmp_path / "run", tmp_path / "go"
+    jobs = start(output, *ONE, fault=f"wait:{go} 1 4")
+    wait_for(lambda: newest(output) == "epoch-0001-step-000001", 300)
+    jobs[1].launcher().kill()
+    time.sleep(3)  # the process finds out within a second
+    go.touch()
+    assert jobs[0].wait(100) == 1, jobs[0].text
+    told = "the launcher on node2 has ended; the run is saved after epoch 1 and 2 steps: continue with --resume auto"
+    assert jobs[0].lines == [f"error on node1: {told}"]
+    wait_for(lambda: f"error in process 1 on node2: {told}" in jobs[1].text)
+    assert newest(output) == "epoch-0001-step-000002"

@@ -13,11 +13,6 @@ if TYPE_CHECKING:
 LAUNCHERS = "launchers.txt"
 
 
-def restarted() -> bool:
-    """Whether torchrun has restarted this process after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def launcher() -> str | None:
     """What all attempts of one torchrun share with no other torchrun; None in a process that it has not started.
 
@@ -39,6 +34,9 @@ def mark(output: Path, accelerator: "Accelerator") -> None:
 
 
 def continues(output: Path) -> bool:
-    """Whether this is a further attempt of a launcher that has begun, or resumed, the run in this folder."""
+    """Whether this is a further attempt of a launcher that has begun, or resumed, the run in this folder.
+
+    After a change of machines the number of restarts is what it was, so it says nothing.
+    """
     noted = output / LAUNCHERS
-    return restarted() and noted.is_file() and launcher() in noted.read_text(encoding="utf-8").splitlines()
+    return noted.is_file() and launcher() in noted.read_text(encoding="utf-8").splitlines()

@@ -14,6 +14,7 @@ from timm_wsms.cli_errors import under_launcher
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm is asked to warn with the last
 # A signal to the whole process group reaches a process twice, once from its launcher: this soon after it is no second.
 GRACE = 3.0  # seconds
+LAUNCHER_ENDED = "the end of its launcher"
 
 
 class ShutdownSignal:
@@ -71,4 +72,4 @@ class ShutdownSignal:
                 elif time.monotonic() - first > GRACE:
                     os._exit(128 + number)
             elif under_launcher() and os.getppid() != parent and self.reason is None:
-                self.reason = "the end of its launcher"
+                self.reason = LAUNCHER_ENDED

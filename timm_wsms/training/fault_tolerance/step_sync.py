@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from timm_wsms.accelerator import PATIENCE
-from timm_wsms.training.fault_tolerance.signals import ShutdownSignal
+from timm_wsms.cli_errors import this_machine
+from timm_wsms.training.fault_tolerance.signals import LAUNCHER_ENDED, ShutdownSignal
 from timm_wsms.training.fault_tolerance.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -20,11 +21,13 @@ class StepFlags(NamedTuple):
         bad: a loss or gradient is not finite.
         stop: one of them was asked to stop.
         save: process 0 finds it time to save.
+        orphaned: the launcher of one of them has ended, and there are several launchers.
     """
 
     bad: bool
     stop: bool
     save: bool
+    orphaned: bool = False
 
 
 class StepSync:
@@ -64,13 +67,25 @@ class StepSync:
         """Tells the others about this process, and returns what is true of any of them."""
         minutes = (time.monotonic() - self._saved) / 60
         due = self._first and self._save_minutes is not None and minutes >= self._save_minutes
-        flags = torch.tensor([bad, self._stop.reason is not None, due], dtype=torch.uint8)
+        flags = torch.tensor([bad, bool(self._stop.reason) + bool(self._orphaned_on), due], dtype=torch.uint8)
         if self._group is not None:
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group=self._group)
-        agreed = StepFlags(*map(bool, flags.tolist()))
+        worst_bad, worst_stop, any_save = flags.tolist()
+        agreed = StepFlags(bool(worst_bad), worst_stop > 0, bool(any_save), orphaned=worst_stop > 1)
         if agreed.save:
             self._saved = time.monotonic()
         return agreed
+
+    @property
+    def _orphaned_on(self) -> str:
+        """` on <machine>` if this process's launcher has ended and there are others; else nothing."""
+        return this_machine() if self._stop.reason == LAUNCHER_ENDED else ""
+
+    def orphans(self) -> str:
+        """Names the machines whose launchers have ended. Every process has to call it."""
+        from accelerate.utils import gather_object
+
+        return " and".join(sorted({machine for machine in gather_object([self._orphaned_on]) if machine}))
 
     @property
     def reason(self) -> str:
