@@ -74,4 +74,5 @@ MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 \
 "$PYTHON" -m benchmarks.reliability.faults
 "$PYTHON" -m benchmarks.reliability.stream
 "$PYTHON" -m benchmarks.reliability.shared_memory # needs `unshare`
+"$PYTHON" -m benchmarks.reliability.write_faults # needs `strace`
 "$PYTHON" -m benchmarks.reliability.fuzz --minutes 10

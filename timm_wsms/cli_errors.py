@@ -20,6 +20,8 @@ from timm_wsms.foreign import printable
 EXIT_CODE = 2
 # A launcher ends the other processes well within this time after the first has failed.
 HEAD_START = 5.0  # seconds
+# Of a file: the device fails, or a network drive has lost it or was interrupted.
+FAILING_DISK = (errno.EIO, errno.ESTALE, errno.EINTR, errno.EREMOTEIO)
 # What PyTorch says of a worker that finds no room for a batch; the third is a worker killed while writing to it.
 SHARED_MEMORY_FULL = ("shared memory", "No space left on device", "Bus error")
 
@@ -67,6 +69,11 @@ def _explain(error: BaseException, remedies: Remedies) -> str | None:
         return f"the disk is full{where}; free some space, then {remedies.again}, or {remedies.place}"
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return f"{error.filename or 'the output folder'} is on a disk that cannot be written to; {remedies.place}"
+    if isinstance(error, OSError) and error.errno in FAILING_DISK:
+        return (
+            f"{error.filename or 'a file'} cannot be read or written ({os.strerror(error.errno)}): check the disk or "
+            f"network drive, then {remedies.again}, or {remedies.place}"
+        )
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         if any(sign in str(error) for sign in SHARED_MEMORY_FULL):
             return (

@@ -176,6 +176,13 @@ def test_the_newest_is_the_farthest_and_the_best_are_kept_too(tmp_path):
     assert names(tmp_path / "checkpoints") == ["epoch-0002", "epoch-0007.mine", "epoch-10000", "epoch-9999"]
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EINTR])
+def test_a_failing_disk_is_one_line(number):
+    line = explain(OSError(number, os.strerror(number), "/mnt/run/model.safetensors"))
+    assert line.startswith(f"/mnt/run/model.safetensors cannot be read or written ({os.strerror(number)}): check the")
+    assert "continue with --resume auto" in line
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_full_disk_leaves_the_previous_checkpoints_whole(tmp_path, monkeypatch, name):
     model = small()

@@ -18,6 +18,7 @@ import timm_wsms  # noqa: F401  registers the names with timm
 from timm_wsms.data import summary
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import markdown_table
+from timm_wsms.files import atomic_write_text
 from timm_wsms.foreign import clean, read_json, read_last_line, read_yaml, understood
 from timm_wsms.hub import diagram, results
 
@@ -29,7 +30,7 @@ def write(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> P
     """Writes `<folder>/README.md` and returns its path; the arguments and errors are those of `render`."""
     text = render(folder, repo, template)
     path = Path(folder) / "README.md"
-    path.write_text(text, encoding="utf-8")
+    atomic_write_text(path, text)
     return path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from timm.models import PretrainedCfg
 
+from timm_wsms.files import atomic_write_text
 from timm_wsms.foreign import read_json, understood
 
 FILE = Path(__file__).with_name("published.json")
@@ -74,7 +75,7 @@ def register(entry: Published) -> None:
     """Writes an entry into published.json, in front; one of the same name and tag goes."""
     others = [other for other in published() if (other.name, other.tag) != (entry.name, entry.tag)]
     text = json.dumps([asdict(one) for one in (entry, *others)], indent=2)
-    FILE.write_text(text + "\n", encoding="utf-8")
+    atomic_write_text(FILE, text + "\n")
 
 
 def sha256(hub_id: str) -> str | None:
