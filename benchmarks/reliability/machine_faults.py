@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -34,12 +36,12 @@ def faults(seed: int) -> dict[str, Fault]:
         "1 % of packets lost": Fault(cable=(0.01, 0.0, seed)),
         "packets 100 ms late": Fault(cable=(0.0, 0.1, seed)),
         "disk full": Fault(fill_disk, empty_disk, disk=True),
-        "disk read-only on the machine of process 0": Fault(read_only(0), writable(0), disk=True),
-        "disk read-only on the other machine": Fault(read_only(1), writable(1), disk=True),
+        "disk read-only on the machine of process 0": Fault(read_only(0), writable(0)),
+        "disk read-only on the other machine": Fault(read_only(1), writable(1)),
         "clocks an hour apart": Fault(clock=3600),
         "the machine with the rendezvous restarted": Fault(restart(0), hang_timeout=SHORT),
         "the other machine restarted": Fault(restart(1), hang_timeout=SHORT),
-        "a worker killed, folders of their own": Fault(kill_worker, own_folders=True),
+        "a worker killed, folders of their own": Fault(kill_worker, refuse_and_copy, own_folders=True),
     }
 
 
@@ -111,11 +113,29 @@ def empty_disk(trial: Trial) -> None:
 
 
 def read_only(number: int):
-    return lambda trial: trial.pair[number].call("mount", "-o", "remount,bind,ro", str(trial.output.parent))
+    """A mount of its own, since that of a file that is open for writing (run.lock) cannot become read-only."""
+
+    def strike(trial: Trial) -> None:
+        place = str(trial.output / "checkpoints")
+        time.sleep(1)  # older checkpoints are being removed there, and nothing may be open for writing
+        trial.pair[number].call("mount", "--bind", "-o", "ro", place, place)
+
+    return strike
 
 
 def writable(number: int):
-    return lambda trial: trial.pair[number].call("mount", "-o", "remount,bind,rw", str(trial.output.parent))
+    return lambda trial: trial.pair[number].call("umount", str(trial.output / "checkpoints"))
+
+
+def refuse_and_copy(trial: Trial) -> None:
+    """A resume, which is refused; then the other machine gets a copy of the folder."""
+    trial.jobs = []
+    trial.start(wait=False)
+    for job in trial.jobs:
+        job.wait(200)
+    trial.refused = [job.lines[:2] for job in trial.jobs]
+    there = Path(f"/proc/{trial.pair[1].pid}/root{trial.output}")
+    shutil.copytree(trial.seen, there, dirs_exist_ok=True)
 
 
 def restart(number: int):

@@ -93,7 +93,7 @@ class Machine:
     def power_off(self) -> None:
         """Ends it: its processes are killed, and its connections end without a word."""
         with contextlib.suppress(subprocess.CalledProcessError):
-            self.link(up=False)
+            _call(*self._network, "ip", "link", "delete", self.name)
         for process in (self._cable, self._holder):
             if process is not None:
                 process.kill()

@@ -79,7 +79,7 @@ class CheckpointManager:
         if wrong:
             raise UserError(
                 f"not all processes see the newest checkpoint in {self._output}: {seen[0][0]} sees {right}, "
-                f"{', '.join(wrong)}; give --output a folder that all machines share, or copy the newest to all"
+                f"{', '.join(wrong)}; give --output a folder that all machines share, or copy the newest folder to all"
             )
 
     def after_step(self, state: RunState, flags: StepFlags) -> None:

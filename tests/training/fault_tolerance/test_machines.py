@@ -9,6 +9,7 @@ from tests.helpers.machine_runs import HERE, Launchers, newest
 from tests.helpers.machines import machines, why_not
 
 pytestmark = pytest.mark.slow  # runs under launchers
+QUICK = [*ONE, "--model", "wsms_test_resnet"]
 
 
 @pytest.fixture(scope="module")
@@ -59,27 +60,28 @@ def undisturbed(launchers, tmp_path):
     return run
 
 
+@pytest.mark.sweep  # the next one includes it
 def test_two_machines_train_as_two_processes_on_one(start, undisturbed, tmp_path):
-    jobs = start(tmp_path / "run", *ONE)
+    jobs = start(tmp_path / "run", *QUICK)
     assert [job.wait() for job in jobs] == [0, 0], jobs[0].text
-    assert left_by(tmp_path / "run") == undisturbed(2, *ONE)
+    assert left_by(tmp_path / "run") == undisturbed(2, *QUICK)
 
 
 def test_two_processes_on_each_of_two_machines_stop_and_resume(start, undisturbed, tmp_path):
     output = tmp_path / "run"
-    jobs = start(output, *ONE, processes=2, fault="SIGTERM 3 4")
+    jobs = start(output, *QUICK, processes=2, fault="SIGTERM 3 4")
     assert [job.wait() for job in jobs] == [0, 0], jobs[0].text
     assert "stopped by a signal to another process and saved after epoch 1 and 2 steps" in jobs[0].text
-    jobs = start(output, *ONE, processes=2)
+    jobs = start(output, *QUICK, processes=2)
     assert [job.wait() for job in jobs] == [0, 0], jobs[0].text
     assert "resumed after epoch 1 and 2 steps" in jobs[0].text
-    assert left_by(output) == undisturbed(4, *ONE)
+    assert left_by(output) == undisturbed(4, *QUICK)
 
 
 def test_a_link_that_is_down_ends_both_sides_with_the_machine(pair, start, tmp_path):
     """Also the side without the store: its calls to it block for many minutes."""
     output, go = tmp_path / "run", tmp_path / "go"
-    jobs = start(output, *ONE, "--hang_timeout", "6", fault=f"wait:{go} 1 4")
+    jobs = start(output, *QUICK, "--hang_timeout", "6", fault=f"wait:{go} 1 4")
     wait_for(lambda: newest(output) == "epoch-0001-step-000001", 300)
     pair[1].link(up=False)
     try:
@@ -94,7 +96,7 @@ def test_a_link_that_is_down_ends_both_sides_with_the_machine(pair, start, tmp_p
 def test_a_launcher_that_is_killed_ends_both_sides_at_once_with_its_machine(start, tmp_path):
     """Were the run to end well, the other launcher would wait 300 seconds for this one: torchrun's exit barrier."""
     output, go = tmp_path / "run", tmp_path / "go"
-    jobs = start(output, *ONE, fault=f"wait:{go} 1 4")
+    jobs = start(output, *QUICK, fault=f"wait:{go} 1 4")
     wait_for(lambda: newest(output) == "epoch-0001-step-000001", 300)
     jobs[1].launcher().kill()
     time.sleep(3)  # the process finds out within a second
