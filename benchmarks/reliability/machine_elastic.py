@@ -19,7 +19,7 @@ NAME = "2 machines → 1 → 2 (--nnodes 1:2)"
 WORDS = [
     *("--model", "test_convnext", "--data.input_size", "[3, 32, 32]", "--data.augmentation", "pad_crop_flip"),
     *(*SMALL, "--optimizer.name", "adamw", "--lr", "0.001", "--checkpoint_every_steps", "1", "--eval_every", "1000"),
-    *("--epochs", "12"),
+    *("--epochs", "12", "--resume", "auto"),  # a machine that comes back has a launcher that does not know the run
 ]
 # A machine whose heartbeats are 15 s late counts as gone. With 3 s, busy machines were split into two runs, of which
 # the folder's lock kept the second out.
