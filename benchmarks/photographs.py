@@ -82,6 +82,7 @@ FLOWERS = {
     "concat": Form(WSMS, 112),
     "mean": Form(WSMS, 112, TWO),
     "mean at 96": Form(WSMS, 96, TWO),
+    "mean, one size per batch": Form(WSMS, 112, (*TWO, "--data.train_sizes", "[84, 112, 140]")),
     "mean, distilled": Form(WSMS, 112, (*TWO, "--stage_distill", "1", "--stage_distill_temperature", "2")),
     "mean, consistent": Form(WSMS, 112, (*TWO, "--stage_consistency", "1")),
     "mean of three": Form(WSMS, 96, (*MEAN, "--model_kwargs.pyramid", "[1, 0.71, 0.5]")),

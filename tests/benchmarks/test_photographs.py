@@ -94,6 +94,31 @@ def test_the_document_has_the_folds_of_the_records():
                 assert against["area"] == pytest.approx(expected, abs=0.011)
 
 
+def test_the_document_says_what_another_learning_rate_would_have_given():
+    def area(form, lr, fold):
+        row = {"form": form, "regime": "default", "lr": lr}
+        return area_of(row, fold)
+
+    other = [area("one size per batch", "1e-3", fold) for fold in range(3)]
+    behind = other[2] - area("mean", "1e-3", 2)
+    words = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    assert f"areas of {other[0]:.2f}, {other[1]:.2f} and {other[2]:.2f} on folds 0 to 2" in words
+    assert f"the last is {behind:.2f} more than averaging has there" in words
+
+
+def test_the_summary_quotes_the_folds():
+    folds = json.loads((ROOT / "benchmarks" / "results" / "photographs.json").read_text())["folds"]
+    rows = {row["regime"]: row for row in folds if row["form"] == "mean"}
+    compared = [rows["default"]["against plain"], rows["default"]["against one size per batch"]]
+    spreads = [
+        f"{np.mean(one['area']):.2f} ± {np.std(one['area'], ddof=1):.2f}"
+        for one in (*compared, rows["jitter"]["against plain"])
+    ]
+    assert [len(one["folds"]) for one in compared] == [5, 5]
+    words = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    assert all(f" {spread}" in words for spread in spreads)
+
+
 def area_of(row, fold):
     name = Run(row["form"], row["regime"], row["lr"], fold, False).name
     return json.loads((photographs_report.RESULTS / f"{name}.json").read_text())["validation"]["area"]

@@ -106,8 +106,8 @@ def _copy_buffer(tensor: Any) -> Any:
 class SkipInit(TorchFunctionMode):
     """Builds modules on the meta device without initializing their tensors, which have no values there.
 
-    PyTorch computes what such an operation would return in Python, for 1 ms: without this, creating
-    wsms_swin_tiny_patch4_window7_224 takes 2.0 times its backbone's time, not 1.3.
+    PyTorch computes in Python what such an operation would return: without this, creating
+    wsms_swin_tiny_patch4_window7_224 takes more than twice its backbone's time.
     """
 
     OPERATIONS = (
