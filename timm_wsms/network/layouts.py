@@ -82,11 +82,18 @@ def fit(x: torch.Tensor, like: torch.Tensor, padded: torch.Tensor, image: torch.
         (B, C_s, h, w)
     """
     height, width = whole = [*like.shape[-2:]]
+    known = _are_numbers(*x.shape[-2:], *whole)
     if padded is not image:  # then the map's size with what belongs to the padding is larger
         whole = [_ceil_div(whole[axis] * padded.shape[axis], image.shape[axis]) for axis in (-2, -1)]
-    if not _are_numbers(*x.shape[-2:], *whole) or [*x.shape[-2:]] != whole:  # interpolation to the same size is exact
+    if not known or [*x.shape[-2:]] != whole:  # interpolation to the same size is exact
         x = F.interpolate(x, size=whole, mode="bilinear", align_corners=False)
-    return x if padded is image or whole == [height, width] else x[..., :height, :width]
+    if padded is image or (known and whole == [height, width]):
+        return x
+    if known:
+        return x[..., :height, :width]
+    for axis, size in ((-2, height), (-1, width)):  # in an export the checks of a slice's strides would fix both
+        x = x.index_select(axis, torch.arange(size, device=x.device))
+    return x
 
 
 @opaque
