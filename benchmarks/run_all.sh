@@ -75,4 +75,6 @@ MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 \
 "$PYTHON" -m benchmarks.reliability.stream
 "$PYTHON" -m benchmarks.reliability.shared_memory # needs `unshare`
 "$PYTHON" -m benchmarks.reliability.write_faults # needs `strace`
+"$PYTHON" -m benchmarks.reliability.machines # needs root and network namespaces
+"$PYTHON" -m benchmarks.reliability.machine_table # the table of docs/scaling.md
 "$PYTHON" -m benchmarks.reliability.fuzz --minutes 10
