@@ -8,23 +8,48 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 if TYPE_CHECKING:
-    from benchmarks.reliability.machines import Fault, Trial
+    from benchmarks.reliability.machines import Trial
 
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 DISK = "size=24m"  # room for a few checkpoints of 3.5 MB
 SHORT = 8  # seconds of hang_timeout
 
 
+@dataclass
+class Fault:
+    """One fault, and how the run is set up for it.
+
+    Attributes:
+        strike: brings it about, in a trial whose run waits.
+        heal: undoes it before the resume.
+        hang_timeout: of the run, seconds.
+        torchrun: more of the launchers' options.
+        cable: see `Machine`.
+        clock: what libfaketime adds to the second machine's, seconds.
+        own_folders: each machine has a file system of its own where the output is.
+        disk: the output is on a small file system.
+    """
+
+    strike: Callable[[Trial], None] = lambda trial: None
+    heal: Callable[[Trial], None] = lambda trial: None
+    hang_timeout: float = 300
+    torchrun: tuple[str, ...] = ()
+    cable: tuple[float, float, int] | None = None
+    clock: int = 0
+    own_folders: bool = False
+    disk: bool = False
+
+
 def faults(seed: int) -> dict[str, Fault]:
     """All of them, by name."""
-    from benchmarks.reliability.machines import Fault
-
     return {
         "a worker killed": Fault(kill_worker),
         "a worker killed, --max-restarts 1": Fault(kill_worker, torchrun=("--max-restarts", "1")),

@@ -18,7 +18,6 @@ import subprocess
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,31 +36,6 @@ LIMIT = 330.0  # seconds after which a launcher counts as hanging: more than tor
 
 
 @dataclass
-class Fault:
-    """One fault, and how the run is set up for it.
-
-    Attributes:
-        strike: brings it about, in a trial whose run waits.
-        heal: undoes it before the resume.
-        hang_timeout: of the run, seconds.
-        torchrun: more of the launchers' options.
-        cable: see `Machine`.
-        clock: what libfaketime adds to the second machine's, seconds.
-        own_folders: each machine has a file system of its own where the output is.
-        disk: the output is on a small file system.
-    """
-
-    strike: Callable[[Trial], None] = lambda trial: None
-    heal: Callable[[Trial], None] = lambda trial: None
-    hang_timeout: float = 300
-    torchrun: tuple[str, ...] = ()
-    cable: tuple[float, float, int] | None = None
-    clock: int = 0
-    own_folders: bool = False
-    disk: bool = False
-
-
-@dataclass
 class Trial:
     """A run on two machines that meets a fault.
 
@@ -74,7 +48,7 @@ class Trial:
         refused: lines of a resume that was refused before the one that counts.
     """
 
-    fault: Fault
+    fault: machine_faults.Fault
     folder: Path
     pair: list[Machine]
     starts: list[Launchers]
@@ -166,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
             )
 
 
-def tried(fault: Fault, folder: Path, starts: Launchers, expected: dict[str, Any]) -> dict[str, Any]:
+def tried(fault: machine_faults.Fault, folder: Path, starts: Launchers, expected: dict[str, Any]) -> dict[str, Any]:
     """What comes of one fault."""
     (folder / "output").mkdir(parents=True)
     clock = {"LD_PRELOAD": machine_faults.FAKETIME, "FAKETIME": f"{fault.clock:+d}"}  # all of its clocks
