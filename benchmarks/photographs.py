@@ -2,7 +2,7 @@
 
     python -m benchmarks.photographs_data --flowers …/flowers --imagenette …/imagenette160      first: weights, splits
     python -m benchmarks.photographs screen                              one seed, validation images
-    python -m benchmarks.photographs one --form mean --fold 3 --tested       one run, with its test images
+    python -m benchmarks.photographs one --form mean --fold 3 --tested       one run, on its test images
     python -m benchmarks.photographs one --data imagenette --form mean --lr 2e-3 --fold 1
 
 Flowers: 4,311 photographs of 128 pixels, five classes, ImageNet weights of `tf_efficientnet_lite0`. Fold = seed: a
@@ -50,7 +50,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "photographs"
 RECIPES = {"flowers": "benchmarks/photographs.yaml", "imagenette": "benchmarks/imagenette.yaml"}
 SIZES = tuple(2 ** (step / 2) for step in range(-3, 4))  # of the object: 0.35 to 2.83
 FACTORS = (1.0, 0.5)  # of the image, at which a plain network is evaluated
-ALL_FACTORS = (1.0, 0.5, 0.5**0.5, 2**0.5)
+ALL_FACTORS = (1.0, 0.5, 0.5**0.5)  # on the test images: the third is what the cascade is compared with
 
 REGIMES = {
     "narrow": ("--data.timm.scale", "[0.8, 1.0]"),
@@ -135,15 +135,20 @@ class Run:
     data: str = "flowers"
 
     @property
-    def name(self) -> str:
+    def trained(self) -> str:
         of = () if self.data == "flowers" else (self.data,)
-        tested = ("tested",) if self.tested else ()
-        parts = (*of, self.form, self.regime, f"lr{self.lr}", f"fold{self.fold}", *tested)
+        parts = (*of, self.form, self.regime, f"lr{self.lr}", f"fold{self.fold}")
         return "_".join(parts).replace(",", "").replace(" ", "-")
 
     @property
+    def name(self) -> str:
+        """Of the record: that of the test images has its own."""
+        return f"{self.trained}_tested" if self.tested else self.trained
+
+    @property
     def folder(self) -> Path:
-        return OUTPUTS / "runs" / self.name
+        """One trained network, whichever images it is evaluated on."""
+        return OUTPUTS / "runs" / self.trained
 
     @property
     def source(self) -> Path:
@@ -243,16 +248,15 @@ def measure(run: Run) -> None:
     model: Any = timm.create_model(f"local-dir:{run.folder / 'model'}", pretrained=True).eval()
     model.to(memory_format=torch.channels_last)
     plain = not run.form.startswith(("mean", "concat"))
-    splits = ("validation", "test") if run.tested else ("validation",)
-    arrays, figures = {}, {}
+    split = "test" if run.tested else "validation"
     started = time.perf_counter()
-    for split in splits:
-        factors = ALL_FACTORS if run.tested else FACTORS
-        logits, labels, index = logits_at_sizes(model, run, split, factors)
-        arrays |= {f"{split}_logits": logits, f"{split}_labels": labels, f"{split}_index": index}
-        each = logits.astype(np.float64)
-        figures[split] = areas(each[0] if plain else each.mean(0), labels)
-        figures[f"{split}_stages"] = [areas(stage, labels) for stage in each]
+    logits, labels, index = logits_at_sizes(model, run, split, ALL_FACTORS if run.tested else FACTORS)
+    arrays: dict[str, Any] = {f"{split}_logits": logits, f"{split}_labels": labels, f"{split}_index": index}
+    each = logits.astype(np.float64)
+    figures = {
+        split: areas(each[0] if plain else each.mean(0), labels),
+        f"{split}_stages": [areas(stage, labels) for stage in each],
+    }
     epochs = [json.loads(line) for line in (run.folder / "model" / "metrics.jsonl").read_text().splitlines()]
     found = {
         **{
@@ -274,7 +278,7 @@ def measure(run: Run) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(RESULTS / f"{run.name}.npz", **arrays)
     atomic_write_text(RESULTS / f"{run.name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print(f"{run.name}: {figures['validation']}", flush=True)
+    print(f"{run.name}: {figures[split]}", flush=True)
 
 
 def work(runs: list[Run]) -> None:
@@ -282,7 +286,7 @@ def work(runs: list[Run]) -> None:
     (OUTPUTS / "runs").mkdir(parents=True, exist_ok=True)
     for run in runs:
         try:
-            with FileLock(OUTPUTS / "runs" / f"{run.name}.lock", timeout=0):
+            with FileLock(OUTPUTS / "runs" / f"{run.trained}.lock", timeout=0):
                 if not (RESULTS / f"{run.name}.json").exists():
                     train(run)
                     measure(run)
@@ -300,7 +304,9 @@ def main() -> None:
     parser.add_argument("--regime", choices=REGIMES, default="default", help="one: this regime")
     parser.add_argument("--lr", default="1e-3", help="one: this learning rate")
     parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--tested", action="store_true", help="one: evaluate the test images, too")
+    parser.add_argument(
+        "--tested", action="store_true", help="one: evaluate the test images instead of the validation images"
+    )
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if options.what == "screen":

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from benchmarks.common.environment import record
 from benchmarks.photographs import RESULTS, SIZES
+from benchmarks.photographs_records import read_records
 from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.files import atomic_write_text
 
@@ -107,16 +108,17 @@ def compare(logits: torch.Tensor, labels: torch.Tensor, sizes: slice) -> dict[st
 def main() -> None:
     torch.set_num_threads(1)
     rows = {}
-    for path in sorted(RESULTS.glob("mean*.npz")):
-        arrays = np.load(path)
+    for name, (found, arrays) in read_records().items():
+        if not found["form"].startswith("mean"):
+            continue
         logits = torch.from_numpy(arrays["validation_logits"]).double()
         labels = torch.from_numpy(arrays["validation_labels"])
-        rows[path.stem] = {
+        rows[name] = {
             "images": len(labels),
             "fitted at size 1": compare(logits, labels, slice(ONE, ONE + 1)),
             "fitted at all sizes": compare(logits, labels, slice(None)),
         }
-        print(path.stem, json.dumps(rows[path.stem]))
+        print(name, json.dumps(rows[name]))
     report = {"what": __doc__.splitlines()[0], "halves": HALVES, "records": rows, **record()}
     atomic_write_text(RESULTS.parent / "photographs_calibration.json", json.dumps(report, indent=1) + "\n")
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ import torch
 import timm_wsms  # noqa: F401
 from benchmarks.common.environment import record
 from benchmarks.photographs import ALL_FACTORS, FLOWERS, RESULTS, SIZES
+from benchmarks.photographs_records import Arrays, read_records
 from timm_wsms.evaluation.cascade import sweep_thresholds
 from timm_wsms.evaluation.cost import multiplications
 from timm_wsms.evaluation.object_size.curve import area_weights
@@ -97,7 +97,7 @@ def choose(
     return heats, chosen
 
 
-def of_record(found: dict[str, Any], arrays: Any) -> dict[str, Any]:
+def of_record(found: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
     """Everything about one averaging record."""
     split = "test" if "test_logits" in arrays else "validation"
     read = {
@@ -143,7 +143,7 @@ def of_record(found: dict[str, Any], arrays: Any) -> dict[str, Any]:
     return result
 
 
-def of_rival(found: dict[str, Any], arrays: Any) -> dict[str, Any]:
+def of_rival(found: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
     """A network that always spends as much, at each factor of the image's size: (arithmetic, accuracy)."""
     split = "test" if "test_logits" in arrays else "validation"
     logits, labels = arrays[f"{split}_logits"].astype(np.float64), arrays[f"{split}_labels"]
@@ -155,19 +155,15 @@ def of_rival(found: dict[str, Any], arrays: Any) -> dict[str, Any]:
     return {"split": split, "images": len(labels), **{w: np.round(p, 4).tolist() for w, p in points.items()}}
 
 
-def records() -> dict[str, tuple[dict[str, Any], Path]]:
-    """Every finished record by name."""
-    paths = [path for path in sorted(RESULTS.glob("*.json")) if path.with_suffix(".npz").exists()]
-    return {path.stem: (json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".npz")) for path in paths}
-
-
 def main() -> None:
     torch.set_num_threads(1)
     cascades, rivals = {}, {}
-    for name, (found, path) in records().items():
+    for name, (found, arrays) in read_records().items():
+        if found.get("data", "flowers") != "flowers":
+            continue
         kept = {key: found[key] for key in ("form", "regime", "lr", "fold")}
         if found["form"].startswith("mean"):
-            cascades[name] = {**kept, **of_record(found, np.load(path))}
+            cascades[name] = {**kept, **of_record(found, arrays)}
             print(name, cascades[name]["exit_costs"])
             for what in AT:
                 alone = cascades[name][what]["exits_alone"]
@@ -175,7 +171,7 @@ def main() -> None:
                 for row in cascades[name][what]["chosen"]:
                     print(f"    allowed {row['allowed']}: {row['accuracy']:.2f} at × {row['cost']:.3f}")
         elif not found["form"].startswith("concat"):
-            rivals[name] = {**kept, **of_rival(found, np.load(path))}
+            rivals[name] = {**kept, **of_rival(found, arrays)}
             print(name, {what: rivals[name][what] for what in AT})
     report = {
         **{

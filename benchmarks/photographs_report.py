@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import photographs_tables as tables
 from benchmarks.common.environment import record
-from benchmarks.photographs import FLOWERS, IMAGENETTE, REGIMES, RESULTS, SIZES
+from benchmarks.photographs import FLOWERS, FORMS, IMAGENETTE, REGIMES, RESULTS, SIZES
+from benchmarks.photographs_records import Arrays, read_records
 from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.files import atomic_write_text
@@ -26,7 +28,7 @@ ONE = SIZES.index(1.0)
 PARTS = {"area": slice(None), "small": slice(None, ONE + 1), "large": slice(ONE, None), "size 1": slice(ONE, ONE + 1)}
 
 
-def correct(arrays: Any, split: str, stages: Sequence[int]) -> np.ndarray:
+def correct(arrays: Arrays, split: str, stages: Sequence[int]) -> np.ndarray:
     """Whether each image is recognized at each size by the mean logits of some stages, (sizes, images) bool."""
     logits = arrays[f"{split}_logits"][list(stages)].astype(np.float64).mean(0)  # (sizes, images, classes)
     order = np.argsort(arrays[f"{split}_index"])
@@ -49,10 +51,18 @@ def compared(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     return found
 
 
-def main_stages(form: str, arrays: Any, split: str) -> Sequence[int]:
+def main_stages(form: str, arrays: Arrays, split: str) -> Sequence[int]:
     """The stages that make up the form's own prediction: of a plain network, the image at its own size."""
     plain = not form.startswith("mean")
     return [0] if plain else range(len(arrays[f"{split}_logits"]))
+
+
+def ways_to_use(form: str) -> dict[str, Sequence[int]]:
+    """The stages whose logits are averaged, for a form as it is meant and in another way at no training."""
+    if form.startswith("mean"):
+        stages = 3 if form in ("mean of three", "mean of larger") else 2
+        return {form: range(stages), f"{form}, stage 1 alone": [0]}
+    return {form: [0], f"{form}, averaged": [0, 1]}  # the image, and its half-size copy
 
 
 def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
@@ -68,7 +78,7 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
         for form in {**FLOWERS, **IMAGENETTE}:
             if form not in best:
                 continue
-            one, arrays = best[form], np.load(RESULTS / f"{best[form]['name']}.npz")
+            one, arrays = best[form], best[form]["arrays"]
             hits = correct(arrays, split, main_stages(form, arrays, split))
             row = {
                 "form": form,
@@ -90,8 +100,45 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
                 ],
             }
             if "plain" in best and form != "plain":
-                plain = np.load(RESULTS / f"{best['plain']['name']}.npz")
-                row["against_plain"] = compared(correct(plain, split, [0]), hits)
+                row["against_plain"] = compared(correct(best["plain"]["arrays"], split, [0]), hits)
+            found.append(row)
+    return found
+
+
+def runs_chosen(records: Sequence[dict[str, Any]], regime: str, split: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """For each form its runs by fold, with the learning rate of the largest validation area on fold 0."""
+    chosen = {}
+    own = [one for one in records if one["regime"] == regime]
+    for form in FLOWERS:
+        first = [one for one in own if one["form"] == form and one["fold"] == 0]
+        if first:
+            lr = max(first, key=lambda one: one["validation"]["area"])["lr"]
+            same = [one for one in own if (one["form"], one["lr"]) == (form, lr) and split in one]
+            chosen[form] = {one["fold"]: one for one in same}
+    return {form: runs for form, runs in chosen.items() if runs}
+
+
+def tested(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each form on the test images of all of its folds together, so that every photograph is tested once.
+
+    A plain network is shown by itself and with its logits averaged over the image and its half-size copy, without
+    training for it; an averaging one by itself and with its stage 1 alone. Differences from other forms are of the same
+    images, with 95 % bootstrap intervals over images.
+    """
+    found = []
+    for regime in REGIMES:
+        chosen = runs_chosen(records, regime, "test")
+        hits = {}
+        for form, runs in chosen.items():
+            for name, stages in ways_to_use(form).items():
+                hits[name] = np.concatenate([correct(runs[f]["arrays"], "test", stages) for f in sorted(runs)], 1)
+        for name, own in hits.items():
+            row: dict[str, Any] = {"form": name, "regime": regime, "images": own.shape[1]}
+            row |= {"top1": (100 * own.mean(1)).round(2).tolist()}
+            row |= {part: round(float(values.mean()), 2) for part, values in areas(own).items()}
+            for other in ("plain", "one size per batch", "one size per batch, averaged"):
+                if other in hits and other != name and hits[other].shape == own.shape:
+                    row[f"against {other}"] = compared(hits[other], own)
             found.append(row)
     return found
 
@@ -100,13 +147,7 @@ def over_folds(records: Sequence[dict[str, Any]], split: str = "validation") -> 
     """Each form against the plain network and one size per batch on every fold, its learning rate chosen on fold 0."""
     found = []
     for regime in REGIMES:
-        chosen: dict[str, dict[int, dict[str, Any]]] = {}
-        own = [one for one in records if one["regime"] == regime and split in one]
-        for form in FLOWERS:
-            first = [one for one in own if one["form"] == form and one["fold"] == 0]
-            if first:
-                lr = max(first, key=lambda one: one["validation"]["area"])["lr"]
-                chosen[form] = {one["fold"]: one for one in own if (one["form"], one["lr"]) == (form, lr)}
+        chosen = runs_chosen(records, regime, split)
         for form, runs in chosen.items():
             if len(runs) < 2:
                 continue
@@ -128,7 +169,7 @@ def _differences(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any
     """Areas of the second runs less those of the first, fold by fold, and of the second's stage 1 alone."""
     found: dict[str, Any] = {name: [] for name in PARTS} | {"stage 1 alone": [], "stage 1 alone, size 1": []}
     for one, other in zip(first, second, strict=True):
-        before, after = (np.load(RESULTS / f"{run['name']}.npz") for run in (one, other))
+        before, after = one["arrays"], other["arrays"]
         start = areas(correct(before, split, main_stages(one["form"], before, split)))
         end = areas(correct(after, split, main_stages(other["form"], after, split)))
         alone = areas(correct(after, split, [0]))
@@ -139,70 +180,30 @@ def _differences(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any
     return found
 
 
-def folds_markdown(found: Iterable[dict[str, Any]]) -> list[str]:
-    """The lines of docs/results.md: mean ± standard deviation over folds of the differences in area."""
-    lines = []
-    for row in found:
-        for name in ("plain", "one size per batch"):
-            against = row.get(f"against {name}")
-            if against:
-                parts = ("area", "small", "large", "size 1", "stage 1 alone", "stage 1 alone, size 1")
-                alone = row["form"].startswith("mean")
-                cells = [mean_and_deviation(against[part]) if alone or part in PARTS else "" for part in parts]
-                each = ", ".join(f"{value:+.2f}" for value in against["area"])
-                start = [row["regime"], row["form"], name, str(len(against["folds"])), each]
-                lines.append(f"| {' | '.join([*start, *cells])} |".replace("-", "−"))
-    return lines
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """As documents write it."""
-    return f"{np.mean(values):+.2f} ± {np.std(values, ddof=1):.2f}"
-
-
-def markdown(found: Iterable[dict[str, Any]]) -> list[str]:
-    """The lines of docs/results.md: one per form and regime, and one for each stage of a network by itself."""
-    lines = []
-    for row in found:
-        start = f"{row['regime']} | {row['form']} | {float(row['lr']):g}"
-        against = [
-            f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in row.get("against_plain", {}).values()
-        ]
-        top1 = [f"{value:.1f}" for value in row["top1"]]
-        parts = [f"{row[name]:.2f}" for name in ("area", "small", "large")]
-        cells = [start, f"{row['multiplications_M']:.1f} M", *top1, *parts, *(against[:1] or [""])]
-        lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
-        if row["form"].startswith("mean"):
-            alone = row["stages_alone"][0]
-            cells = ["", "its stage 1 alone", "", "", "", "", "", f"{alone['size 1']:.1f}", "", "", ""]
-            lines.append(
-                f"| {' | '.join([*cells, *(f'{alone[name]:.2f}' for name in PARTS if name != 'size 1'), ''])} |"
-            )
-    return lines
-
-
-def spread(row: dict[str, Any]) -> str:
-    """The areas with all learning rates, in words."""
-    return ", ".join(f"{area:.2f} with {float(lr):g}" for lr, area in row["area_by_learning_rate"].items())
-
-
 def main() -> None:
-    paths = sorted(RESULTS.glob("*.json"))
-    if not paths:
+    records = [{"name": name, "arrays": arrays, **found} for name, (found, arrays) in read_records().items()]
+    if not records:
         raise SystemExit(f"there are no records in {RESULTS}; run python -m benchmarks.photographs screen")
-    records = [{"name": path.stem, **json.loads(path.read_text(encoding="utf-8"))} for path in paths]
-    first = [one for one in records if one["fold"] == 0]
-    screened = rows([one for one in first if one.get("data", "flowers") == "flowers"], "validation")
-    report = {"what": __doc__.splitlines()[0], "sizes": SIZES, "screening": screened}
-    flowers = [one for one in records if one.get("data", "flowers") == "flowers"]
-    report["folds"] = over_folds(flowers)
-    report |= {"imagenette": rows([one for one in first if one.get("data") == "imagenette"], "validation"), **record()}
+    flowers, imagenette = ([one for one in records if one.get("data", "flowers") == data] for data in FORMS)
+    screened = rows([one for one in flowers if one["fold"] == 0], "validation")
+    report = {
+        **{"what": __doc__.splitlines()[0], "sizes": SIZES, "screening": screened},
+        **{"folds": over_folds(flowers), "test_folds": over_folds(flowers, "test"), "test": tested(flowers)},
+        **{"imagenette": rows([one for one in imagenette if one["fold"] == 0], "validation")},
+        **record(),
+    }
     atomic_write_text(RESULTS.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
     for row in [*screened, *report["imagenette"]]:
         against = row.get("against_plain", {}).get("area", "")
         print(f"{row['regime']:8} {row['form']:20} lr {row['lr']:5} {row['multiplications_M']:6} M ", end="")
         print(f"area {row['area']:6} small {row['small']:6} large {row['large']:6} size 1 {row['size 1']:6}  {against}")
-    print("\n".join(folds_markdown(report["folds"])))
+    lines = [
+        *tables.of_folds(report["folds"]),
+        "",
+        *tables.of_folds(report["test_folds"]),
+        *tables.of_tested(report["test"]),
+    ]
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 
-from benchmarks import photographs, photographs_report
+from benchmarks import photographs, photographs_records, photographs_report, photographs_tables
 from benchmarks.photographs import FORMS, RECIPES, REGIMES, SIZES, Run
 from tests.helpers.paths import ROOT
 from timm_wsms.training.settings import parse
@@ -71,17 +71,17 @@ def test_stages_are_averaged_and_images_compared_in_the_order_of_their_index(hit
 def test_the_document_has_the_table_of_the_results_file():
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     found = json.loads((ROOT / "benchmarks" / "results" / "photographs.json").read_text())["screening"]
-    lines = photographs_report.markdown(found)
+    lines = photographs_tables.of_screening(found)
     assert len(lines) > len(found) > 4
     assert [line for line in lines if line not in text.splitlines()] == []
     words = " ".join(text.split())
-    assert all(photographs_report.spread(row) in words for row in found if len(row["area_by_learning_rate"]) > 1)
+    assert all(photographs_tables.spread(row) in words for row in found if len(row["area_by_learning_rate"]) > 1)
 
 
 def test_the_document_has_the_folds_of_the_records():
     """Differences are recomputed from the areas in the records of the runs."""
     report = json.loads((ROOT / "benchmarks" / "results" / "photographs.json").read_text())
-    lines = photographs_report.folds_markdown(report["folds"])
+    lines = photographs_tables.of_folds(report["folds"])
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) >= 3 and [line for line in lines if line not in text] == []
     rows = {(row["regime"], row["form"]): row for row in report["folds"]}
@@ -122,3 +122,51 @@ def test_the_summary_quotes_the_folds():
 def area_of(row, fold):
     name = Run(row["form"], row["regime"], row["lr"], fold, False).name
     return json.loads((photographs_report.RESULTS / f"{name}.json").read_text())["validation"]["area"]
+
+
+def test_a_record_of_test_images_joins_that_of_its_network(monkeypatch, tmp_path):
+    """The test images of a network that has no validation record are left out: nothing says how it was chosen."""
+    monkeypatch.setattr(photographs_records, "RESULTS", tmp_path)
+    names = {"b": "validation", "b_tested": "test", "a_tested": "test"}
+    for place, (name, split) in enumerate(names.items()):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"form": name[0], split: {"area": float(place)}}))
+        np.savez(tmp_path / f"{name}.npz", **{f"{split}_labels": np.full(2, place)})
+    found = photographs_records.read_records()
+    assert list(found) == ["b"]
+    figures, arrays = found["b"]
+    assert figures == {"form": "b", "validation": {"area": 0.0}, "test": {"area": 1.0}}
+    assert {name: values.tolist() for name, values in arrays.items()} == {
+        "validation_labels": [0, 0],
+        "test_labels": [1, 1],
+    }
+
+
+def test_what_is_tested_pools_all_folds_with_the_learning_rate_of_the_first():
+    rng = np.random.default_rng(2)
+
+    def one(form, lr, fold, area):
+        logits = rng.normal(size=(2, len(SIZES), 30, 3)).astype(np.float16)
+        arrays = {"test_logits": logits, "test_labels": rng.integers(0, 3, 30), "test_index": rng.permutation(30)}
+        figures = {"validation": {"area": area}, "test": {"area": 0.0}, "regime": "default"}
+        return {"form": form, "lr": lr, "fold": fold, "arrays": arrays, **figures}
+
+    plain = [one("plain", "1e-3", 0, 60.0), one("plain", "2e-3", 0, 61.0), one("plain", "2e-3", 1, 50.0)]
+    mean = [one("mean", "1e-3", 0, 62.0), one("mean", "1e-3", 1, 62.0)]
+    rows = {row["form"]: row for row in photographs_report.tested([*plain, *mean])}
+    assert list(rows) == ["plain", "plain, averaged", "mean", "mean, stage 1 alone"]
+
+    def right(runs, stages):
+        return np.concatenate(
+            [
+                r["arrays"]["test_logits"][stages].astype(float).mean(0).argmax(-1) == r["arrays"]["test_labels"]
+                for r in runs
+            ],
+            axis=1,
+        )
+
+    for name, runs, stages in (("plain", plain[1:], [0]), ("mean", mean, [0, 1]), ("mean, stage 1 alone", mean, [0])):
+        expected = 100 * right(runs, stages).mean(1)
+        assert rows[name]["top1"] == pytest.approx(expected, abs=0.006) and rows[name]["images"] == 60
+    difference = rows["mean"]["area"] - rows["plain"]["area"]
+    assert rows["mean"]["against plain"]["area"][0] == pytest.approx(difference, abs=0.02)
+    assert "against plain" not in rows["plain"]

@@ -1,0 +1,30 @@
+"""Reads the records that benchmarks/photographs.py leaves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from benchmarks.photographs import RESULTS
+
+Arrays = dict[str, np.ndarray]
+
+
+def read_records() -> dict[str, tuple[dict[str, Any], Arrays]]:
+    """Every trained network's figures and logits, by its name; those of its test images, if any, are merged in.
+
+    Returns:
+        For each name the figures (`validation`, `test` where evaluated, …) and the arrays `<split>_logits`,
+        `<split>_labels` and `<split>_index`.
+    """
+    found: dict[str, tuple[dict[str, Any], Arrays]] = {}
+    paths = [path for path in RESULTS.glob("*.json") if path.with_suffix(".npz").exists()]
+    for path in sorted(paths, key=lambda path: (path.stem.endswith("_tested"), path.stem)):
+        name = path.stem.removesuffix("_tested")
+        figures, arrays = found.get(name, ({}, {}))
+        with np.load(path.with_suffix(".npz")) as stored:
+            found[name] = (json.loads(path.read_text(encoding="utf-8")) | figures, {**arrays, **stored})
+    # what was tested without a record of its validation images chose nothing
+    return {name: pair for name, pair in found.items() if "validation" in pair[0]}

@@ -1,0 +1,69 @@
+"""Tables of docs/results.md and README.md from benchmarks/results/photographs.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def of_folds(found: Iterable[dict[str, Any]]) -> list[str]:
+    """The lines of docs/results.md: mean ± standard deviation over folds of the differences in area."""
+    lines = []
+    for row in found:
+        for name in ("plain", "one size per batch"):
+            against = row.get(f"against {name}")
+            if against:
+                parts = ("area", "small", "large", "size 1", "stage 1 alone", "stage 1 alone, size 1")
+                alone = row["form"].startswith("mean")
+                cells = [mean_and_deviation(against[part]) if alone or "alone" not in part else "" for part in parts]
+                each = ", ".join(f"{value:+.2f}" for value in against["area"])
+                start = [row["regime"], row["form"], name, str(len(against["folds"])), each]
+                lines.append(f"| {' | '.join([*start, *cells])} |".replace("-", "−"))
+    return lines
+
+
+def of_tested(found: Iterable[dict[str, Any]]) -> list[str]:
+    """The lines of docs/results.md: every photograph tested once."""
+    lines = []
+    for row in found:
+        top1 = [f"{value:.1f}" for value in row["top1"]]
+        parts = [f"{row[name]:.2f}" for name in ("area", "small", "large")]
+        cells = [row["regime"], row["form"], str(row["images"]), *top1, *parts]
+        for other in ("plain", "one size per batch"):
+            mean, low, high = row.get(f"against {other}", {}).get("area", (0, 0, 0))
+            cells.append(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" if low != high else "")
+        lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+    return lines
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """As documents write it."""
+    return f"{np.mean(values):+.2f} ± {np.std(values, ddof=1):.2f}"
+
+
+def of_screening(found: Iterable[dict[str, Any]]) -> list[str]:
+    """The lines of docs/results.md: one per form and regime, and one for each stage of a network by itself."""
+    lines = []
+    for row in found:
+        start = f"{row['regime']} | {row['form']} | {float(row['lr']):g}"
+        against = [
+            f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in row.get("against_plain", {}).values()
+        ]
+        top1 = [f"{value:.1f}" for value in row["top1"]]
+        parts = [f"{row[name]:.2f}" for name in ("area", "small", "large")]
+        cells = [start, f"{row['multiplications_M']:.1f} M", *top1, *parts, *(against[:1] or [""])]
+        lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+        if row["form"].startswith("mean"):
+            alone = row["stages_alone"][0]
+            cells = ["", "its stage 1 alone", "", "", "", "", "", f"{alone['size 1']:.1f}", "", "", ""]
+            lines.append(
+                f"| {' | '.join([*cells, *(f'{alone[name]:.2f}' for name in ('area', 'small', 'large')), ''])} |"
+            )
+    return lines
+
+
+def spread(row: dict[str, Any]) -> str:
+    """The areas with all learning rates, in words."""
+    return ", ".join(f"{area:.2f} with {float(lr):g}" for lr, area in row["area_by_learning_rate"].items())
