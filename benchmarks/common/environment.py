@@ -51,7 +51,7 @@ def _version(name: str) -> str | None:
 def _program() -> list[str]:
     """`-m benchmarks.speed.forward`, or the script's path."""
     spec = sys.modules["__main__"].__spec__
-    return ["-m", spec.name] if spec else sys.argv[:1]
+    return ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
 
 
 def command(argv: list[str]) -> str:

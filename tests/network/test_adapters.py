@@ -1,5 +1,6 @@
 """PEFT's adapters on networks whose stages share weights: one adapter per weight, merged once."""
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -7,7 +8,6 @@ from torch import nn
 from tests.helpers.networks import build, images, logits
 from timm_wsms import UserError, tie_adapters
 
-peft = pytest.importorskip("peft", reason='needs the extra "clients"')
 LAYERS = r".*layer\d\.\d\.conv\d"
 FORMS = ("batch", "mean", "own head", "none", "statistics")
 
