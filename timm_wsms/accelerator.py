@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import torch
+
 from timm_wsms.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,4 +56,9 @@ def build_accelerator(precision: str, trackers: Sequence[str] = (), output: str 
         raise UserError(f"precision {precision} is not available here: {error}") from error
     if precision != "no" and not accelerator.native_amp:  # Accelerate would compute in float32 and not say so
         raise UserError(f"precision {precision} is not available on {accelerator.device.type}; choose another")
+    if precision == "bf16" and accelerator.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        accelerator.print(
+            "warning: this CPU has no instructions for bf16 (AVX-512 or AMX), so it is emulated, many times slower than "
+            "float32; add --precision no"
+        )
     return accelerator

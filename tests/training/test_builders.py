@@ -5,6 +5,7 @@ import re
 import pytest
 import timm
 import torch
+from accelerate.state import AcceleratorState
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 
@@ -138,6 +139,18 @@ def test_networks_in_pieces_are_refused_with_the_reason(monkeypatch, variable, n
     monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
     with pytest.raises(UserError, match=f"configured for {name}.* in pieces; .*plain data parallelism"):
         build_accelerator(Settings("a"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "warned"), [("bf16", "AVX2", True), ("bf16", "AVX512", False), ("no", "AVX2", False)]
+)
+def test_bf16_that_the_cpu_has_to_emulate_is_said(monkeypatch, capsys, precision, capability, warned):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    build_accelerator(Settings("a", precision=precision))
+    AcceleratorState._reset_state(reset_partial_state=True)  # the next test may ask for another precision
+    out = capsys.readouterr().out
+    assert ("warning: this CPU has no instructions for bf16" in out and "add --precision no" in out) == warned
 
 
 # --- the classifier's initial scale
