@@ -58,7 +58,7 @@ def build_accelerator(precision: str, trackers: Sequence[str] = (), output: str 
         raise UserError(f"precision {precision} is not available on {accelerator.device.type}; choose another")
     if precision == "bf16" and accelerator.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         accelerator.print(
-            "warning: this CPU has no instructions for bf16 (AVX-512 or AMX), so it is emulated, many times slower than "
-            "float32; add --precision no"
+            "warning: this CPU has no instructions for bf16 (AVX-512 or AMX), so it is emulated, many times slower "
+            "than float32; add --precision no"
         )
     return accelerator
