@@ -138,6 +138,29 @@ def test_timm_backbone(form):
     check_maps([*found], reference(form, model._backbone.state_dict(), (1, 2, 3)))
 
 
+@client(
+    "transformers", "`DetrForObjectDetection` on `out_indices=[4]`: its map is timm's; every parameter gets a gradient"
+)
+def test_detr(form):
+    """It uses the last map alone: with more in `out_indices`, their integration would get no gradient."""
+    from transformers import DetrConfig, DetrForObjectDetection, TimmBackboneConfig
+
+    body = TimmBackboneConfig(backbone=FORMS[form], out_indices=[4], use_pretrained_backbone=False)
+    small = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    small |= {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_queries": 4, "num_labels": 3}
+    torch.manual_seed(0)
+    model = randomize(DetrForObjectDetection(DetrConfig(backbone_config=body, **small))).eval()
+    backbone = model.model.backbone.model  # its norms are frozen ones, which count no batches
+    counters = timm.create_model(FORMS[form], features_only=True, out_indices=(4,)).state_dict()
+    (expected,) = reference(form, counters | backbone.state_dict(), (4,))
+    with torch.no_grad():
+        (found,) = backbone(X)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    out = model(X)
+    assert out.logits.shape == (len(X), 4, 4)
+    assert without_gradient(model, out.logits.square().mean() + out.pred_boxes.square().mean()) == []
+
+
 @client("transformers", "`TimmWrapperForImageClassification`: logits, loss, saved and loaded")
 def test_timm_wrapper(form, tmp_path):
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
