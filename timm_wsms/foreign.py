@@ -40,6 +40,18 @@ def clean(tree: Any) -> Any:
     return printable(tree) if isinstance(tree, str) else tree
 
 
+def markdown(text: str) -> str:
+    """The text as it is read in Markdown, whatever it holds: no HTML, link, picture, cell of a table, or heading."""
+    return re.sub(r"[\\`*<\[\]|]|^[#>+-]", r"\\\g<0>", printable(text))
+
+
+def code(text: str) -> str:
+    """The text as code in Markdown, between more backticks than it holds; also in a table, which ends at a `|`."""
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    blank = " " if len(fence) > 1 else ""
+    return f"{fence}{blank}{printable(text)}{blank}{fence}".replace("|", "\\|")
+
+
 @contextmanager
 def understood(what: object, remedy: str = "copy or download it again") -> Iterator[None]:
     """Within it a file's content is read and taken apart, and nothing else: what goes wrong is the file's fault.

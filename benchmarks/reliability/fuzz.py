@@ -33,6 +33,7 @@ from benchmarks.reliability import mutate
 OUT = ROOT / "benchmarks" / "results" / "reliability" / "fuzz.json"
 SECONDS, MEMORY = 5, 2**30
 DEAD = 60  # seconds without an answer
+EXAMPLES = 3  # inputs that are kept of each kind of failure
 RUNS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pickle.find_class")
 CALLS = ("socket.connect", "socket.getaddrinfo", "socket.sendto")
 CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
@@ -66,9 +67,10 @@ def fuzz(name: str, minutes: float, seed: int, keep: Path | None) -> dict[str, A
     """Runs one reader in a process of its own, and in another one after each input that ends it."""
     counts: Counter[str] = Counter()
     start, number = time.monotonic(), 0
+    used = _processor_seconds()
     while time.monotonic() - start < 60 * minutes:
         ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("fork").Process(target=_work, args=(name, seed, number, theirs))
+        process = multiprocessing.get_context("fork").Process(target=_work, args=(name, seed, number, ours, theirs))
         process.start()
         theirs.close()
         try:
@@ -78,7 +80,7 @@ def fuzz(name: str, minutes: float, seed: int, keep: Path | None) -> dict[str, A
                     number, outcome = ours.recv()
                 counts[outcome] += 1
                 number += 1
-                if outcome not in ("taken", "refused"):
+                if outcome not in ("taken", "refused") and counts[outcome] <= EXAMPLES:
                     _keep(keep, name, seed, number - 1, outcome)
                 if outcome == "the process did not answer":
                     break
@@ -97,8 +99,15 @@ def fuzz(name: str, minutes: float, seed: int, keep: Path | None) -> dict[str, A
         "failed": sum(failed.values()),
         "failures": failed,
         "minutes": round((time.monotonic() - start) / 60, 2),
+        "processor_minutes": round((_processor_seconds() - used) / 60, 2),
         "seed": seed,
     }
+
+
+def _processor_seconds() -> float:
+    """Of the processes that have ended: a machine may be busy with other things."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
 
 
 def changed(reader: Any, seed: int, number: int) -> bytes:
@@ -118,9 +127,10 @@ def _keep(folder: Path | None, name: str, seed: int, number: int, outcome: str) 
         print(f"{name} {number}: {outcome}", file=sys.stderr, flush=True)
 
 
-def _work(name: str, seed: int, number: int, answers: Any) -> None:
+def _work(name: str, seed: int, number: int, parents: Any, answers: Any) -> None:
     from benchmarks.reliability.fuzz_readers import READERS, prepare
 
+    parents.close()  # so that this process ends with its parent
     reader = READERS[name]
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary).resolve()

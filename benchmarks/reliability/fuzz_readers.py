@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import functools
-import io
+import json
 import shutil
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import datasets
-import numpy as np
-from PIL import Image
-from timm.data.transforms import RandomResizedCropAndInterpolation
+import torch
 
 from benchmarks.common.environment import ROOT
+from benchmarks.reliability.fuzz_data import DATA_READERS, Reader
 from timm_wsms.data import DataSettings, load_split
-from timm_wsms.data.decode import decode, decode_cropped
-from timm_wsms.data.jpeg_crop import JpegCrop
+from timm_wsms.evaluation import setup
 from timm_wsms.evaluation.object_size.trained_range import trained_sizes
-from timm_wsms.hub import backbone_folder, card, published, verify_folder
+from timm_wsms.evaluation.options import AccuracyOptions
+from timm_wsms.hub import backbone_folder, card, diff, published, verify_folder
+from timm_wsms.hub.client import Remote
+from timm_wsms.hub.download import file_sum
 from timm_wsms.network.cascade import Cascade
-from timm_wsms.training import settings
+from timm_wsms.training import checkpoint, settings
 
 card._picture = lambda *_: "a picture"  # type: ignore  # of the network in config.json, which "config" reads; takes 2 s
 MODEL = ROOT / "hub" / "models" / "wsms_resnet20_sizes_cifar10"
@@ -35,30 +36,25 @@ PUBLISHED = b"""[{"name": "wsms_resnet18", "tag": "a", "repo": "x/y", "revision"
  "config": {"input_size": [3, 32, 32], "num_classes": 10, "mean": [0.5, 0.5, 0.5], "classifier": "backbone.fc"}}]"""
 
 
-@dataclass
-class Reader:
-    """A reader and what to change.
-
-    Attributes:
-        kind: Of `mutate.MUTATORS`.
-        seeds: Valid files.
-        file: Where the file lies in a checkpoint folder; "": elsewhere, of any name.
-        read: Reads it; takes the checkpoint folder, which it may write to, and the file. A text that it returns has
-            to be printable.
-    """
-
-    kind: str
-    seeds: Callable[[], list[bytes]]
-    file: str
-    read: Callable[[Path, Path], Any]
-
-
 def prepare(place: Path) -> Path:
     """A checkpoint folder to spoil."""
     folder = Path(shutil.copytree(MODEL, place / "model"))
     (folder / "data.json").write_bytes(DATA)
     (folder / "cascade.json").write_bytes(CASCADE)
     return folder
+
+
+@functools.cache
+def _evaluation() -> tuple[Any, Any, Any]:
+    options = AccuracyOptions(data="digits", limit=4, batch_size=2, workers=0)
+    return load_split(DataSettings(), limit=4), options, setup.start(options)
+
+
+def _evaluated(folder: Path, _: Path) -> None:
+    """As `python -m timm_wsms.evaluate` does it."""
+    split, options, accelerator = _evaluation()
+    found = setup.prepare(str(folder), split, options, accelerator)
+    found.ordered.eval()(found.images(split, [0]))
 
 
 def _config(folder: Path, _: Path) -> None:
@@ -91,6 +87,42 @@ def _cascade(folder: Path, _: Path) -> None:
     Cascade.from_folder(folder, _kept(folder))
 
 
+def _readme(_: Path, file: Path) -> str:
+    """What would be changed in a README that lies in a repo."""
+    api: Any = SimpleNamespace(hf_hub_download=lambda *_, **__: file)
+    there = Remote("0" * 40, {"README.md": "0" * 40}, {"README.md": 1}, False)
+    return diff.describe(api, "someone/else", {"README.md": b"---\nlicense: mit\n---\n# A model\n"}, there)
+
+
+@functools.cache
+def _run() -> tuple[Any, Any]:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@functools.cache
+def _checkpoint() -> Path:
+    return checkpoint.save_run_state(Path(tempfile.mkdtemp()), checkpoint.Position(1), *_run(), extra={"updates": 1})
+
+
+def _resumed(name: str) -> Callable[[Path, Path], None]:
+    """Reads a checkpoint of which one file is another's; its sum is right."""
+
+    def read(_: Path, file: Path) -> None:
+        folder = Path(shutil.copytree(_checkpoint(), file.parent / "epoch-0001", dirs_exist_ok=True))
+        shutil.copyfile(file, folder / name)
+        if name != checkpoint.MANIFEST:
+            sums = json.loads((folder / checkpoint.MANIFEST).read_bytes())
+            sums[name] = file_sum(file, "sha256")
+            (folder / checkpoint.MANIFEST).write_text(json.dumps(sums))
+        checkpoint.load_run_state(folder, *_run())
+
+    return read
+
+
 _MODELS: list[Any] = []
 
 
@@ -99,58 +131,6 @@ def _kept(folder: Path) -> Any:
     if not _MODELS:
         _MODELS.append(verify_folder.load(folder))
     return _MODELS[0]
-
-
-@functools.cache
-def _images() -> list[bytes]:
-    rng = np.random.default_rng(0)
-    color, gray = rng.integers(0, 256, (24, 32, 3), np.uint8), rng.integers(0, 2**16, (24, 32), np.uint16)
-    kinds = [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("WEBP", {}), ("BMP", {})]
-    kinds += [("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PPM", {}), ("ICO", {}), ("TGA", {})]
-    files = [_saved(Image.fromarray(color), form, **options) for form, options in kinds]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    files += [_saved(Image.fromarray(color), "JPEG", exif=exif), _saved(Image.fromarray(color).convert("P"), "PNG")]
-    files += [_saved(Image.fromarray(gray), form) for form in ("PNG", "TIFF")]
-    return [*files, _saved(Image.fromarray(gray.astype(np.float32) / 2**16), "TIFF")]
-
-
-def _saved(image: Image.Image, form: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-CROP = JpegCrop(RandomResizedCropAndInterpolation(16, interpolation="bilinear"))
-
-
-def _image(_: Path, file: Path) -> None:
-    value = {"bytes": file.read_bytes(), "path": None}
-    try:
-        decode(value, "train", 0)
-    finally:
-        decode_cropped(value, "train", 0, CROP)
-
-
-@functools.cache
-def _parquet() -> list[bytes]:
-    images = [{"bytes": file, "path": None} for file in _images()[:4]]
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
-    buffer = io.BytesIO()
-    datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]}, features=features).to_parquet(buffer)
-    return [buffer.getvalue()]
-
-
-def _parquet_split(_: Path, file: Path) -> None:
-    datasets.disable_progress_bars()
-    folder = file.parent / "data"
-    folder.mkdir(exist_ok=True)
-    shutil.copyfile(file, folder / "test-00000.parquet")
-    shutil.rmtree(file.parent / "cache", ignore_errors=True)
-    datasets.config.HF_DATASETS_CACHE = file.parent / "cache"
-    split = load_split(DataSettings(source=str(folder)))
-    for index in range(min(len(split), 4)):
-        split.image(index)
 
 
 def _recipe(_: Path, file: Path) -> None:
@@ -172,15 +152,18 @@ def _file(name: str) -> Callable[[], list[bytes]]:
 
 READERS = {  # those of files from the Hub first
     "config": Reader("json", _file("config.json"), "config.json", _config),
+    "evaluated": Reader("json", _file("config.json"), "config.json", _evaluated),
     "weights": Reader("safetensors", _file("model.safetensors"), "model.safetensors", _weights),
     "tensors": Reader("safetensors", _file("test/tensors.safetensors"), "test/tensors.safetensors", _tensors),
     "settings": Reader("yaml", _file("settings.yaml"), "settings.yaml", _card),
     "metrics": Reader("json lines", _file("metrics.jsonl"), "metrics.jsonl", _results),
     "results": Reader("json", _file("results.json"), "results.json", _results),
     "data": Reader("json", lambda: [DATA], "data.json", _card),
+    "readme": Reader("bytes", _file("README.md"), "", _readme),
     "cascade": Reader("json", lambda: [CASCADE], "cascade.json", _cascade),
-    "image": Reader("bytes", _images, "", _image),
-    "parquet": Reader("bytes", _parquet, "", _parquet_split),
     "recipe": Reader("yaml", _recipes, "", _recipe),
+    "state": Reader("json", lambda: [(_checkpoint() / "state.json").read_bytes()], "", _resumed("state.json")),
+    "manifest": Reader("json", lambda: [(_checkpoint() / "manifest.json").read_bytes()], "", _resumed("manifest.json")),
     "published": Reader("json", lambda: [PUBLISHED], "", _published),
+    **DATA_READERS,
 }

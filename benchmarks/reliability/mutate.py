@@ -18,7 +18,7 @@ DEEP = 100_000  # levels: far more than Python's recursion
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 3, 2**16, 2**31, 2**63, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf")),
     *("", "x", "x" * 10_000, "\x1b[2J\x1b[31m", "a\nb\r\n---\n- c", "'\"`|<b>", "\u202e\u2028", "../../etc/passwd"),
-    *("/etc/passwd", "hf-hub:someone/else", "http://127.0.0.1:9/x", "{{ 1/0 }}", "\ud800", "nan"),
+    *("/etc/passwd", "/dev/zero", "hf-hub:someone/else", "http://127.0.0.1:9/x", "{{ 1/0 }}", "\ud800", "nan"),
     *([], [[]], [0], [-1, 2, 3], [2**20] * 3, ["a", None], list(range(1000))),
     *({}, {"": {}}, {"a": 1}, {"\x1b[31m": None}),
 )

@@ -1,6 +1,7 @@
 """Transforms against timm's own and against loops over single images."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,24 @@ def test_data_config_is_the_models_own_unless_the_recipe_says_otherwise(model):
 def test_data_config_names_the_setting_it_cannot_use(model, settings, named):
     with pytest.raises(UserError, match=named):
         data_config(model, DataSettings(**settings))
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"crop_pct": 1e-9},
+        {"crop_pct": "0.9"},
+        {"crop_pct": float("nan")},
+        {"interpolation": "evil"},
+        {"mean": ["a", "b", "c"], "std": ["a", "b", "c"]},
+        {"std": 3},
+    ],
+)
+def test_a_strangers_config_is_refused_in_one_line(model, own):
+    stranger = SimpleNamespace(pretrained_cfg={**model.pretrained_cfg, **own})
+    with pytest.raises(UserError) as caught:
+        data_config(stranger, DataSettings())
+    assert "\n" not in str(caught.value) and any(word in str(caught.value) for word in ("config", "crop_pct"))
 
 
 def test_normalize_gives_the_bits_of_timms_eval_transform():

@@ -112,3 +112,13 @@ def test_accents_in_either_form_are_one_name():
     model, names, remark = match_classes(Ranks(["e\u0301", "a", "b"]), ["\u00e9", "b", "a"], 3)
     assert names == ["\u00e9", "b", "a"] and remark is not None and "by name" in remark
     assert model(torch.zeros(1, 1)).tolist() == [[0.0, 2.0, 1.0]]
+
+
+@pytest.mark.parametrize("label_names", [3, [None, "a", "b"], [["a"], ["b"], ["c"]], {"0": {}}, "abc"])
+def test_names_that_are_no_words_are_refused(label_names):
+    with pytest.raises(UserError, match="names its classes by something else than words"):
+        match_classes(Ranks(label_names), ["a", "b", "c"], 3)
+
+
+def test_numbers_as_names_are_names():
+    assert match_classes(Ranks([0, 1, 2]), ["0", "1", "2"], 3).remark is None

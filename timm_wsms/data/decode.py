@@ -1,6 +1,8 @@
 """Decodes one image, or says which one cannot be decoded."""
 
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from timm_wsms.data.folder_walk import open_image
 from timm_wsms.data.high_bit_depth import (
     UnknownRangeError,
     ValueRange,
@@ -24,6 +27,8 @@ from timm_wsms.foreign import printable
 
 if TYPE_CHECKING:
     import datasets
+
+ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")  # that `datasets` reads images in
 
 
 class BadImageError(Exception):
@@ -63,7 +68,7 @@ def decode(
         BadImageError: if it cannot be decoded, or it is not known which of its values are black and white.
     """
     with _naming(value, split, row):
-        return _load(_open(value, _file(value)), value_range)
+        return _load(open_image(BytesIO(_file(value))), value_range)
 
 
 def decode_cropped(
@@ -83,19 +88,10 @@ def decode_cropped(
     """
     with _naming(value, split, row):
         file = _file(value)
-        opened = _open(value, file)
-        if file is not None and needs_only_decoding(opened):
+        opened = open_image(BytesIO(file))
+        if needs_only_decoding(opened):
             return crop.from_file(file, opened)
         return np.array(crop(_load(opened, value_range)))
-
-
-def _open(value: dict[str, Any], file: bytes | None) -> Image.Image:
-    """The image of a file, not decoded yet."""
-    if file is not None:
-        return Image.open(BytesIO(file))
-    import datasets
-
-    return datasets.Image().decode_example(value)
 
 
 def _load(opened: Image.Image, value_range: ValueRange | None) -> Image.Image:
@@ -109,20 +105,49 @@ def _load(opened: Image.Image, value_range: ValueRange | None) -> Image.Image:
     return (to_eight_bits(image, values) if values else image).convert("RGB")
 
 
-def _file(value: dict[str, Any]) -> bytes | None:
-    """An image's file; None if it is not on this machine, but where only `datasets` finds it."""
+def _file(value: dict[str, Any]) -> bytes:
+    """An image's file."""
     if value["bytes"] is not None:
         return value["bytes"]
-    try:
-        return Path(value["path"]).read_bytes()
-    except OSError:
-        return None
+    if not os.path.exists(value["path"]):
+        return _fetched(value["path"])  # not on this machine, but perhaps `datasets` finds it
+    _check_regular(value["path"])
+    return Path(value["path"]).read_bytes()
+
+
+def _check_regular(path: str) -> None:
+    """Refuses what a pipe or a device would give, which may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no file, but a folder, a device or a pipe")
+
+
+def _fetched(path: str) -> bytes:
+    """A file in an archive, or on the Hub. Rows may be a stranger's, and nothing is fetched from addresses in them."""
+    import datasets
+    import pyarrow as pa
+
+    *archives, place = path.split("::")
+    hub = ("hf://", f"{datasets.config.HF_ENDPOINT}/datasets/")
+    inside = all(part.partition("://")[0] in ARCHIVES for part in archives)
+    if not inside or ("://" in place and not place.startswith(hub)):
+        raise ValueError("its path leads to another place than the Hub, from which nothing is fetched")
+    feature = datasets.Image()
+    stored = pa.array([{"bytes": None, "path": path}], feature.pa_type)
+    return feature.embed_storage(stored)[0]["bytes"].as_py()
+
+
+def open_head(value: Mapping[str, Any]) -> Image.Image:
+    """Opens an image without decoding its pixels; raises whatever Pillow raises."""
+    if value["bytes"] is not None:
+        return open_image(BytesIO(value["bytes"]))
+    _check_regular(value["path"])
+    return open_image(value["path"])
 
 
 def check_head(value: dict[str, Any], split: str, row: int) -> None:
     """Looks whether something is an image, without decoding its pixels; arguments and errors as for `decode`."""
     with _naming(value, split, row):
-        Image.open(value["path"] if value["bytes"] is None else BytesIO(value["bytes"])).close()
+        open_head(value).close()
 
 
 @contextmanager

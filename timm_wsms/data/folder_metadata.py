@@ -32,7 +32,7 @@ def read(top: Path, root: Path) -> Rows:
                     path = folder / str(row.pop(FILE_NAME))
                     if rows.get(path, row) != row:
                         raise UserError(
-                            f"{folder / name}: {path.relative_to(folder)} has two rows that differ; remove one of them."
+                            f"{folder / name}: {_below(path, folder)} has two rows that differ; remove one of them."
                         )
                     if path.is_relative_to(top):
                         rows[path] = row
@@ -47,12 +47,19 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
                 if path.suffix == ".csv"
                 else [json.loads(line) for line in file if line.strip()]
             )
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); it must be a table in UTF-8.") from error
     for number, row in enumerate(rows):
+        if not isinstance(row, dict) or None in row:  # where `csv` puts cells beyond the last column
+            raise UserError(f"{path}: row {number} does not have the columns of a table; fix it.")
         if not row.get(FILE_NAME):
             raise UserError(f"{path}: row {number} has no {FILE_NAME}; name the image of each row there.")
     return rows
+
+
+def _below(path: Path, folder: Path) -> Path:
+    """A path as it is seen from a folder, which it may not be in."""
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def label_column(rows: Rows, settings: DataSettings, *, flat: bool) -> str | None:
@@ -93,7 +100,7 @@ def label(split: "FolderSplit", files: list[Path], rows: Rows, column: str, top:
     for path in rows:
         if path not in images:
             raise UserError(
-                f"{path.relative_to(root)} stands in the metadata of {top}, but is no image there; remove the row."
+                f"{_below(path, root)} stands in the metadata of {top}, but is no image there; remove the row."
             )
     for path in files:
         value = rows.get(path, {}).get(column)

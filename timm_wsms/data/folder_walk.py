@@ -4,19 +4,24 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
 from timm_wsms.errors import UserError
 
-NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow tells these formats, and cannot decode them itself
+# Pillow tells these formats, and cannot decode them itself: for EPS it would run Ghostscript on the file.
+NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 JUNK = {".git", ".ipynb_checkpoints", ".thumbnails", ".cache", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"}
+DEEPEST = 100  # folders in folders
 Id = tuple[int, int]  # device and inode
 
 
 def walk(folder: Path, above: tuple[tuple[Id, Path], ...] = ()) -> Iterator[tuple[Path, Id]]:
     """Every file below a folder, with its device and inode; links are followed."""
     here = identity_of(folder)
+    if len(above) > DEEPEST:
+        raise UserError(f"{above[0][1]} holds folders more than {DEEPEST} levels deep; move what is to be read up.")
     for identity, path in above:
         if identity == here:
             raise UserError(f"{folder} is a link that leads back to {path}, a folder above it; remove the link.")
@@ -66,6 +71,24 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in formats.items() if kind in Image.OPEN and kind not in NO_PIXELS)
 
 
+def open_image(file: str | Path | IO[bytes]) -> Image.Image:
+    """Pillow's `Image.open`, with the formats alone that Pillow decodes itself, whatever the file is called.
+
+    Raises:
+        ValueError: The image is too large.
+        Exception: Whatever Pillow raises if it is no image.
+    """
+    Image.init()
+    image = Image.open(file, formats=[kind for kind in Image.ID if kind not in NO_PIXELS])
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:  # Pillow itself refuses twice as many
+        raise ValueError(
+            f"it has {image.width} × {image.height} pixels, and more than {most:,} (PIL.Image.MAX_IMAGE_PIXELS) may be "
+            "meant to fill the memory; make it smaller"
+        )
+    return image
+
+
 def why_no_image(path: Path) -> str | None:
     """Why a file is passed over; None if it is an image, by its name, or else by what it holds."""
     if path.is_symlink() and not path.exists():
@@ -74,6 +97,8 @@ def why_no_image(path: Path) -> str | None:
         return "folders that belong to programs"
     if path.suffix.lower() in suffixes() and not path.name.startswith("."):
         return None
+    if not path.is_file():
+        return "devices, pipes and the like"
     try:
         with Image.open(path) as image:
             return f"{image.format} files, which Pillow does not decode" if image.format in NO_PIXELS else None

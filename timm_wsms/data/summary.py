@@ -4,15 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from timm_wsms.data import class_names
-from timm_wsms.data.decode import decode
+from timm_wsms.data.decode import decode, open_head
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.data.split import Split
 from timm_wsms.data.split_names import parse_split
@@ -34,7 +32,7 @@ def look_at(split: Split) -> Split:
     for place in places:
         value = split.undecoded(place)
         try:
-            with _opened(value) as image:
+            with open_head(value) as image:
                 modes[image.mode] += 1
                 sizes.append(image.size)
         except Exception:  # whatever is wrong with it is told when it is decoded
@@ -48,16 +46,12 @@ def look_at(split: Split) -> Split:
     return replace(split, found={**split.found, **found})
 
 
-def _opened(value: Mapping[str, Any]) -> Image.Image:
-    return Image.open(value["path"] if value["bytes"] is None else BytesIO(value["bytes"]))
-
-
 def _brightest(split: Split) -> list[int]:
     """The brightest value, of 255, of each of a few images."""
     found = []
     for place in _evenly(len(split), DECODED):
         value = split.undecoded(place)
-        with suppress(Exception), _opened(value) as head:  # as above
+        with suppress(Exception), open_head(value) as head:  # as above
             if head.width * head.height < LARGE:
                 image = np.asarray(decode(value, split.name, place, split.value_range))  # (H, W, 3)
                 found.append(int(image.max()))

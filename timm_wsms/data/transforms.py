@@ -15,6 +15,9 @@ from timm_wsms.data.jpeg_crop import JpegCrop
 from timm_wsms.data.scale_jitter import ScaleJitterCrop
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
+from timm_wsms.foreign import understood
+
+LARGEST_SIDE = 2**13  # pixels of an image's shorter side before the center crop: more would only fill the memory
 
 
 def data_config(model: torch.nn.Module, settings: DataSettings, *, use_test_size: bool = False) -> dict[str, Any]:
@@ -29,8 +32,15 @@ def data_config(model: torch.nn.Module, settings: DataSettings, *, use_test_size
         timm's data config: input_size, interpolation, mean, std, crop_pct, crop_mode.
 
     Raises:
-        UserError: if a value of the recipe cannot be used.
+        UserError: if a value of the recipe cannot be used, or one of the model's, whose config may be a stranger's.
     """
+    with understood("what the model's config says of its images", "fix its config.json"):
+        config = _data_config(model, settings, use_test_size)
+        eval_transform(config)
+    return config
+
+
+def _data_config(model: torch.nn.Module, settings: DataSettings, use_test_size: bool) -> dict[str, Any]:
     config = timm.data.resolve_data_config(model=model, use_test_size=use_test_size)
     for name in ("input_size", "mean", "std", "crop_pct"):
         value = getattr(settings, name)
@@ -48,6 +58,8 @@ def data_config(model: torch.nn.Module, settings: DataSettings, *, use_test_size
         raise UserError(f"{option('std')} {list(config['std'])} must be positive.")
     if not 0 < config["crop_pct"] <= 1:
         raise UserError(f"{option('crop_pct')} {config['crop_pct']} must be above 0 and at most 1.")
+    if max(size) / config["crop_pct"] > LARGEST_SIDE:  # the image is resized to this side before it is cropped
+        raise UserError(f"{option('crop_pct')} {config['crop_pct']} of {list(size)} is too small; raise it.")
     return config
 
 

@@ -53,11 +53,11 @@ def match_classes(model: Any, class_names: Sequence[str], num_classes: int) -> M
         num_classes: the model's.
 
     Raises:
-        UserError: the model and the data have different numbers of classes, and names do not match them.
+        UserError: the model and the data have different numbers of classes, and names do not match them; or its names
+            are no words.
     """
     data = [composed(name) for name in class_names]
-    names = model.pretrained_cfg.get("label_names")
-    names = [composed(name) for name in (names.values() if isinstance(names, dict) else names)] if names else None
+    names = _label_names(model.pretrained_cfg.get("label_names"))
     if names == data:
         return Matched(model, data)
     own = names or _imagenet_names(num_classes)
@@ -75,6 +75,16 @@ def match_classes(model: Any, class_names: Sequence[str], num_classes: int) -> M
     one = next(pair for pair in zip(names, data, strict=True) if pair[0] != pair[1])
     example = " is ".join(printable(json.dumps(name, ensure_ascii=False)) for name in one)
     return Matched(model, data, f"its class names are not the data's; they are matched by number ({example})")
+
+
+def _label_names(found: Any) -> list[str] | None:
+    """The names in a model's config, a list or a dictionary; None if there are none."""
+    names = list(found.values()) if isinstance(found, dict) else found
+    if not names:
+        return None
+    if not isinstance(names, (list, tuple)) or not all(type(name) in (str, int) for name in names):
+        raise UserError("names its classes by something else than words; fix label_names in its config.json")
+    return [composed(str(name)) for name in names]
 
 
 def _reordered(model: Any, data: list[str], order: list[int], own: list[str]) -> Matched:

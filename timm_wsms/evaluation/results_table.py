@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from timm_wsms.foreign import printable
+from timm_wsms.foreign import markdown, printable
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """The same table in GitHub's Markdown, for README files and model cards."""
-    cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in _cells(rows)]
+    cells = [[markdown(cell) for cell in row] for row in _cells(rows)]
     rule = ["---", *["---:"] * (len(cells[0]) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
 

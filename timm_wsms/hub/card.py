@@ -19,11 +19,16 @@ from timm_wsms.data import summary
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import markdown_table
 from timm_wsms.files import atomic_write_text
-from timm_wsms.foreign import clean, read_json, read_last_line, read_yaml, understood
+from timm_wsms.foreign import clean, code, markdown, read_json, read_last_line, read_yaml, understood
 from timm_wsms.hub import diagram, results
 
 TEMPLATE = Path(__file__).with_name("MODEL_CARD.md")  # the one at the top of the repository is a link to it
 STAGED = ("wsms_", "ms_", "wsmean_")
+REPO = r"\w[\w.-]*/\w[\w.-]*"  # a name on the Hub
+
+
+class Markdown(str):
+    """What is Markdown already; every other text in a card is escaped."""
 
 
 def write(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> Path:
@@ -45,7 +50,10 @@ def render(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> 
     Raises:
         UserError: A file is missing, the template asks for a value that no file has, or the front matter is not valid.
     """
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True, finalize=_escaped
+    )
+    environment.filters["code"] = lambda value: Markdown(code(str(value)))
     try:
         with understood(f"{folder}: a file that its card is made from"):
             known = values(folder)
@@ -58,6 +66,12 @@ def render(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> 
     except ValueError as error:
         raise UserError(f"the Hub would refuse the card's front matter: {error}") from error
     return text
+
+
+def _escaped(value: Any) -> Any:
+    """A value of the template's: names of models, data and classes, settings and versions may be a stranger's."""
+    plain = value is None or isinstance(value, (Markdown, jinja2.Undefined, int, float))
+    return value if plain else markdown(str(value))
 
 
 def values(folder: Path) -> dict[str, Any]:
@@ -77,13 +91,13 @@ def values(folder: Path) -> dict[str, Any]:
         "shares_weights": not trained.startswith("ms_"),
         "config": config["pretrained_cfg"],
         "num_classes": config["num_classes"],
-        "picture": _picture(folder, config["pretrained_cfg"]["input_size"]),
+        "picture": Markdown(_picture(folder, config["pretrained_cfg"]["input_size"])),
         "settings": settings,
         "hardware": found.hardware,
         "own": own,
         "taken": found.taken,
         "baseline": found.rows[0].model if len(found.rows) > (2 if found.taken else 1) else None,
-        "table": markdown_table(found.rows),
+        "table": Markdown(markdown_table(found.rows)),
         "epochs": last["epoch"],
         "top5": own.top5 if found.taken else last["test_top5"],
         "data_name": name,
@@ -92,7 +106,7 @@ def values(folder: Path) -> dict[str, Any]:
         "base_model": base_model(settings),
         "has_scale_plot": (folder / "scale.png").is_file(),
     }
-    return {**known, "front_matter": _front_matter(known, identifier).to_yaml()}
+    return {**known, "front_matter": Markdown(_front_matter(known, identifier).to_yaml())}
 
 
 def _front_matter(known: dict[str, Any], data_id: str | None) -> ModelCardData:
@@ -133,7 +147,7 @@ def data_set(source: str) -> tuple[str, str | None]:
     """Name and Hub name of the data. Of a local folder only its name is given: its path is private."""
     if source == "digits":
         return "scikit-learn digits at 8 to 32 pixels", None
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) and not Path(source).is_dir():
+    if re.fullmatch(REPO, source) and not Path(source).is_dir():
         return source, source
     return Path(source).name, None
 
@@ -144,6 +158,9 @@ def base_model(settings: dict[str, Any]) -> str | None:
     if not settings["model_kwargs"].get("pretrained"):
         return None
     if name.startswith("hf-hub:"):
-        return name.removeprefix("hf-hub:").partition("@")[0]
+        repo = name.removeprefix("hf-hub:").partition("@")[0]
+        if not re.fullmatch(REPO, repo):
+            raise ValueError(f"{repo} is no name on the Hub")
+        return repo
     found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     return found.hf_hub_id.partition("@")[0] if found and found.hf_hub_id else None

@@ -40,10 +40,9 @@ def describe(api: HfApi, repo: str, files: dict[str, Path | bytes], there: Remot
     with tempfile.TemporaryDirectory() as cache:
         for name in of_interest:
             if name in files and name in there_is.sums and name.endswith(TEXTS):
-                old = Path(api.hf_hub_download(repo, name, revision=there_is.commit, cache_dir=cache)).read_text()
-                lines += difflib.unified_diff(
-                    old.splitlines(), _text(files[name]).splitlines(), f"{repo}/{name}", name, lineterm="", n=1
-                )
+                old = Path(api.hf_hub_download(repo, name, revision=there_is.commit, cache_dir=cache))
+                texts = (_text(content).splitlines() for content in (old, files[name]))
+                lines += difflib.unified_diff(*texts, f"{repo}/{name}", name, lineterm="", n=1)
     return "\n".join(map(printable, lines))  # what is there may be anybody's
 
 
@@ -62,4 +61,5 @@ def _size(content: Path | bytes) -> int:
 
 
 def _text(content: Path | bytes) -> str:
-    return (content.read_bytes() if isinstance(content, Path) else content).decode()
+    """A file's text; what is no UTF-8 is shown as �."""
+    return (content.read_bytes() if isinstance(content, Path) else content).decode(errors="replace")

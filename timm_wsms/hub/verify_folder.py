@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from timm_wsms.cli_errors import is_out_of_memory
+from timm_wsms.data.folder_walk import walk
 from timm_wsms.errors import UserError
 from timm_wsms.foreign import read_json, read_last_line, understood
 from timm_wsms.hub import results
@@ -49,7 +50,7 @@ def check_files(folder: Path) -> None:
     """Check that the folder holds what a published model has, and nothing else."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the `model` folder of a run")
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    found = {path.relative_to(folder).as_posix() for path, _ in walk(folder)}
     inside = (folder.resolve(), folder.resolve().parent.parent / "blobs")  # where the Hub's cache has its files
     for name in sorted(found):
         if not any((folder / name).resolve().is_relative_to(place) for place in inside):
