@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reader", action="append", help="may be given several times; by default all, one by one")
     parser.add_argument("--minutes", type=float, default=2.0, help="of each reader")
+    parser.add_argument("--inputs", type=int, help="of each reader, at most; with a seed these are always the same")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for inputs that fail")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     from benchmarks.reliability.fuzz_readers import READERS
 
     for name in options.reader or READERS:
-        found = fuzz(name, options.minutes, options.seed, options.keep)
+        found = fuzz(name, options.minutes, options.seed, options.keep, options.inputs)
         print(name, found)
         report = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {"readers": {}}
         report["what"] = "inputs that readers of foreign files took, refused in one line, and failed at, by reader"
@@ -63,18 +64,22 @@ def main(argv: list[str] | None = None) -> None:
         options.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def fuzz(name: str, minutes: float, seed: int, keep: Path | None) -> dict[str, Any]:
+def fuzz(name: str, minutes: float, seed: int, keep: Path | None = None, inputs: int | None = None) -> dict[str, Any]:
     """Runs one reader in a process of its own, and in another one after each input that ends it."""
     counts: Counter[str] = Counter()
     start, number = time.monotonic(), 0
     used = _processor_seconds()
-    while time.monotonic() - start < 60 * minutes:
+
+    def goes_on() -> bool:
+        return time.monotonic() - start < 60 * minutes and (inputs is None or number < inputs)
+
+    while goes_on():
         ours, theirs = multiprocessing.Pipe()
         process = multiprocessing.get_context("fork").Process(target=_work, args=(name, seed, number, ours, theirs))
         process.start()
         theirs.close()
         try:
-            while time.monotonic() - start < 60 * minutes:
+            while goes_on():
                 outcome = "the process did not answer"
                 if ours.poll(DEAD):
                     number, outcome = ours.recv()

@@ -5,15 +5,19 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+import yaml
+from markdown_it import MarkdownIt
 
 from tests.helpers.paths import ROOT
 from timm_wsms.data import summary
 from timm_wsms.errors import UserError
-from timm_wsms.hub import backbone_folder, card, published, register, results
+from timm_wsms.hub import backbone_folder, card, diff, published, register, results
+from timm_wsms.hub.client import Remote
 from timm_wsms.hub.verify_folder import check_config, check_files, check_outputs, check_results, load
 from timm_wsms.network.cascade import Cascade
 from timm_wsms.registry.size_check import check_size
@@ -89,6 +93,74 @@ def test_a_card_holds_no_control_characters_and_no_front_matter_of_a_strangers(f
     shown = re.findall(r"x\\+x1b\\?\[2J\\+n---\\+nlicense", text)  # with backslashes of Markdown's, or as code
     assert text.split("\n").count("---") == 2 and len(shown) > 5
     assert all(line.isprintable() for line in summary.lines(data))
+
+
+MARKUP = "</td><script>evil()</script> [go](http://evil.example) ![p](http://evil.example/p.png) ``` `` ` | <img src=x>"
+
+
+def test_a_card_holds_no_markup_of_a_strangers(folder):
+    """No HTML, links and pictures but the template's, and as many cells in each row of a table as there were."""
+    before = tokens(card.render(folder))
+    data = {"source": MARKUP, "classes": [MARKUP, f"# {MARKUP}"], "only_in": {MARKUP: [MARKUP]}, "beside": {}}
+    data |= {"remarks": [f"> {MARKUP}"], "splits": {"test": {"name": MARKUP, "images": 1, "passed_over": {}}}}
+    (folder / summary.FILE).write_text(json.dumps(data))
+    settings = yaml.safe_load((folder / "settings.yaml").read_text())
+    settings["optimizer"]["name"] = settings["seed"] = settings["data"]["source"] = settings["lr"] = MARKUP
+    settings["model_kwargs"][MARKUP] = MARKUP
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    rows = json.loads((folder / results.FILE).read_text())["rows"]
+    hardware = {"processes": MARKUP, "device": MARKUP, "versions": {MARKUP: MARKUP}}
+    change(folder / results.FILE, data=None, rows=[{**row, "model": MARKUP} for row in rows], hardware=hardware)
+    text = card.render(folder)
+    after = tokens(text)
+    assert text.count("evil()") > 10
+    for kind in ("html_block", "html_inline", "link_open", "image", "td_open", "th_open", "tr_open", "heading_open"):
+        added = kind == "heading_open"  # the one of the data
+        assert len(after.get(kind, [])) == len(before.get(kind, [])) + added, kind
+    assert {token.attrs["href"] for token in after["link_open"]} == {
+        token.attrs["href"] for token in before["link_open"]
+    }
+
+
+def tokens(text):
+    """What a reader of Markdown that lets HTML through makes of a card without its front matter, by kind."""
+    found = {}
+    for token in MarkdownIt("commonmark", {"html": True}).enable("table").parse(text.split("\n---\n", 1)[1]):
+        for one in (token, *(token.children or ())):
+            found.setdefault(one.type, []).append(one)
+    return found
+
+
+@pytest.mark.parametrize("name", ["hf-hub:a/b](http://evil.example)", "hf-hub:a", "hf-hub:../x/y"])
+def test_a_card_links_to_the_hub_only(folder, name):
+    settings = yaml.safe_load((folder / "settings.yaml").read_text())
+    settings |= {"model": name, "model_kwargs": {"pretrained": True}}
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    assert "is no name on the Hub" in refused(card.render, folder)
+
+
+def test_what_lies_in_a_repo_is_shown_whatever_it_is(tmp_path):
+    (tmp_path / "README.md").write_bytes(f"# {EVIL}".encode() + b"\xff\xfe\0\n")
+    api = SimpleNamespace(hf_hub_download=lambda *_, **__: tmp_path / "README.md")
+    there = Remote("0" * 40, {"README.md": "0" * 40}, {"README.md": 9}, False)
+    said = diff.describe(api, "x/y", {"README.md": b"# ours\n"}, there)
+    assert "+# ours" in said and "-# x\\x1b[2J" in said and "\ufffd" in said
+    assert all(line.isprintable() for line in said.split("\n"))
+
+
+@pytest.mark.parametrize("shape", [[2**40], [2**62, 4], [10**30], [-1]])
+def test_a_header_that_claims_a_huge_shape_is_refused(folder, shape):
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
+    claim, model = len(header).to_bytes(8, "little") + header + b"\0" * 4, load(folder)
+    (folder / "test" / "tensors.safetensors").write_bytes(claim)
+    assert "tensors.safetensors does not hold what it should" in refused(check_outputs, model, folder)
+    (folder / "model.safetensors").write_bytes(claim)
+    assert "config.json and model.safetensors do not agree" in refused(load, folder)
+
+
+def test_folders_in_folders_without_end_are_refused(folder):
+    folder.joinpath(*["x"] * 200).mkdir(parents=True)
+    assert "levels deep" in refused(check_files, folder)
 
 
 DEEP = "[" * 50_000 + "]" * 50_000
