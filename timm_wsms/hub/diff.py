@@ -41,8 +41,8 @@ def describe(api: HfApi, repo: str, files: dict[str, Path | bytes], there: Remot
         for name in of_interest:
             if name in files and name in there_is.sums and name.endswith(TEXTS):
                 old = Path(api.hf_hub_download(repo, name, revision=there_is.commit, cache_dir=cache))
-                texts = (_text(content).splitlines() for content in (old, files[name]))
-                lines += difflib.unified_diff(*texts, f"{repo}/{name}", name, lineterm="", n=1)
+                before, now = (_text(content).splitlines() for content in (old, files[name]))
+                lines += difflib.unified_diff(before, now, f"{repo}/{name}", name, lineterm="", n=1)
     return "\n".join(map(printable, lines))  # what is there may be anybody's
 
 
