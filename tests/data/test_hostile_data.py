@@ -16,6 +16,7 @@ from timm_wsms.data import DataSettings, load_split, load_splits
 from timm_wsms.data.decode import BadImageError, check_head, decode, decode_cropped
 from timm_wsms.data.folder_walk import DEEPEST
 from timm_wsms.data.image_folder import read_image_folder
+from timm_wsms.data.stored_names import names_of_splits
 from timm_wsms.data.summary import describe, lines
 from timm_wsms.errors import UserError
 
@@ -157,3 +158,35 @@ def test_names_that_act_on_a_screen_are_escaped_where_they_are_told(folder):
 def test_tables_of_labels_that_are_none(folder, name, text):
     (folder / "test" / name).write_text(text)
     refused(read, folder, label_column="x")
+
+
+def write_arrow(path):
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
+    rows = pa.Table.from_pylist([{"image": {"bytes": png(), "path": None}, "label": label} for label in (0, 1)])
+    table = rows.replace_schema_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+
+
+def test_an_arrow_file_that_claims_more_than_it_holds_is_refused(tmp_path, monkeypatch):
+    """`datasets` would make room for 2 GB."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "data" / "test.arrow"
+    path.parent.mkdir()
+    write_arrow(path)
+    assert len(read(path.parent)) == 2
+    whole = path.read_bytes()
+    for spoiled in (whole[:4] + (2**31 - 1).to_bytes(4, "little") + whole[8:], whole[: len(whole) // 2]):
+        path.write_bytes(spoiled)
+        assert "test.arrow is not a whole Arrow file" in refused(read, path.parent)
+
+
+@pytest.mark.parametrize("features", ["[1]", "3", "[" * 50_000 + "]" * 50_000, '{"label": []}', "{"])
+def test_what_a_table_says_of_its_classes_may_be_anything(tmp_path, monkeypatch, features):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = pa.Table.from_pylist([{"image": {"bytes": png(), "path": None}, "label": label} for label in (0, 1)])
+    stated = f'{{"info": {{"features": {features}}}}}'.encode()
+    (tmp_path / "data").mkdir()
+    pa.parquet.write_table(rows.replace_schema_metadata({b"huggingface": stated}), tmp_path / "data" / "test.parquet")
+    assert names_of_splits({"test": [str(tmp_path / "data" / "test.parquet")]}) == {}
+    refused(read, tmp_path / "data")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import re
@@ -259,6 +260,33 @@ def test_without_a_whole_checkpoint_nothing_is_resumed_and_nothing_renamed(tmp_p
         checkpoint.newest_whole(tmp_path)
     assert names(tmp_path / "checkpoints") == ["epoch-0001", "epoch-0002"]
     assert checkpoint.newest_whole(tmp_path / "elsewhere") == (None, [])
+
+
+STATES = [
+    *("", "[]", "3", "\xff", "{}", "[" * 50_000 + "]" * 50_000),
+    *(
+        '{"optimizer": null, "extra": {}}',
+        '{"optimizer": {"tensor": "none"}, "extra": {}}',
+        '{"optimizer": {"dict": [1]}}',
+    ),
+    *(
+        '{"optimizer": {"dict": [["state", {"dict": []}]]}}',
+        '{"optimizer": {"dict": [["param_groups", 3]]}, "extra": 3}',
+    ),
+]
+
+
+@pytest.mark.parametrize("text", STATES)
+def test_a_state_that_is_none_is_refused_though_its_sum_is_right(tmp_path, text):
+    """From the fuzzer."""
+    model, optimizer = saved_at(tmp_path / "checkpoints", Position(1))
+    folder = tmp_path / "checkpoints" / "epoch-0001"
+    (folder / "state.json").write_bytes(text.encode("latin-1"))
+    sums = json.loads((folder / "manifest.json").read_text())
+    sums["state.json"] = hashlib.sha256(text.encode("latin-1")).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(sums))
+    with pytest.raises(UserError, match=r"epoch-0001.*; choose another --output"):
+        checkpoint.load_run_state(folder, model, optimizer)
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Names of classes as each file of a source has them, which `datasets` takes from the first file it meets."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ def names_of_splits(files: Mapping[str, Sequence[str]]) -> dict[str, Names]:
         Split → column → names, in the order of the labels; without splits and columns that have none.
 
     Raises:
-        UserError: if a file is in two splits, or files of one split have other names, or another order.
+        UserError: if an Arrow file is damaged, a file is in two splits, or files of one split have other names, or
+            another order.
     """
     found: dict[str, Names] = {}
     owner: dict[str, str] = {}
@@ -50,15 +52,43 @@ def _stored(path: str) -> Names:
         if path.endswith(".parquet"):
             metadata = pq.read_schema(path).metadata
         elif path.endswith(".arrow"):
-            with pa.memory_map(path) as file:
-                metadata = pa.ipc.open_stream(file).schema.metadata
+            metadata = _of_arrow(path)
         else:
             return {}
         features: dict[str, Any] = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, OSError, pa.ArrowException):  # none, or `datasets` will say what is wrong with it
+        return {
+            column: feature["names"]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and _are_words(feature.get("names"))
+        }
+    except UserError:
+        raise
+    # none, or `datasets` will say what is wrong with it
+    except (AttributeError, KeyError, TypeError, RecursionError, ValueError, OSError, pa.ArrowException):
         return {}
-    return {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-    }
+
+
+def _are_words(names: Any) -> bool:
+    return isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)
+
+
+def _of_arrow(path: str) -> dict[bytes, bytes] | None:
+    """The metadata of an Arrow file that is whole: `datasets` makes room for as many bytes as a damaged one claims.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(path) as file:  # no claim goes beyond its end
+            try:
+                stream = pa.ipc.open_stream(file)
+            except (OSError, pa.ArrowInvalid):  # the other of Arrow's two formats
+                return pa.ipc.open_file(file).schema.metadata
+            for _ in stream:
+                pass
+            return stream.schema.metadata
+    except (OSError, pa.ArrowException) as error:
+        why = textwrap.shorten(str(error), 160, placeholder=" …")
+        raise UserError(f"{path} is not a whole Arrow file ({why}); copy it again.") from error

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from timm_wsms.errors import UserError
 from timm_wsms.files import atomic_folder, remove, remove_left_overs, write_tensors
+from timm_wsms.foreign import understood
 from timm_wsms.training.optimizer_state import flatten_state, load_optimizer, unflatten_state
 
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -107,17 +108,18 @@ def load_run_state(
         raise UserError(
             f"{folder} was written {'without' if ema is not None else 'with'} ema_decay; choose another --output"
         )
-    state = json.loads(files[STATE])
-    try:
-        if (kind := type(optimizer).__name__) != state.get("kind", kind):
-            raise ValueError(f"it holds the state of {state['kind']}, not of {kind}")
-        model.load_state_dict(load(files["model.safetensors"]))
-        if ema is not None:
-            ema.load_state_dict(load(files["ema.safetensors"]))
-        load_optimizer(optimizer, unflatten_state(state["optimizer"], load(files["optimizer.safetensors"])))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{folder} does not fit these settings ({error}); choose another --output") from error
-    return state["extra"]
+    with understood(folder / STATE, "choose another --output"):  # its sum is right, but whose is it?
+        state = json.loads(files[STATE])
+        try:
+            if (kind := type(optimizer).__name__) != state.get("kind", kind):
+                raise ValueError(f"it holds the state of {state['kind']}, not of {kind}")
+            model.load_state_dict(load(files["model.safetensors"]))
+            if ema is not None:
+                ema.load_state_dict(load(files["ema.safetensors"]))
+            load_optimizer(optimizer, unflatten_state(state["optimizer"], load(files["optimizer.safetensors"])))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{folder} does not fit these settings ({error}); choose another --output") from error
+        return dict(state["extra"])
 
 
 def verified(folder: Path) -> dict[str, bytes]:
