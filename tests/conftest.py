@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 
 from tests.helpers.hub_client import Client
 from tests.helpers.hub_server import Hub
+from tests.helpers.machine_runs import Launchers
 
 DURATIONS = Path(__file__).with_name("durations.json")
 LIMIT = 0.7  # seconds of processor time; what takes longer is slow
@@ -82,6 +83,13 @@ def fresh_accelerator(monkeypatch):
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def launchers():
+    """Starts runs and torchrun quickly."""
+    with Launchers() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -36,12 +36,13 @@ class OutOfTimeError(BaseException):
     """Not an Exception, so that no `except` on the way takes it for a failed check."""
 
 
-def check(row: Row, timeout: int = 300) -> Row:
+def check(row: Row, timeout: int = 300, **form: Any) -> Row:
     """Tries one name.
 
     Args:
         row: With `name` and `backbone_params`.
         timeout: Seconds of processor time after which the name counts as failed.
+        **form: Arguments that the backbone and the network are built with, such as fewer blocks.
 
     Returns:
         The row with `wsms_params`, `input_size`, `checked`, the four checks ("ok", "failed", or "" if not reached),
@@ -56,10 +57,10 @@ def check(row: Row, timeout: int = 300) -> Row:
         with time_limit(timeout), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if row["checked"] == "meta":
-                _check_meta(row)
+                _check_meta(row, form)
             if row["checked"] == "real" or ASKS_FOR_VALUES in row["error"]:
                 row |= {"checked": "real", "error": ""}
-                _check_real(row)
+                _check_real(row, form)
     except (Exception, OutOfTimeError) as error:  # whatever goes wrong with one name, the others are tried
         row["error"] = one_line(error)
     gc.collect()
@@ -67,9 +68,9 @@ def check(row: Row, timeout: int = 300) -> Row:
     return row
 
 
-def _check_real(row: Row) -> None:
+def _check_real(row: Row, form: dict[str, Any]) -> None:
     wsms = f"wsms_{row['name']}"
-    plain, cold, images, arguments = _build(row)
+    plain, cold, images, arguments = _build(row, form)
     expected = _logits(plain, images)
     with tempfile.TemporaryDirectory() as folder, cheap_random_numbers():
         file = Path(folder) / "weights.safetensors"
@@ -102,14 +103,14 @@ def _check_real(row: Row) -> None:
         _note(row, "state_dict", state_dict)
 
 
-def _build(row: Row) -> tuple[Any, Any, torch.Tensor, dict[str, Any]]:
+def _build(row: Row, form: dict[str, Any]) -> tuple[Any, Any, torch.Tensor, dict[str, Any]]:
     """Tries forward and backward from the smallest images on, until both pass.
 
     Returns:
         Backbone, network, images, and the arguments that both were built with.
     """
     built = None
-    for shape, arguments in _input_sizes(row["name"]):
+    for shape, arguments in _input_sizes(row["name"], form):
         images = torch.randn(BATCH, *shape)
         row |= {"input_size": _size(images), "error": ""}
         try:
@@ -150,11 +151,11 @@ def _forward(plain: nn.Module, network: nn.Module, images: torch.Tensor) -> str:
     return "" if same else f"{tuple(output.shape)}, not all finite or not {tuple(expected.shape)}"
 
 
-def _check_meta(row: Row) -> None:
+def _check_meta(row: Row, form: dict[str, Any]) -> None:
     """The same without memory and arithmetic, at the backbone's own size, as far as that can tell."""
     with torch.device("meta"):
-        plain: Any = timm.create_model(row["name"])
-        network, second = (timm.create_model(f"wsms_{row['name']}").train() for _ in range(2))
+        plain: Any = timm.create_model(row["name"], **form)
+        network, second = (timm.create_model(f"wsms_{row['name']}", **form).train() for _ in range(2))
         images = torch.zeros(BATCH, *plain.default_cfg["input_size"])
         row |= {"wsms_params": _count(network), "input_size": _size(images)}
 
@@ -190,16 +191,16 @@ def _note(row: Row, what: str, function: Callable[[], str]) -> None:
         row["error"] += f"{'; ' * bool(row['error'])}{what}: {problem}"
 
 
-def _input_sizes(name: str) -> Iterator[tuple[tuple[int, int, int], dict[str, int]]]:
+def _input_sizes(name: str, form: dict[str, Any]) -> Iterator[tuple[tuple[int, int, int], dict[str, Any]]]:
     """(channels, height, width) from the smallest, each with the arguments that build a backbone for it."""
     with torch.device("meta"), SkipInit():
-        backbone: Any = timm.create_model(name)
+        backbone: Any = timm.create_model(name, **form)
         channels, _, own = backbone.default_cfg["input_size"]
         fixed = backbone.default_cfg.get("fixed_input_size")
         resizable = False
         if fixed:
             with contextlib.suppress(TypeError):  # not all of them know the argument
-                timm.create_model(name, img_size=own)
+                timm.create_model(name, img_size=own, **form)
                 resizable = True
     reductions = {entry["reduction"] for entry in backbone.feature_info}
     patch = max(reductions) if len(reductions) == 1 else 1
@@ -207,7 +208,7 @@ def _input_sizes(name: str) -> Iterator[tuple[tuple[int, int, int], dict[str, in
     sides = [side + -side % (4 * patch) for side in (*SIDES, least)]  # a quarter of the side is whole patches too
     sides = [side for side in sides if least <= side < own] + [own]
     for side in dict.fromkeys(sides):
-        yield (channels, side, side), {"img_size": side} if resizable else {}
+        yield (channels, side, side), form | ({"img_size": side} if resizable else {})
 
 
 # ---- words and numbers

@@ -31,14 +31,14 @@ TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}  # other processes sum in another order
 def tried(folder: Path, starts: Launchers) -> dict[str, Any]:
     """What comes of it."""
     folder.mkdir()
-    job = starts.start(None, folder / "log", [*HERE, "--nproc_per_node", "1"], *WORDS, "--output", str(folder / "one"))
+    job = starts.launch(None, folder / "log", [*HERE, "--nproc_per_node", "1"], *WORDS, "--output", str(folder / "one"))
     if job.wait(300):
         raise RuntimeError(job.text)
     output = folder / "run"
     words = [*WORDS, "--output", str(output), "--hang_timeout", "20"]
     with machines(2) as pair:
         jobs = [
-            starts.start(machine, folder / machine.name, [*machine.torchrun(pair[0], "1:2"), *OPTIONS], *words)
+            starts.launch(machine, folder / machine.name, [*machine.torchrun(pair[0], "1:2"), *OPTIONS], *words)
             for machine in pair
         ]
         try:
@@ -49,7 +49,7 @@ def tried(folder: Path, starts: Launchers) -> dict[str, Any]:
             alone = time.monotonic() - begun
             begun = time.monotonic()
             log = folder / "node2-again"
-            jobs[1] = starts.start(pair[1], log, [*pair[1].torchrun(pair[0], "1:2"), *OPTIONS], *words)
+            jobs[1] = starts.launch(pair[1], log, [*pair[1].torchrun(pair[0], "1:2"), *OPTIONS], *words)
             wait_for(lambda: len(re.findall(r"\d × cpu", jobs[0].text + jobs[1].text)) >= 3, 300)
             again = time.monotonic() - begun
             codes = [job.wait(300) for job in jobs]

@@ -70,7 +70,7 @@ class Trial:
         fault = f"wait:{self.folder / 'go'} 1 4" if wait else ""
         for machine, starts in zip(self.pair, self.starts, strict=True):
             options = [*machine.torchrun(self.pair[0], 2), *self.fault.torchrun]
-            self.jobs.append(starts.start(machine, self.folder / machine.name, options, *words, fault=fault))
+            self.jobs.append(starts.launch(machine, self.folder / machine.name, options, *words, fault=fault))
 
     def run(self, expected: dict[str, Any]) -> dict[str, Any]:
         """Lets it all happen; returns what did."""
@@ -162,7 +162,7 @@ def tried(fault: machine_faults.Fault, folder: Path, starts: Launchers, expected
 def undisturbed(starts: Launchers, folder: Path) -> dict[str, Any]:
     """What a run of two processes on this computer leaves."""
     folder.mkdir()
-    job = starts.start(None, folder / "log", [*HERE, "--nproc_per_node", "2"], *ONE, "--output", str(folder / "run"))
+    job = starts.launch(None, folder / "log", [*HERE, "--nproc_per_node", "2"], *ONE, "--output", str(folder / "run"))
     if job.wait(300):
         raise RuntimeError(job.text)
     return left_by(folder / "run")

@@ -1,11 +1,13 @@
 """The benchmark of data parallelism: its bytes against sums over the networks, its ratios against its own medians."""
 
+import functools
 import importlib
 import json
 from statistics import median
 
 import pytest
 import timm
+import torch.multiprocessing
 
 import timm_wsms  # noqa: F401  registers the names
 from tests.helpers.paths import ROOT
@@ -14,7 +16,9 @@ pytestmark = pytest.mark.slow  # a benchmark
 
 
 @pytest.fixture
-def scaling():
+def scaling(monkeypatch):
+    forked = functools.partial(torch.multiprocessing.start_processes, start_method="fork")  # no time for importing
+    monkeypatch.setattr(torch.multiprocessing, "spawn", forked)
     return importlib.import_module("benchmarks.speed.data_parallel")
 
 

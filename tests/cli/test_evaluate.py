@@ -5,7 +5,9 @@ import errno
 import json
 import os
 import re
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +22,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import train_accelerate
+from tests.helpers.machine_runs import PAIR
 from tests.helpers.paths import ROOT
 from timm_wsms import cli_errors, evaluate
+from timm_wsms.data import sources
 from timm_wsms.evaluation.options import REMEDIES, AccuracyOptions, ScaleOptions
 
 pytestmark = pytest.mark.slow  # trains a network to evaluate
@@ -106,15 +110,13 @@ def test_a_run_leaves_what_it_found_in_the_data(run):
     assert found["splits"]["test"]["name"] == FIRST and found["splits"]["test"]["images"] == LIMIT
 
 
-def test_two_processes_give_the_figures_of_one(run, tmp_path):
+def test_two_processes_give_the_figures_of_one(launchers, run, tmp_path):
     one = figures(tmp_path, *digits(run / "model"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "timm_wsms.evaluate", *digits(run / "model"), "--json", str(tmp_path / "two.json")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
+    words = [*digits(run / "model"), "--json", str(tmp_path / "two.json")]
+    code, text = launchers.launched(tmp_path / "log", PAIR, *words, script=Path(evaluate.__file__))
+    assert code == 0, text
     assert json.loads((tmp_path / "two.json").read_text())["models"] == one
-    assert done.stdout.count("accuracy %") == 1
+    assert text.count("accuracy %") == 1
 
 
 def test_classes_in_another_order_are_matched_by_name(run, folder, tmp_path, capsys):
@@ -340,25 +342,27 @@ def test_faults_are_told_in_the_commands_own_options(run, monkeypatch, capsys, f
     assert says in refused(capsys, *digits(run / "model"))
 
 
-@pytest.mark.parametrize(
-    ("command", "fault", "code", "says"),
-    [
-        ("evaluate", "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))", 2, "choose another --json or --output"),
-        (
-            "object_size",
-            "sources.load_digits = lambda *_: signal.default_int_handler(signal.SIGINT, None)",
-            130,
-            "interrupted; run it again",
-        ),
-    ],
-)
-def test_the_commands_themselves_tell_faults_so(run, tmp_path, command, fault, code, says):
-    """A file that cannot grow, and Ctrl-C."""
-    script = f"import resource, runpy, signal; from timm_wsms.data import sources; {fault}"
-    script += f"; runpy.run_module('timm_wsms.{command}', None, '__main__')"
+def test_the_command_itself_tells_faults_so(run, tmp_path):
+    """A file that cannot grow."""
+    script = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
+    script += "; runpy.run_module('timm_wsms.evaluate', None, '__main__')"
     words = [*digits(run / "model"), "--json", str(tmp_path / "figures.json")]
     ended = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
     line = ended.stderr.splitlines()[-1]
-    assert ended.returncode == code and says in line, ended.stderr
+    assert ended.returncode == 2 and "choose another --json or --output" in line, ended.stderr
+    assert_own_options(line, ScaleOptions)
+    assert not (tmp_path / "figures.json").exists()
+
+
+def test_an_interruption_is_told_by_the_command_itself(run, tmp_path, monkeypatch, capsys):
+    """Ctrl-C."""
+    words = [*digits(run / "model"), "--json", str(tmp_path / "figures.json")]
+    monkeypatch.setattr(sys, "argv", ["object_size", *words])
+    monkeypatch.setattr(sources, "load_digits", lambda *_: signal.default_int_handler(signal.SIGINT, None))
+    monkeypatch.delitem(sys.modules, "timm_wsms.object_size", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("timm_wsms.object_size", run_name="__main__")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 130 and "interrupted; run it again" in line
     assert_own_options(line, ScaleOptions)
     assert not (tmp_path / "figures.json").exists()

@@ -1,8 +1,8 @@
 """`python -m timm_wsms.object_size` on the repository's two models and a few of scikit-learn's digits."""
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,9 +177,11 @@ def test_short_names():
     assert object_size.labels(["x/a", "y/a"]) == ["x/a", "y/a"]
 
 
-def test_command():
-    found = subprocess.run(
-        [sys.executable, "-m", "timm_wsms.object_size", "no_such_model", *FEW], capture_output=True, text=True, cwd=ROOT
-    )
-    assert found.returncode == cli_errors.EXIT_CODE and "Traceback" not in found.stderr
-    assert found.stderr.startswith("error: ") and len(found.stderr.splitlines()) == 1
+def test_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["object_size", "no_such_model", *FEW])
+    monkeypatch.delitem(sys.modules, "timm_wsms.object_size")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("timm_wsms.object_size", run_name="__main__")
+    told = capsys.readouterr().err
+    assert ended.value.code == cli_errors.EXIT_CODE and "Traceback" not in told
+    assert told.startswith("error: ") and len(told.splitlines()) == 1

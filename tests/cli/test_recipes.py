@@ -187,9 +187,19 @@ def data(tmp_path_factory) -> dict[str, Path]:
     }
 
 
+# Recipes that are like another one but for the network's size: that one starts in full, these with fewer layers.
+SHORTER = {
+    "cifar100_densenet100_k24": ["--model_kwargs.depth", "10"],
+    "imagenet_resnet101": ["--model_kwargs.layers", "[1, 1, 1, 1]"],
+    "imagenet_resnet152": ["--model_kwargs.layers", "[1, 1, 2, 1]"],
+}
+STARTED = [pytest.param(name, SHORTER.get(name, []), id=name) for name in NAMES]
+IN_FULL = [pytest.param(name, [], id=f"{name} in full", marks=pytest.mark.sweep) for name in SHORTER]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_it_starts(name, data, tmp_path):
+@pytest.mark.parametrize(("name", "shorter"), [*STARTED, *IN_FULL])
+def test_it_starts(name, shorter, data, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     settings = settings_of(name)
     source = settings.data.source
@@ -200,7 +210,7 @@ def test_it_starts(name, data, tmp_path):
     small += ["--schedule.warmup_epochs", "0"] if settings.schedule.name == "cosine" else []
     small += ["--model_kwargs.pretrained", "false"] if "pretrained" in settings.model_kwargs else []
     recipe = str(ROOT / "recipes" / f"{name}.yaml")
-    train_accelerate.main(["--recipe", recipe, *small, "--output", str(tmp_path / "run")])
+    train_accelerate.main(["--recipe", recipe, *small, *shorter, "--output", str(tmp_path / "run")])
     newest = checkpoint.newest(tmp_path / "run")
     assert newest is not None
     state = json.loads((newest / "state.json").read_text())

@@ -1,5 +1,6 @@
 """`python -m timm_wsms.run SCRIPT ARGS…`: a script that knows nothing of this package finds its models."""
 
+import runpy
 import subprocess
 import sys
 
@@ -37,10 +38,12 @@ def test_a_script_finds_the_names(tmp_path):
     assert done.stdout == f"{script} ['wsmean_test_resnet', '--fail'] found WsmsMeanNet 3\n"
 
 
-def test_mistakes_are_told_in_one_line(tmp_path):
+def test_mistakes_are_told_in_one_line(monkeypatch, capsys):
     for arguments, line in (
         ([], "usage: python -m timm_wsms.run SCRIPT [ARGS ...]"),
         (["no.py"], "there is no script no.py; check the path (usage: python -m timm_wsms.run SCRIPT [ARGS ...])"),
     ):
-        done = run(*arguments, cwd=ROOT)
-        assert (done.returncode, done.stderr.strip()) == (2, line)
+        monkeypatch.setattr(sys, "argv", ["run", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("timm_wsms.run", run_name="__main__")
+        assert (ended.value.code, capsys.readouterr().err.strip()) == (2, line)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import train_accelerate
+from tests.helpers.machine_runs import PAIR
 from tests.helpers.snippets import run_snippet
-from tests.helpers.training_runs import FEW, ROOT, launch, metrics, without_times
+from tests.helpers.training_runs import FEW, ROOT, metrics, without_times
 from timm_wsms import cli_errors, evaluation
 from timm_wsms.data import DataSettings, load_splits, make_loader, summary
 from timm_wsms.errors import UserError
@@ -306,7 +307,7 @@ def test_an_interrupted_and_resumed_run_gives_the_same_weights(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
+def test_two_processes_train_and_evaluate_as_one_does(launchers, tmp_path):
     # Without batch normalization, whose statistics are those of each process's own images.
     arguments = [
         *("--model", "test_convnext", "--data.input_size", "[3, 32, 32]", *FEW, "--epochs", "2"),
@@ -314,11 +315,10 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
         *("--freeze", "backbone", "--freeze_epochs", "1"),  # so that what DDP has to exchange changes on the way
     ]
     train_accelerate.main([*arguments, "--output", str(tmp_path / "one")])
-    done = launch(
-        *arguments, "--grad_accumulation", "2", "--output", str(tmp_path / "two"), cwd=tmp_path, launcher="torchrun"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 × cpu" in done.stdout
+    arguments += ["--grad_accumulation", "2", "--output", str(tmp_path / "two")]
+    code, text = launchers.launched(tmp_path / "log", PAIR, *arguments)
+    assert code == 0, text
+    assert "2 × cpu" in text
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
@@ -326,4 +326,4 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     for mine, theirs in zip(without_times(tmp_path / "one"), without_times(tmp_path / "two"), strict=True):
         assert mine.pop("by_size", {}) == pytest.approx(theirs.pop("by_size", {}))
         assert mine == pytest.approx(theirs, rel=1e-4)
-    assert done.stdout.count("Checkpoint folder") == 1
+    assert text.count("Checkpoint folder") == 1

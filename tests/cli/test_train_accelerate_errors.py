@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import train_accelerate
 from tests.helpers.image_folders import write_image_folder
+from tests.helpers.machine_runs import PAIR
 from tests.helpers.streams import write_shards
 from tests.helpers.training_runs import FEW, ROOT, command, launch, metrics
 from timm_wsms import cli_errors, evaluate
@@ -253,9 +254,15 @@ def test_as_a_program_bad_input_is_one_line_and_exit_code_2(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_under_a_launcher_ours_is_the_first_line(tmp_path, launcher):
-    done = launch("--model", "resnet21", "--output", "x", cwd=tmp_path, launcher=launcher)
-    assert done.returncode != 0
-    assert done.stderr.splitlines()[0].startswith("error: there is no model resnet21")
-    assert done.stderr.count("error: there is no model") == 1
+def test_under_a_launcher_ours_is_the_first_line(launchers, tmp_path, launcher):
+    arguments = ["--model", "resnet21", "--output", str(tmp_path / "x")]
+    if launcher == "accelerate":
+        done = launch(*arguments, cwd=tmp_path)
+        code, text = done.returncode, done.stdout + done.stderr
+    else:
+        script = Path(train_accelerate.__file__)
+        code, text = launchers.launched(tmp_path / "log", PAIR, *arguments, script=script)
+    assert code != 0
+    assert text.splitlines()[0].startswith("error: there is no model resnet21")
+    assert text.count("error: there is no model") == 1
     assert not (tmp_path / "x").exists()

@@ -1,9 +1,8 @@
 """Accuracy: against values worked out by hand, and on two processes against one."""
 
-import os
-import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from tests.helpers.paths import ROOT
+from tests.helpers.machine_runs import PAIR
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import Predictions, predict, top1, top5
 
@@ -169,10 +168,9 @@ def run_process(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*launch, __file__, str(tmp_path)], check=True, timeout=300, env=environment)
+def test_two_processes_give_the_result_of_one(launchers, tmp_path):
+    code, text = launchers.launched(tmp_path / "log", PAIR, str(tmp_path), script=Path(__file__))
+    assert code == 0, text
     index, images, labels = samples()
     model = network().eval()
     with torch.no_grad():

@@ -6,11 +6,9 @@ update's images), or `wait:<file>` (until the file is there). `always` for an up
 
 import contextlib
 import ctypes
-import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 
@@ -54,48 +52,6 @@ def order(fault: str) -> None:
     Schedule.set, DeviceBatches._load = set_, faulty  # type: ignore[method-assign]
 
 
-def serve() -> None:
-    """Forks a run for each line of JSON: [arguments, fault, file for what it prints, number of processes].
-
-    Answers with the first process's id, then with the first exit status that is not 0, or 0. What takes the time of a
-    short run is importing; this has imported it all.
-    """
-    for line in sys.stdin:
-        arguments, fault, log, processes = json.loads(line)
-        open(log, "w").close()
-        group = torchrun_variables(processes) if processes > 1 else [{}]
-        pids = [forked(arguments, fault, log, variables) for variables in group]
-        print(pids[0], flush=True)
-        print(max((os.waitpid(pid, 0)[1] for pid in pids), key=bool), flush=True)
-
-
-def torchrun_variables(processes: int) -> list[dict[str, str]]:
-    """What torchrun tells each of its processes on one machine."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    same = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
-    same |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
-    return [same | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(processes)]
-
-
-def forked(arguments: list[str], fault: str, log: str, variables: dict[str, str]) -> int:
-    """Starts a process of a run; returns its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    os.setsid()
-    if variables:
-        signal.alarm(120)  # nobody ends a process that waits for another one in vain
-    os.environ.update(variables)
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv[1:] = arguments
-    if fault:
-        order(fault)
-    os._exit(cli_errors.run(train_accelerate.main))
-
-
 def leave_launcher() -> None:
     """Undoes what a worker has that torchrun has forked and not started: its connections, and a signal at its death."""
     ctypes.CDLL(None).prctl(1, 0)  # PR_SET_PDEATHSIG
@@ -108,9 +64,6 @@ def leave_launcher() -> None:
 if __name__ == "__main__":
     if multiprocessing.parent_process() is not None:
         leave_launcher()
-    if sys.argv[1:] == ["--serve"]:
-        serve()
-        sys.exit()
     if os.environ.get("FAULT"):
         order(os.environ["FAULT"])
     sys.exit(cli_errors.run(train_accelerate.main))

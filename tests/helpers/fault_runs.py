@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import load_file
+from typing_extensions import Self
 
 from tests.helpers.image_folders import write_image_folder
 from tests.helpers.paths import ROOT
 
 DRIVER = Path(__file__).with_name("fault_driver.py")
+SETTINGS = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 TIMES = {"seconds", "images_per_second", "data_wait", "waited"}
 # 50 images in batches of 16: 3 updates an epoch.
 SMALL = [
@@ -45,68 +47,81 @@ def images(folder: Path) -> Path:
     return write_image_folder(folder, train=25, test=5, sides=(30, 60))
 
 
-def start(
-    launcher: list[str], *arguments: str, fault: str = "", stdin: bool = False, **environment: str
-) -> subprocess.Popen:
+def start(launcher: list[str], *arguments: str) -> subprocess.Popen:
     """Starts the training script, in a process group of its own."""
-    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    settings["PYTHONPATH"] = str(ROOT)
     return subprocess.Popen(
         [*launcher, str(DRIVER), *arguments],
-        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=None if stdin else subprocess.STDOUT,
+        stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env={**os.environ, **settings, "FAULT": fault, **environment},
+        env={**os.environ, **SETTINGS, "PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )
 
 
-def finished(launcher: list[str], *arguments: str, timeout: float = 120, **more: str) -> tuple[int, str]:
-    """Runs the training script to its end; returns its exit code and all that it printed."""
-    process = start(launcher, *arguments, **more)
-    try:
-        text, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its processes, and those that do not end
-        process.communicate(timeout=60)
-        raise
-    return process.returncode, text
-
-
 class Server:
-    """Starts runs without the time for importing, one at a time; a context manager."""
+    """Starts runs without the time for importing; a context manager.
 
-    def __enter__(self) -> "Server":
-        self._process = start([sys.executable], "--serve", stdin=True)
+    Args:
+        environment: of all of them, in addition.
+    """
+
+    def __init__(self, **environment: str):
+        self._environment = {**os.environ, **SETTINGS, **environment}
+
+    def __enter__(self) -> Self:
+        self._driver = subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.fork_driver"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=self._environment,
+            start_new_session=True,
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=20)
+        self._driver.kill()  # its runs have ended, or have been
+        self._driver.communicate()
+
+    def order(self, log: Path, **order: object) -> int:
+        """Has the driver start something that prints to a file, whose old text goes; returns the process id."""
+        assert self._driver.stdin and self._driver.stdout
+        for old in (log, code_of(log)):
+            old.unlink(missing_ok=True)
+        self._driver.stdin.write(json.dumps({"log": str(log), **order}) + "\n")
+        self._driver.stdin.flush()
+        return int(self._driver.stdout.readline())
 
     def start(self, log: Path, *arguments: str, fault: str = "", processes: int = 1) -> int:
         """Starts a run that prints to a file; returns its process id, which is its process group's too.
 
         Several processes are started with the environment that torchrun gives them; the id is the first one's.
         """
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps([arguments, fault, str(log), processes]) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        self._last = log
+        return self.order(log, arguments=arguments, fault=fault, processes=processes)
 
     def wait(self) -> int:
         """The exit code of the run that was started last; negative if a signal ended it.
 
         Of several processes the first code that is not 0.
         """
-        assert self._process.stdout
-        return os.waitstatus_to_exitcode(int(self._process.stdout.readline()))
+        code = code_of(self._last)
+        wait_for(code.exists, 300)
+        return int(code.read_text().split()[0])
 
     def finished(self, log: Path, *arguments: str, processes: int, fault: str = "") -> tuple[int, str]:
         """Lets a run of several processes come to its end; returns its exit code and all that it printed."""
         self.start(log, *arguments, fault=fault, processes=processes)
         return self.wait(), log.read_text()
+
+
+def code_of(log: Path) -> Path:
+    """The file that tells how a run or a launcher ended: its exit code, and its processor time in seconds."""
+    return log.with_name(f"{log.name}.code")
 
 
 def killed_and_resumed(

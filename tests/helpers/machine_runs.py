@@ -1,71 +1,56 @@
 """Runs under torchrun on machines (tests/helpers/machines.py), each with a launcher of its own."""
 
 import contextlib
-import json
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from tests.helpers.fault_runs import DRIVER, wait_for
+from tests.helpers.fault_runs import DRIVER, Server, code_of, wait_for
 from tests.helpers.machines import Machine
-from tests.helpers.paths import ROOT
 
-SETTINGS = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 HERE = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+PAIR = [*HERE, "--nproc_per_node", "2"]
 
 
-class Launchers:
-    """Starts launchers without the time for importing; a context manager.
+class Launchers(Server):
+    """Starts torchrun too without the time for importing; a context manager."""
 
-    Args:
-        environment: of all of them, in addition.
-    """
-
-    def __init__(self, **environment: str):
-        self._environment = {**os.environ, **SETTINGS, **environment}
-
-    def __enter__(self) -> "Launchers":
-        self._driver = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.machine_driver"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=self._environment,
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._driver.kill()  # its runs have ended, or have been
-        self._driver.communicate()
-
-    def start(self, machine: Machine | None, log: Path, options: list[str], *arguments: str, fault: str = "") -> "Job":
+    def launch(
+        self,
+        machine: Machine | None,
+        log: Path,
+        options: list[str],
+        *arguments: str,
+        fault: str = "",
+        script: Path = DRIVER,
+    ) -> "Job":
         """Starts torchrun.
 
         Args:
             machine: on which; None: on this computer itself.
             log: file for what is printed; what an earlier launcher has printed goes.
             options: torchrun's.
-            arguments: the training script's.
+            arguments: the script's.
             fault: see tests/helpers/fault_driver.py.
+            script: what torchrun's processes run; the training script if nothing is said.
         """
-        assert self._driver.stdin and self._driver.stdout
-        for old in (log, Job.code_of(log)):
-            old.unlink(missing_ok=True)
         order = {
-            "arguments": [*options, str(DRIVER), *arguments],
+            "torchrun": [*options, str(script), *arguments],
             "pid": machine and machine.pid,
-            "log": str(log),
             "environment": {"FAULT": fault},
         }
-        self._driver.stdin.write(json.dumps(order) + "\n")
-        self._driver.stdin.flush()
-        return Job(int(self._driver.stdout.readline()), log)
+        return Job(self.order(log, **order), log)
+
+    def launched(self, log: Path, options: list[str], *arguments: str, **more: Any) -> tuple[int, str]:
+        """Runs torchrun on this computer to its end; returns its exit code and all that was printed."""
+        job = self.launch(None, log, options, *arguments, **more)
+        try:
+            return job.wait(), job.text
+        finally:
+            job.end()
 
 
 class Job:
@@ -79,11 +64,6 @@ class Job:
     def __init__(self, pid: int, log: Path):
         self.pid, self._log = pid, log
 
-    @staticmethod
-    def code_of(log: Path) -> Path:
-        """The file that tells how a launcher ended."""
-        return log.with_name(f"{log.name}.code")
-
     @property
     def text(self) -> str:
         """What was printed so far."""
@@ -92,7 +72,7 @@ class Job:
     @property
     def code(self) -> int | None:
         """The exit code; None: it runs."""
-        file = self.code_of(self._log)
+        file = code_of(self._log)
         return int(file.read_text().split()[0]) if file.exists() else None
 
     @property

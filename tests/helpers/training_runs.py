@@ -24,13 +24,10 @@ def without_times(output: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in times} for row in metrics(output)]
 
 
-def launch(*arguments: str, cwd: Path, launcher: str) -> subprocess.CompletedProcess:
-    """Starts the script by a launcher: `accelerate` (which starts one process only on CPUs) or `torchrun` (two)."""
-    start = {
-        "accelerate": "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no "
-        "--dynamo_backend no",
-        "torchrun": "torch.distributed.run --nproc_per_node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0",
-    }[launcher]
+def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Starts the script by `accelerate launch`, which starts one process only on CPUs."""
+    options = ["--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, "--dynamo_backend", "no"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    run = [sys.executable, "-m", *start.split(), *command(*arguments)[1:]]
+    run = [*launcher, *command(*arguments)[1:]]
     return subprocess.run(run, cwd=cwd, capture_output=True, text=True, env=environment)

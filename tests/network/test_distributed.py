@@ -1,18 +1,21 @@
 """Two gloo processes under DistributedDataParallel with its default flags, against one process."""
 
 import itertools
+import os
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.distributed
-import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import timm_wsms  # noqa: F401  registers the names
+from tests.helpers.machine_runs import PAIR
 
 pytestmark = pytest.mark.slow  # starts two processes
 
@@ -65,10 +68,11 @@ def process(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def distributed(tmp_path_factory):
+def distributed(launchers, tmp_path_factory):
     """Gradients of each process: rank → "fusion training parameter" → tensor."""
     folder = tmp_path_factory.mktemp("ddp")
-    torch.multiprocessing.spawn(process, (str(folder),), nprocs=PROCESSES)
+    code, text = launchers.launched(folder / "log", PAIR, str(folder), script=Path(__file__))
+    assert code == 0, text
     return [load_file(folder / f"{rank}.safetensors") for rank in range(PROCESSES)]
 
 
@@ -100,3 +104,7 @@ def test_with_batch_statistics_gradients_are_the_average_of_the_two_halves(distr
     )  # which is another thing: each half has its own statistics
     name = "backbone.conv1.0.weight"
     assert (whole[name] - average[name]).abs().max() > 1e-6
+
+
+if __name__ == "__main__":
+    process(int(os.environ["RANK"]), sys.argv[1])

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 import train_accelerate
-from tests.helpers.training_runs import launch
+from tests.helpers.machine_runs import PAIR
 from timm_wsms import evaluation
 from timm_wsms.data import DataSettings, data_config, load_splits, make_loader
 from timm_wsms.errors import UserError
@@ -132,7 +132,7 @@ def test_the_losses_of_each_stage_as_in_a_bare_loop_beside_a_plain_baseline(tmp_
 
 
 @pytest.mark.slow
-def test_a_run_with_the_losses_of_each_stage_is_resumed_bit_for_bit_and_divided_among_processes(tmp_path):
+def test_a_run_with_the_losses_of_each_stage_is_resumed_bit_for_bit_and_divided_among_processes(launchers, tmp_path):
     # Without batch normalization, whose statistics are those of each process's own images.
     arguments = ["--model", "wsms_test_convnext", "--data.input_size", "[3, 64, 64]", *STAGES, "--ema_decay", "0.8"]
     arguments += ["--optimizer.name", "adamw", "--lr", "0.001", "--checkpoint_every_steps", "1"]
@@ -141,8 +141,8 @@ def test_a_run_with_the_losses_of_each_stage_is_resumed_bit_for_bit_and_divided_
     for name in ("epoch-0002", "epoch-0001-step-000002"):
         shutil.rmtree(tmp_path / "resumed" / "checkpoints" / name, ignore_errors=True)
     train(tmp_path / "resumed", *arguments, "--resume", "auto")
-    done = launch(*SMALL, *arguments, "--output", str(tmp_path / "two"), cwd=tmp_path, launcher="torchrun")
-    assert done.returncode == 0, done.stderr
+    code, text = launchers.launched(tmp_path / "log", PAIR, *SMALL, *arguments, "--output", str(tmp_path / "two"))
+    assert code == 0, text
     for file in ("model", "ema", "optimizer"):
         one, again, two = (weights(tmp_path / name, 2, file) for name in ("whole", "resumed", "two"))
         assert one.keys() == again.keys() == two.keys()

@@ -1,7 +1,6 @@
 """Undisturbed runs, which the disturbed ones are compared with."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +19,9 @@ class Whole:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """Starts runs of one process quickly."""
-    with Server() as started:
-        yield started
+def server(launchers) -> Server:
+    """Starts runs quickly."""
+    return launchers
 
 
 @pytest.fixture(scope="session")

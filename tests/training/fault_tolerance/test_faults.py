@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.fault_runs import SMALL, TORCHRUN, Server, finished, images, killed_and_resumed, left_by, wait_for
+from tests.helpers.fault_runs import SMALL, Server, images, killed_and_resumed, left_by, wait_for
+from tests.helpers.machine_runs import HERE, PAIR
 
 pytestmark = pytest.mark.slow  # runs under launchers, with faults
 
@@ -46,20 +47,21 @@ def test_killed_while_it_saves(server, whole, tmp_path):
     assert left_by(tmp_path / "run") == whole.result
 
 
-def test_a_killed_process_is_started_anew_with_the_others(two, output):
+def test_a_killed_process_is_started_anew_with_the_others(launchers, two, tmp_path, output):
     """The run's own setting is `--resume no`: a restart is torchrun's wish."""
     arguments = [*two.arguments, "--resume", "no", "--output", str(output)]
-    code, text = finished([*TORCHRUN, "--max-restarts", "1"], *arguments, fault="SIGKILL 1 4")
+    code, text = launchers.launched(tmp_path / "log", [*PAIR, "--max-restarts", "1"], *arguments, fault="SIGKILL 1 4")
     assert code == 0, text
     assert "resumed after epoch 1 and 1 steps" in text
     assert left_by(output) == two.result
 
 
-def test_a_folder_that_was_refused_is_refused_again(output):
+def test_a_folder_that_was_refused_is_refused_again(launchers, tmp_path, output):
     (output / "model").mkdir(parents=True)
     (output / "model" / "config.json").write_text("another run's")
-    once = [*TORCHRUN, "--nproc_per_node", "1", "--max-restarts", "1"]
-    code, text = finished(once, "--model", "resnet20_cifar", *SMALL, "--output", str(output))
+    once = [*HERE, "--nproc_per_node", "1", "--max-restarts", "1"]
+    run = ["--model", "resnet20_cifar", *SMALL, "--output", str(output)]
+    code, text = launchers.launched(tmp_path / "log", once, *run)
     assert code != 0
     assert text.count("already holds a run; continue it with --resume auto, or choose another --output") == 2
     assert [path.name for path in output.iterdir()] == ["model"]
@@ -70,9 +72,9 @@ def test_a_folder_that_was_refused_is_refused_again(output):
 
 
 @pytest.mark.parametrize("how", ["hang", pytest.param("SIGSTOP", marks=pytest.mark.sweep)])
-def test_a_hang_is_ended_with_the_name_of_the_process(two, output, how):
+def test_a_hang_is_ended_with_the_name_of_the_process(launchers, two, tmp_path, output, how):
     arguments = [*two.arguments, "--output", str(output), "--hang_timeout", "6"]
-    code, text = finished(TORCHRUN, *arguments, fault=f"{how} 1 4")
+    code, text = launchers.launched(tmp_path / "log", PAIR, *arguments, fault=f"{how} 1 4")
     assert code != 0
     several = set(re.findall(r"error: no progress for 6 seconds: (.*)", text))
     assert len(several) == 1, text

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tests.helpers.fault_runs import ONE, left_by, wait_for
-from tests.helpers.machine_runs import HERE, Launchers, newest
+from tests.helpers.machine_runs import HERE, newest
 from tests.helpers.machines import machines, why_not
 
 pytestmark = pytest.mark.slow  # runs under launchers
@@ -21,13 +21,6 @@ def pair():
         yield made
 
 
-@pytest.fixture(scope="module")
-def launchers():
-    """Starts launchers quickly."""
-    with Launchers() as started:
-        yield started
-
-
 @pytest.fixture
 def start(pair, launchers, tmp_path):
     """Starts a launcher on each machine; ends what is left of them."""
@@ -38,7 +31,7 @@ def start(pair, launchers, tmp_path):
         for machine in pair:
             options = machine.torchrun(pair[0], 2, processes)
             log = tmp_path / machine.name
-            jobs.append(launchers.start(machine, log, options, *arguments, "--output", str(output), fault=fault))
+            jobs.append(launchers.launch(machine, log, options, *arguments, "--output", str(output), fault=fault))
         started.extend(jobs)
         return jobs
 
@@ -53,7 +46,7 @@ def undisturbed(launchers, tmp_path):
 
     def run(processes, *arguments):
         options = [*HERE, "--nproc_per_node", str(processes)]
-        job = launchers.start(None, tmp_path / "here", options, *arguments, "--output", str(tmp_path / "undisturbed"))
+        job = launchers.launch(None, tmp_path / "here", options, *arguments, "--output", str(tmp_path / "undisturbed"))
         assert job.wait() == 0, job.text
         return left_by(tmp_path / "undisturbed")
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import train_accelerate
-from tests.helpers.fault_runs import EVERYTHING, SMALL, TORCHRUN, finished, images, left_by
+from tests.helpers.fault_runs import EVERYTHING, SMALL, images, left_by
+from tests.helpers.machine_runs import PAIR
 from tests.helpers.streams import write_shards
 from timm_wsms import cli_errors
 from timm_wsms.training.trainer import DeviceBatches
@@ -102,13 +103,14 @@ def test_two_processes_stopped_before_the_thaw(two_processes, tmp_path, output):
     assert left_by(output) == left_by(tmp_path / "whole")
 
 
-def test_two_processes_with_loader_workers_stopped_in_the_midst_of_an_epoch(two_processes, two, output):
-    code, text = finished(TORCHRUN, *two.arguments, "--output", str(output), fault="SIGTERM 1 4")
+def test_two_processes_with_loader_workers_stopped_in_the_midst_of_an_epoch(launchers, two, tmp_path, output):
+    log, arguments = tmp_path / "log", [*two.arguments, "--output", str(output)]
+    code, text = launchers.launched(log, PAIR, *arguments, fault="SIGTERM 1 4")
     assert code == 0, text
     assert "stopped by a signal to another process and saved after epoch 1 and 2 steps" in text
     assert "continue with: torchrun … " in text
     # Another number of workers changes nothing.
-    code, text = two_processes(*two.arguments, "--output", str(output), "--data.workers", "0")
+    code, text = launchers.finished(log, *arguments, "--data.workers", "0", processes=2)
     assert (code, "resumed after epoch 1 and 2 steps" in text) == (0, True), text
     assert left_by(output) == two.result
 

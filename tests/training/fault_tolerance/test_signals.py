@@ -12,6 +12,7 @@ import pytest
 
 import train_accelerate
 from tests.helpers.fault_runs import ACCELERATE, SMALL, TORCHRUN, start, wait_for
+from tests.helpers.machine_runs import PAIR
 from timm_wsms import cli_errors, evaluation
 from timm_wsms.training import checkpoint
 
@@ -31,9 +32,9 @@ def ranks_of(output: Path) -> list[psutil.Process]:
     return [p for p in processes_of(output) if not launchers & set(p.info["cmdline"])]
 
 
-def training(launcher: list[str], output: Path, **more: str) -> subprocess.Popen:
+def training(launcher: list[str], output: Path) -> subprocess.Popen:
     """Starts a long run, and waits until its first checkpoint is there."""
-    process = start(launcher, *LONG, "--output", str(output), **more)
+    process = start(launcher, *LONG, "--output", str(output))
     wait_for(lambda: list((output / "checkpoints").glob("epoch-*")) or process.poll() is not None)
     return process
 
@@ -130,18 +131,16 @@ def test_a_signal_during_an_evaluation_is_answered_by_the_next_step(tmp_path, mo
     assert (output / "model" / "config.json").exists()
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path):
+def test_a_second_signal_ends_it_at_once(launchers, tmp_path):
     """Also where Python does not get to run handlers: process 0 waits in a collective for process 1, which hangs."""
     output = tmp_path / "run"
-    process = training(TORCHRUN, output, fault="hang 1 4")
-    (first,) = [p for p in ranks_of(output) if p.environ()["RANK"] == "0"]
+    job = launchers.launch(None, tmp_path / "log", PAIR, *LONG, "--output", str(output), fault="hang 1 4")
+    wait_for(lambda: list((output / "checkpoints").glob("epoch-*")))
+    first = job.workers()[0]
     time.sleep(2)
     first.send_signal(signal.SIGTERM)
     time.sleep(3.5)
     assert first.is_running()  # waits for the other to finish its step
     first.send_signal(signal.SIGTERM)
     wait_for(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE, 5)
-    os.killpg(process.pid, signal.SIGKILL)
-    for rank in processes_of(output):
-        rank.kill()
-    process.communicate()
+    job.end()

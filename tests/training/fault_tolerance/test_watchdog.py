@@ -1,8 +1,8 @@
 """Who is named when nothing moves; that the run is ended is in tests/faults."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.helpers.paths import ROOT
 from timm_wsms import cli_errors
 from timm_wsms.training.fault_tolerance.watchdog import Watchdog
 
@@ -122,34 +121,31 @@ def test_a_connection_that_breaks_names_the_machine(monkeypatch):
     assert line.endswith("continue with --resume auto")
 
 
-WORKS_AND_IS_SUSPENDED = """
-import time
-from types import SimpleNamespace
-from timm_wsms import cli_errors
-from timm_wsms.training.fault_tolerance.watchdog import Watchdog
-watchdog = Watchdog(SimpleNamespace(process_index=0, num_processes=1), timeout=4)
-with watchdog:
-    watchdog.note("works")
-    print("watched", flush=True)
-    for _ in range({notes}):
-        end = time.process_time() + 0.5  # a sleep would be over when the process goes on
-        while time.process_time() < end:
-            pass
+def works_and_idles(watched, notes: int, idle: float) -> None:
+    """What a process does that is suspended meanwhile."""
+    watchdog = Watchdog(SimpleNamespace(process_index=0, num_processes=1), timeout=4)
+    with watchdog:
         watchdog.note("works")
-    time.sleep({idle})
-"""
+        watched.set()
+        for _ in range(notes):
+            end = time.process_time() + 0.5  # a sleep would be over when the process goes on
+            while time.process_time() < end:
+                pass
+            watchdog.note("works")
+        time.sleep(idle)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("notes", "idle", "code"), [(6, 0, 0), (0, 30, 75)])
 def test_a_process_that_was_suspended_goes_on_and_one_that_hangs_does_not(notes, idle, code):
     """Suspended for longer than the timeout."""
-    script = WORKS_AND_IS_SUSPENDED.format(notes=notes, idle=idle)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
-    )
-    assert process.stdout is not None and process.stdout.readline() == b"watched\n"
+    forks = multiprocessing.get_context("fork")  # which takes no time for importing
+    watched = forks.Event()
+    process = forks.Process(target=works_and_idles, args=(watched, notes, idle))
+    process.start()
+    assert process.pid is not None and watched.wait(20)
     os.kill(process.pid, signal.SIGSTOP)
     time.sleep(6)
     os.kill(process.pid, signal.SIGCONT)
-    assert process.wait(60) == code
+    process.join(60)
+    assert process.exitcode == code
