@@ -78,7 +78,7 @@ def test_variants_differ_in_what_they_name(why):
 
 
 def test_a_sweep_is_taken_up_where_it_stopped(why, tmp_path):
-    words = ["--source", "digits", "--train_limit", "128", "--test_limit", "30", "--epochs", "1", "--seeds", "0"]
+    words = ["--source", "digits", "--train_limit", "256", "--test_limit", "30", "--epochs", "1", "--seeds", "0"]
     words += ["--results", str(results := tmp_path / "why.json")]
     why.main([*words, "--forms", "plain"])
     record = tmp_path / "why" / "plain_short_seed0.json"

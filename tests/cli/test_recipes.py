@@ -187,19 +187,12 @@ def data(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-# Recipes that are like another one but for the network's size: that one starts in full, these with fewer layers.
-SHORTER = {
-    "cifar100_densenet100_k24": ["--model_kwargs.depth", "10"],
-    "imagenet_resnet101": ["--model_kwargs.layers", "[1, 1, 1, 1]"],
-    "imagenet_resnet152": ["--model_kwargs.layers", "[1, 1, 2, 1]"],
-}
-STARTED = [pytest.param(name, SHORTER.get(name, []), id=name) for name in NAMES]
-IN_FULL = [pytest.param(name, [], id=f"{name} in full", marks=pytest.mark.sweep) for name in SHORTER]
+# Each is like another one but for the network's size or the classes: that one runs to its end, these take two steps.
+TWINS = ("cifar100_densenet100_k24", "cifar100_resnet110", "imagenet_resnet101", "imagenet_resnet152")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "shorter"), [*STARTED, *IN_FULL])
-def test_it_starts(name, shorter, data, tmp_path):
+def few_images(name: str, data: dict[str, Path]) -> list[str]:
+    """Settings that start a recipe, for one epoch of few images."""
     AcceleratorState._reset_state(reset_partial_state=True)
     settings = settings_of(name)
     source = settings.data.source
@@ -209,8 +202,22 @@ def test_it_starts(name, shorter, data, tmp_path):
         small += ["--data.input_size", "[3, 64, 64]", "--data.workers", "0"]
     small += ["--schedule.warmup_epochs", "0"] if settings.schedule.name == "cosine" else []
     small += ["--model_kwargs.pretrained", "false"] if "pretrained" in settings.model_kwargs else []
-    recipe = str(ROOT / "recipes" / f"{name}.yaml")
-    train_accelerate.main(["--recipe", recipe, *small, *shorter, "--output", str(tmp_path / "run")])
+    return ["--recipe", str(ROOT / "recipes" / f"{name}.yaml"), *small]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWINS)
+def test_it_takes_two_steps(name, data, tmp_path, capsys):
+    train_accelerate.main([*few_images(name, data), "--dry-run", "--output", str(tmp_path / "run")])
+    assert f"{settings_of(name).model}: peak memory " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.sweep if name in TWINS else []) for name in NAMES]
+)
+def test_it_starts(name, data, tmp_path):
+    train_accelerate.main([*few_images(name, data), "--output", str(tmp_path / "run")])
     newest = checkpoint.newest(tmp_path / "run")
     assert newest is not None
     state = json.loads((newest / "state.json").read_text())
@@ -218,4 +225,4 @@ def test_it_starts(name, shorter, data, tmp_path):
     (row,) = state["extra"]["metrics"]
     assert np.isfinite(row["train_loss"])
     loaded = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True)
-    assert loaded.pretrained_cfg["architecture"] == settings.model.partition(".")[0]
+    assert loaded.pretrained_cfg["architecture"] == settings_of(name).model.partition(".")[0]
