@@ -84,8 +84,8 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._driver.kill()  # its runs have ended, or have been
-        self._driver.communicate()
+        with self._driver:  # closes the pipes, which a run that is left may still hold, and waits
+            self._driver.kill()
 
     def order(self, log: Path, **order: object) -> int:
         """Has the driver start something that prints to a file, whose old text goes; returns the process id."""
@@ -110,7 +110,9 @@ class Server:
         Of several processes the first code that is not 0.
         """
         code = code_of(self._last)
-        wait_for(code.exists, 300)
+        while not code.exists():  # which may take hours
+            assert self._driver.poll() is None, "the driver has ended"
+            time.sleep(0.05)
         return int(code.read_text().split()[0])
 
     def finished(self, log: Path, *arguments: str, processes: int, fault: str = "") -> tuple[int, str]:

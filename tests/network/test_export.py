@@ -1,7 +1,6 @@
 """Export with a dynamic batch, ONNX, bfloat16 and activation checkpointing for the backbones that people use most.
 
-Each has all kinds of blocks that its full-size form has, but fewer of them; `make sweep` takes them in full.
-
+What is exported has all kinds of blocks that the full-size form has, but fewer of them; `make sweep` exports that too.
 The reference is the network itself, run eagerly in float32. That checkpointing changes neither gradients nor running
 statistics is shown in test_state.py; here, that it saves memory.
 """
@@ -18,7 +17,7 @@ from torch import nn
 import timm_wsms  # noqa: F401
 from tests.helpers import networks
 
-pytestmark = pytest.mark.slow  # exports
+pytestmark = pytest.mark.slow  # exports, and full-size backbones
 
 SIDE = 64  # pixels
 FIXED = {"img_size": SIDE}
@@ -31,20 +30,21 @@ BACKBONES = {
     "swin_tiny_patch4_window7_224": FIXED,
     "vit_small_patch16_224": FIXED,
 }
+each_backbone = pytest.mark.parametrize("name", BACKBONES)
 SHORTER = {
     "resnet50": {"layers": (1, 2, 2, 1)},
     "convnext_tiny": {"depths": (1, 1, 2, 1)},
     "densenet121": {"block_config": (2, 3, 3, 2)},
-    "swin_tiny_patch4_window7_224": {"depths": (2, 2, 1, 1), **FIXED},
+    "swin_tiny_patch4_window7_224": {"depths": (2, 2, 1, 1), "stages": 2, **FIXED},
     "vit_small_patch16_224": {"depth": 3, **FIXED},
 }
 # MobileNetV3 in full; EfficientNet, which has the same blocks but for the activation, as timm's small one.
-CASES = {f"short {name}": (name, form) for name, form in SHORTER.items()}
-CASES |= {"test_efficientnet": ("test_efficientnet", {})}
-CASES |= {name: (name, form) for name, form in BACKBONES.items()}
+FORMS = {name: (name, form) for name, form in BACKBONES.items()}
+FORMS |= {f"short {name}": (name, form) for name, form in SHORTER.items()}
+FORMS["test_efficientnet"] = ("test_efficientnet", {})
 IN_FULL = {*BACKBONES} - {"mobilenetv3_large_100"}
-each_backbone = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.sweep if name in IN_FULL else []) for name in CASES]
+each_form = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.sweep if name in IN_FULL else []) for name in FORMS]
 )
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -57,7 +57,7 @@ def images(number, seed=1):
 def network(name):
     """A network in eval mode whose statistics fit its images and whose logits have a standard deviation of 1."""
     torch.manual_seed(0)
-    backbone, form = CASES[name]
+    backbone, form = FORMS[name]
     model = timm.create_model(f"wsms_{backbone}", num_classes=5, **form)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -83,7 +83,7 @@ def expected_logits(name, number):
     return logits
 
 
-@each_backbone
+@each_form
 def test_exported_with_dynamic_batch(name):
     run = exported(name).module()
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_exported_with_dynamic_batch(name):
             torch.testing.assert_close(run(images(number)), expected_logits(name, number), **CLOSE)
 
 
-@each_backbone
+@each_form
 def test_onnx_with_dynamic_batch(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
