@@ -6,6 +6,7 @@ update's images), or `wait:<file>` (until the file is there). `always` for an up
 
 import contextlib
 import ctypes
+import json
 import multiprocessing
 import os
 import signal
@@ -50,6 +51,25 @@ def order(fault: str) -> None:
         return batch
 
     Schedule.set, DeviceBatches._load = set_, faulty  # type: ignore[method-assign]
+
+
+def log_steps(path: str) -> None:
+    """Writes a line at the beginning of each update: [update, monotonic time, resident bytes, open files, threads]."""
+    set_rate, last = Schedule.set, -1
+    page = os.sysconf("SC_PAGE_SIZE")
+
+    def set_(self: Schedule, update: int) -> float:
+        nonlocal last
+        if update > last:  # the schedule is also asked at an epoch's end
+            last = update
+            with open("/proc/self/statm") as statm:
+                resident = int(statm.read().split()[1]) * page
+            files, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+            with open(path, "a") as file:
+                file.write(json.dumps([update, time.monotonic(), resident, files, threads]) + "\n")
+        return set_rate(self, update)
+
+    Schedule.set = set_  # type: ignore[method-assign]
 
 
 def leave_launcher() -> None:

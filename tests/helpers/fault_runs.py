@@ -42,9 +42,9 @@ ACCELERATE = [
 ]
 
 
-def images(folder: Path) -> Path:
-    """Writes images of different sizes: 25 of each class to train on and 5 to test on."""
-    return write_image_folder(folder, train=25, test=5, sides=(30, 60))
+def images(folder: Path, train: int = 25) -> Path:
+    """Writes images of different sizes: `train` of each class to train on and 5 to test on."""
+    return write_image_folder(folder, train=train, test=5, sides=(30, 60))
 
 
 def start(launcher: list[str], *arguments: str) -> subprocess.Popen:

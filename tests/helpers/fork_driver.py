@@ -25,6 +25,7 @@ import torch.distributed.run
 import torchmetrics  # noqa: F401
 
 import train_accelerate
+from tests.helpers.fault_driver import log_steps
 from tests.helpers.fault_driver import order as order_fault
 from timm_wsms import cli_errors
 from timm_wsms.training.settings import parse
@@ -100,7 +101,9 @@ def forked(order: dict, variables: dict[str, str]) -> int:
     sys.argv[1:] = order["arguments"]
     if order["fault"]:
         order_fault(order["fault"])
-    os._exit(cli_errors.run(train_accelerate.main))
+    if os.environ.get("STEP_LOGS"):
+        log_steps(f"{order['log']}.steps")
+    sys.exit(cli_errors.run(train_accelerate.main))  # a true exit, which removes temporary folders
 
 
 def redirect(log: Path) -> None:
