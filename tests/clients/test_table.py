@@ -42,4 +42,4 @@ def test_every_test_has_a_line_and_every_line_a_test_and_its_reasons():
 
 
 def test_all_lines_are_of_one_run():
-    assert json.loads(table.RESULTS.read_text(encoding="utf-8"))["command"] == "python -m tests.clients.__main__"
+    assert json.loads(table.RESULTS.read_text(encoding="utf-8"))["command"] == "python -m tests.clients"
