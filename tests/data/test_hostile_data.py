@@ -190,3 +190,14 @@ def test_what_a_table_says_of_its_classes_may_be_anything(tmp_path, monkeypatch,
     pa.parquet.write_table(rows.replace_schema_metadata({b"huggingface": stated}), tmp_path / "data" / "test.parquet")
     assert names_of_splits({"test": [str(tmp_path / "data" / "test.parquet")]}) == {}
     refused(read, tmp_path / "data")
+
+
+def test_class_names_that_are_numbers_are_words(tmp_path, monkeypatch):
+    """From the fuzzer."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": [3, "b"]}}
+    rows = pa.Table.from_pylist([{"image": {"bytes": png(), "path": None}, "label": label} for label in (0, 1)])
+    stated = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    (tmp_path / "data").mkdir()
+    pa.parquet.write_table(rows.replace_schema_metadata(stated), tmp_path / "data" / "test.parquet")
+    assert read(tmp_path / "data").class_names == ["3", "b"]

@@ -252,3 +252,10 @@ def test_a_recipe_that_explodes_is_refused(recipe):
     with pytest.raises(UserError, match=r"python/object/apply"):
         parse(["--recipe", recipe("lr: !!python/object/apply:os.getcwd []")])
     assert parse(["--recipe", recipe("model: &m resnet18\nbaseline: *m")]).baseline == "resnet18"
+
+
+@pytest.mark.parametrize("text", ["optimizer: 0.5", "optimizer: .nan", "schedule: [1]", "data: {timm: 3}"])
+def test_what_is_no_group_of_settings_is_named(recipe, text):
+    """From the fuzzer."""
+    with pytest.raises(UserError, match=r"(optimizer|schedule|timm) is a group of settings, not"):
+        parse(["--recipe", recipe(f"model: resnet18\n{text}")])

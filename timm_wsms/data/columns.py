@@ -184,7 +184,7 @@ def merge_names(of_splits: dict[str, list[str]]) -> tuple[list[str], dict[str, n
     Raises:
         UserError: if a split names a class twice, or two splits have no name in common.
     """
-    of_splits = {split: [composed(name) for name in own] for split, own in of_splits.items()}
+    of_splits = {split: [composed(str(name)) for name in own] for split, own in of_splits.items()}
     (first, names), *others = of_splits.items()
     for split, own in others:
         if own != names and not set(own) & set(names):

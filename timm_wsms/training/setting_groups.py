@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from timm_wsms.errors import UserError
 
@@ -111,3 +111,22 @@ class HubSettings:
     """In a repo that only its owner sees."""
     tag: str | None = None
     """Name this version."""
+
+
+def check_groups(kind: type, values: Any) -> None:
+    """Check that where settings belong to a group there are settings, which jsonargparse takes for granted.
+
+    Args:
+        kind: A dataclass of settings.
+        values: What was parsed for it, a dictionary or jsonargparse's like.
+
+    Raises:
+        UserError: Something else is there; names the group.
+    """
+    for name, hint in get_type_hints(kind).items():
+        group = values.get(name)
+        if not dataclasses.is_dataclass(hint) or group is None:
+            continue
+        if not hasattr(group, "keys"):
+            raise UserError(f"{name} is a group of settings, not {str(group)[:60]!r}; give them by name")
+        check_groups(hint, group)

@@ -13,6 +13,7 @@ from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
 from timm_wsms.foreign import read_yaml
 from timm_wsms.training.setting_groups import (
+    check_groups,
     ABOVE_0,
     AT_LEAST_0,
     AT_LEAST_1,
@@ -204,9 +205,9 @@ def parse(argv: list[str] | None = None) -> Settings:
         if message.startswith("Problems parsing config"):  # no YAML
             message = f"recipe {' '.join(found.recipe)}: {message}"
         raise UserError(message) from None
+    check_groups(Settings, namespace)
     values = settings.instantiate(namespace).as_dict()
-    values.pop("recipe")
-    return Settings(**values)
+    return Settings(**{key: value for key, value in values.items() if key != "recipe"})
 
 
 def plan(settings: Settings) -> list[Settings]:
