@@ -13,7 +13,6 @@ from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
 from timm_wsms.foreign import read_yaml
 from timm_wsms.training.setting_groups import (
-    check_groups,
     ABOVE_0,
     AT_LEAST_0,
     AT_LEAST_1,
@@ -25,6 +24,7 @@ from timm_wsms.training.setting_groups import (
     OptimizerSettings,
     ScheduleSettings,
     check_bounds,
+    check_groups,
 )
 
 if TYPE_CHECKING:
