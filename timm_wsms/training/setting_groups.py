@@ -113,7 +113,7 @@ class HubSettings:
     """Name this version."""
 
 
-def check_groups(kind: type, values: Any) -> None:
+def check_groups(kind: Any, values: Any) -> None:
     """Check that where settings belong to a group there are settings, which jsonargparse takes for granted.
 
     Args:
