@@ -70,3 +70,9 @@ def test_no_reader_fails_at_a_few_inputs(tmp_path):
     assert done.returncode == 0 and found.keys() == fuzz_readers.READERS.keys()
     assert {name: one["failures"] for name, one in found.items() if one["failed"]} == {}
     assert {one["inputs"] for one in found.values()} == {TRIED}
+
+
+def test_what_was_measured_is_of_every_reader_and_without_failures():
+    found = json.loads(fuzz.OUT.read_text(encoding="utf-8"))["readers"]
+    assert found.keys() == fuzz_readers.READERS.keys()
+    assert {name for name, one in found.items() if one["failed"]} == set()
