@@ -57,8 +57,11 @@ def pytest_sessionfinish(session):
             files[_file(test)] += seconds
         slow = {*known["slow_tests"]} - {*measured} | {test for test, seconds in measured.items() if seconds > LIMIT}
         durations = known["files"] | {file: round(seconds, 1) for file, seconds in files.items()}
-        there = {file: durations[file] for file in sorted(durations) if (session.config.rootpath / file).exists()}
-        known = {"files": there, "slow_tests": sorted(test for test in slow if _file(test) in there)}
+        root = session.config.rootpath
+        known = {
+            "files": {file: durations[file] for file in sorted(durations) if (root / file).exists()},
+            "slow_tests": sorted(test for test in slow if (root / _file(test)).exists()),
+        }
         DURATIONS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

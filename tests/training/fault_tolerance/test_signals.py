@@ -135,12 +135,14 @@ def test_a_second_signal_ends_it_at_once(launchers, tmp_path):
     """Also where Python does not get to run handlers: process 0 waits in a collective for process 1, which hangs."""
     output = tmp_path / "run"
     job = launchers.launch(None, tmp_path / "log", PAIR, *LONG, "--output", str(output), fault="hang 1 4")
-    wait_for(lambda: list((output / "checkpoints").glob("epoch-*")))
-    first = job.workers()[0]
-    time.sleep(2)
-    first.send_signal(signal.SIGTERM)
-    time.sleep(3.5)
-    assert first.is_running()  # waits for the other to finish its step
-    first.send_signal(signal.SIGTERM)
-    wait_for(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE, 5)
-    job.end()
+    try:
+        wait_for(lambda: list((output / "checkpoints").glob("epoch-*")))
+        first = job.workers()[0]
+        time.sleep(2)
+        first.send_signal(signal.SIGTERM)
+        time.sleep(3.5)
+        assert first.is_running()  # waits for the other to finish its step
+        first.send_signal(signal.SIGTERM)
+        wait_for(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE, 5)
+    finally:
+        job.end()
