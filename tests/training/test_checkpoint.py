@@ -252,6 +252,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, n
     assert checkpoint.newest_whole(tmp_path) == (folder, [])
 
 
+def test_only_what_the_last_resume_put_aside_is_kept(tmp_path):
+    saved_at(tmp_path / "checkpoints", *(Position(epoch) for epoch in range(1, 6)))
+    folder = tmp_path / "checkpoints"
+    for epoch in (5, 4):
+        (folder / f"epoch-{epoch:04}" / "state.json").unlink()
+        assert checkpoint.newest_whole(tmp_path)[0] == folder / f"epoch-{epoch - 1:04}"
+        assert [*folder.glob("*.damaged")] == [folder / f"epoch-{epoch:04}.damaged"]
+    checkpoint.newest_whole(tmp_path)  # nothing is damaged now, and nothing is removed
+    assert names(folder) == ["epoch-0001", "epoch-0002", "epoch-0003", "epoch-0004.damaged"]
+
+
 def test_without_a_whole_checkpoint_nothing_is_resumed_and_nothing_renamed(tmp_path):
     saved_at(tmp_path / "checkpoints", Position(1), Position(2))
     for path in (tmp_path / "checkpoints").iterdir():

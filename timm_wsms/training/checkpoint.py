@@ -147,6 +147,8 @@ def verified(folder: Path) -> dict[str, bytes]:
 def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
     """Finds the newest undamaged checkpoint of a run, and takes the damaged ones out of the way (`<name>.damaged`).
 
+    Those that an earlier resume has put aside are removed then, or a long run would fill the disk with them.
+
     Returns:
         Its folder, or None if there is none; and what is wrong with those that are newer, a line each.
 
@@ -160,10 +162,11 @@ def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
         except UserError as error:
             damaged[folder] = str(error)
             continue
+        if damaged:
+            for old in (output / "checkpoints").glob("*.damaged"):
+                shutil.rmtree(old, ignore_errors=True)
         for bad in damaged:
-            aside = bad.with_name(f"{bad.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            bad.rename(aside)
+            bad.rename(bad.with_name(f"{bad.name}.damaged"))
         return folder, list(damaged.values())
     if damaged:
         raise UserError(f"no checkpoint is intact: {'; '.join(damaged.values())}; choose another --output")
