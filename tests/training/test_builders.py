@@ -12,7 +12,7 @@ from torch import nn
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms.errors import UserError
 from timm_wsms.network.weight_sharing import keeps_statistics
-from timm_wsms.training.builders import adapt, build_accelerator, build_optimizer, scale_head, synchronize_norms
+from timm_wsms.training.builders import adapt, build, build_accelerator, build_optimizer, scale_head, synchronize_norms
 from timm_wsms.training.schedule import Schedule
 from timm_wsms.training.settings import OptimizerSettings, ScheduleSettings, Settings
 
@@ -151,6 +151,16 @@ def test_bf16_that_the_cpu_has_to_emulate_is_said(monkeypatch, capsys, precision
     AcceleratorState._reset_state(reset_partial_state=True)  # the next test may ask for another precision
     out = capsys.readouterr().out
     assert ("warning: this CPU has no instructions for bf16" in out and "add --precision no" in out) == warned
+
+
+# --- what a model folder may not say
+
+
+def test_what_could_not_be_loaded_is_not_trained():
+    """A folder's config gives none of a backbone's arguments that are not known to be harmless."""
+    with pytest.raises(UserError, match=r"its model folder could not be read again: .*unknown argument 'stem_width'"):
+        build("wsms_test_resnet", {"stem_width": 16}, 5)
+    assert build("wsms_test_resnet", {"drop_rate": 0.1}, 5).num_classes == 5
 
 
 # --- the classifier's initial scale

@@ -36,6 +36,20 @@ def build_accelerator(settings: Settings) -> "Accelerator":
     return accelerator.build_accelerator(settings.precision, settings.trackers, settings.output)
 
 
+def _check_readable(name: str, network: MultiStageNet) -> None:
+    """Checks that the run's model folder may be read, before it is trained.
+
+    Raises:
+        UserError: a folder may not give one of the backbone's arguments; names it.
+    """
+    try:
+        check_model_args(get_model_args(network, {}), NETWORK_ARGS)
+    except UserError as error:
+        raise UserError(
+            f"{name} cannot be trained with these model_kwargs, since its model folder could not be read again: {error}"
+        ) from error
+
+
 def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Module:
     """Builds a model by `timm.create_model`; `num_classes` None: as many as its weights have.
 
@@ -46,8 +60,8 @@ def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Modu
         raise UserError(f"there are {num_classes} classes in the data; leave out model_kwargs.num_classes")
     try:
         network = timm.create_model(name, num_classes=num_classes, **kwargs)
-        if isinstance(network, MultiStageNet):  # or else its own folder would be refused when the run is done
-            check_model_args(get_model_args(network, {}), NETWORK_ARGS)
+        if isinstance(network, MultiStageNet):
+            _check_readable(name, network)
         return network
     except (TypeError, ValueError, AssertionError, OSError, RuntimeError) as error:
         if isinstance(error, UserError) or is_out_of_memory(error) or is_the_hubs(error):
