@@ -7,6 +7,7 @@ import types
 import pytest
 
 from benchmarks.reliability import soak, soak_faults
+from tests.helpers.paths import ROOT
 
 
 def test_all_kinds_strike_equally_often_at_rising_updates():
@@ -69,3 +70,21 @@ def test_a_short_soak(tmp_path):
     tried = {kind for kind, row in found["faults"].items() if row["tried"]}
     assert tried == {"images unreadable", "SIGKILL while a checkpoint is written"}
     assert found["total"] == {"tried": 2, "survived": 2}
+
+
+def test_the_document_says_what_was_found():
+    found = json.loads(soak.OUT.read_text(encoding="utf-8"))
+    words = " ".join((ROOT / "docs" / "training.md").read_text(encoding="utf-8").split())
+    total, growth = found["total"], found["growth"]
+    first, last = growth["first_third_of_the_lives"], growth["last_third_of_the_lives"]
+    assert found["equal"] and found["left_over_files"] == [] and found["minutes"] >= 45
+    assert {kind for kind, row in found["faults"].items() if row["tried"]} == set(soak_faults.KINDS)
+    assert len(found["wrong"]) == total["tried"] - total["survived"]
+    for statement in (
+        f"{total['tried']} faults of {len(soak_faults.KINDS)} kinds in {found['minutes']:.0f} minutes",
+        f"{total['survived']} of them ended as documented",
+        f"{first['memory_mib']:.0f} and {last['memory_mib']:.0f} MiB",
+        f"{first['open_files']:.0f} and {last['open_files']:.0f} open files",
+        f"{first['threads']:.0f} and {last['threads']:.0f} threads",
+    ):
+        assert statement in words, statement

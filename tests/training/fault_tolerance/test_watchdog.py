@@ -79,6 +79,18 @@ def test_what_is_told_is_written_at_once(ended):
     assert ended(watchdog) == ["\nerror: no progress for 0.2 seconds: works\n"]
 
 
+def test_a_worker_that_hangs_does_not_outlive_the_run(ended):
+    worker = multiprocessing.Process(target=time.sleep, args=(600,), daemon=True)
+    worker.start()
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        ended(Watchdog(SimpleNamespace(process_index=0, num_processes=1), 0.4))
+        worker.join(20)
+        assert worker.exitcode == -signal.SIGKILL
+    finally:
+        worker.kill()
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import sys
 import threading
@@ -77,6 +78,8 @@ class Watchdog:
                     if told:  # in one write: others write to the same place at the same time
                         sys.stderr.write(f"\nerror: no progress for {self.timeout:g} seconds: {told}\n")
                         sys.stderr.flush()
+                    for worker in multiprocessing.active_children():  # one that hangs would stay for good
+                        worker.kill()
                     os._exit(EXIT_CODE)
 
     def _tell_regularly(self, left: threading.Event) -> None:
