@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -25,7 +26,6 @@ from timm_wsms.hub.download import file_sum
 from timm_wsms.network.cascade import Cascade
 from timm_wsms.training import checkpoint, settings
 
-card._picture = lambda *_: "a picture"  # type: ignore  # of the network in config.json, which "config" reads; takes 2 s
 MODEL = ROOT / "hub" / "models" / "wsms_resnet20_sizes_cifar10"
 DATA = b"""{"source": "x/y", "classes": ["a", "b"], "splits": {"test": {"name": "test", "images": 4,
  "images_per_class": {"a": 2, "b": 2}, "looked_at": 4, "modes": {"RGB": 4}, "width": [4, 8], "height": [4, 4],
@@ -34,6 +34,12 @@ DATA = b"""{"source": "x/y", "classes": ["a", "b"], "splits": {"test": {"name": 
 CASCADE = b'{"factors": [0.5, 1.0], "confidence": [0.9], "temperatures": [1.5]}'
 PUBLISHED = b"""[{"name": "wsms_resnet18", "tag": "a", "repo": "x/y", "revision": "0", "sha256": "0", "accuracy": 1.0,
  "config": {"input_size": [3, 32, 32], "num_classes": 10, "mean": [0.5, 0.5, 0.5], "classifier": "backbone.fc"}}]"""
+
+
+def _rendered(folder: Path) -> str:
+    """The folder's card without its picture of the network, which takes 2 s; "config" reads what that is drawn from."""
+    with mock.patch.object(card, "_picture", return_value="a picture"):
+        return card.render(folder, "someone/else")
 
 
 def prepare(place: Path) -> Path:
@@ -63,7 +69,7 @@ def _config(folder: Path, _: Path) -> None:
 
 
 def _card(folder: Path, _: Path) -> str:
-    text = card.render(folder, "someone/else")
+    text = _rendered(folder)
     trained_sizes(folder, 1.0)
     return text
 
@@ -71,7 +77,7 @@ def _card(folder: Path, _: Path) -> str:
 def _results(folder: Path, _: Path) -> str:
     verify_folder.check_results(folder)
     backbone_folder.measured(folder, 1)
-    return card.render(folder, "someone/else")
+    return _rendered(folder)
 
 
 def _weights(folder: Path, _: Path) -> None:
