@@ -57,12 +57,12 @@ def main_stages(form: str, arrays: Arrays, split: str) -> Sequence[int]:
     return [0] if plain else range(len(arrays[f"{split}_logits"]))
 
 
-def ways_to_use(form: str) -> dict[str, Sequence[int]]:
+def ways_to_use(form: str, arrays: Arrays) -> dict[str, Sequence[int]]:
     """The stages whose logits are averaged, for a form as it is meant and in another way at no training."""
-    if form.startswith("mean"):
-        stages = 3 if form in ("mean of three", "mean of larger") else 2
-        return {form: range(stages), f"{form}, stage 1 alone": [0]}
-    return {form: [0], f"{form}, averaged": [0, 1]}  # the image, and its half-size copy
+    own = main_stages(form, arrays, "test")
+    if len(own) > 1:
+        return {form: own, f"{form}, stage 1 alone": [0]}
+    return {form: own, f"{form}, averaged": [0, 1]}  # the image, and its half-size copy
 
 
 def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def tested(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         chosen = runs_chosen(records, regime, "test")
         hits = {}
         for form, runs in chosen.items():
-            for name, stages in ways_to_use(form).items():
+            for name, stages in ways_to_use(form, next(iter(runs.values()))["arrays"]).items():
                 hits[name] = np.concatenate([correct(runs[f]["arrays"], "test", stages) for f in sorted(runs)], 1)
         for name, own in hits.items():
             row: dict[str, Any] = {"form": name, "regime": regime, "images": own.shape[1]}

@@ -32,8 +32,8 @@ def of_tested(found: Iterable[dict[str, Any]]) -> list[str]:
         parts = [f"{row[name]:.2f}" for name in ("area", "small", "large")]
         cells = [row["regime"], row["form"], str(row["images"]), *top1, *parts]
         for other in ("plain", "one size per batch"):
-            mean, low, high = row.get(f"against {other}", {}).get("area", (0, 0, 0))
-            cells.append(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" if low != high else "")
+            against = row.get(f"against {other}")
+            cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*against["area"]) if against else "")
         lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
     return lines
 

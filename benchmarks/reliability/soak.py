@@ -51,7 +51,7 @@ class Strike:
 
 @dataclass
 class Soak:
-    """A job, and what has befallen it.
+    """A job, and the faults that have struck it.
 
     Attributes:
         job: the run.
@@ -97,7 +97,7 @@ class Soak:
                 break
             strike = Strike(kind, self.job.update())
             moment = time.monotonic()
-            fault.befall(self.job, self.draw)
+            fault.strike(self.job, self.draw)
             if fault.codes:
                 strike.update = max(strike.update, self.job.update())
                 self._note(strike, soak_faults.complaint(fault, self.job))
@@ -130,7 +130,7 @@ class Soak:
 
 
 def schedule(updates: int, seed: int) -> list[tuple[int, str]]:
-    """Faults for a run of so many updates: all kinds equally often, at random times."""
+    """Faults for a run of `updates` updates: all kinds equally often, at random times."""
     draw, found, update, deck = random.Random(seed), [], 6, list[str]()
     while True:
         update += 1 + int(draw.expovariate(1 / GAP))
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     if missing := soak_faults.tools_missing():
         sys.exit(f"error: {', '.join(missing)} not found; install them to run the soak")
-    with place() as folder, Server() as server:
+    with place() as folder, Server(STEP_LOGS="1", TMPDIR=str(folder / "disk" / "tmp")) as server:
         epochs = options.epochs or epochs_for(options.hours, folder, server, options.seed)
         soak = Soak(
             Job(server, folder, epochs, options.seed),

@@ -1,4 +1,4 @@
-"""The faults of the soak: what befalls the job, how its life has to end, and what it has to say."""
+"""The faults of the soak: what strikes the job, how its life has to end, and what it has to say."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Fault:
     """A kind of fault.
 
     Attributes:
-        befall: lets it happen, and repairs what was broken once the job has ended.
+        strike: lets it happen, and repairs what was broken once the job has ended.
         codes: how the job may end; empty: it has to go on.
         says: a pattern of what it has to print; "": nothing.
         order: what the driver does itself, see `tests/helpers/fault_driver.py`; "": it happens from outside.
     """
 
-    befall: Callable[[Job, random.Random], None]
+    strike: Callable[[Job, random.Random], None]
     codes: tuple[int, ...]
     says: str = ""
     order: str = ""
@@ -42,12 +42,12 @@ class Fault:
 def send(number: signal.Signals) -> Callable[[Job, random.Random], None]:
     """To the process alone; its workers find out by themselves."""
 
-    def befall(job: Job, _: random.Random) -> None:
+    def strike(job: Job, _: random.Random) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(job.pid, number)
         job.wait()
 
-    return befall
+    return strike
 
 
 def kill_group(job: Job, _: random.Random) -> None:
@@ -89,13 +89,13 @@ def limit_file_size(job: Job, _: random.Random) -> None:
 def damage(way: Callable[[Path, random.Random], None]) -> Callable[[Job, random.Random], None]:
     """After a kill, one file of the newest of two checkpoints."""
 
-    def befall(job: Job, draw: random.Random) -> None:
+    def strike(job: Job, draw: random.Random) -> None:
         job.end()
         whole = checkpoint.all_of(job.output)
         if len(whole) > 1:  # as from the second save on; of a single one nothing would be left to go on from
             way(draw.choice(sorted(whole[-1].iterdir())), draw)
 
-    return befall
+    return strike
 
 
 def _half(path: Path, _: random.Random) -> None:
@@ -116,7 +116,7 @@ def _delete(path: Path, _: random.Random) -> None:
 def worker(number: signal.Signals) -> Callable[[Job, random.Random], None]:
     """To a process that loads images."""
 
-    def befall(job: Job, _: random.Random) -> None:
+    def strike(job: Job, _: random.Random) -> None:
         while job.code is None:  # there are workers during an epoch's steps only
             if workers := job.workers():
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -124,7 +124,7 @@ def worker(number: signal.Signals) -> Callable[[Job, random.Random], None]:
                     break
         job.wait()
 
-    return befall
+    return strike
 
 
 def hide_images(job: Job, _: random.Random) -> None:
@@ -140,11 +140,11 @@ def hide_images(job: Job, _: random.Random) -> None:
 def inject(call: str, what: str) -> Callable[[Job, random.Random], None]:
     """Lets one of the next calls of a kind fail, by strace."""
 
-    def befall(job: Job, draw: random.Random) -> None:
+    def strike(job: Job, draw: random.Random) -> None:
         with _strace(job.pid, call, f"{what}:when={draw.randint(1, 4)}"):
             job.wait()
 
-    return befall
+    return strike
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ class Lost(Exception):  # noqa: N818
 
 
 class Job:
-    """A run that faults befall.
+    """A run that faults strike.
 
     Attributes:
         folder: holds the images, and `disk`, a file system of its own with the run and the temporary files.
@@ -136,7 +136,11 @@ def arguments(folder: Path, epochs: int, seed: int) -> list[str]:
 
 @contextlib.contextmanager
 def place() -> Iterator[Path]:
-    """A folder with the images and a small disk; the jobs' temporary files go to that disk too."""
+    """A folder with the images and a small disk, which has a folder for the jobs' temporary files.
+
+    Raises:
+        subprocess.CalledProcessError: nothing may be mounted here.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images(folder / "images", train=IMAGES)
@@ -144,7 +148,6 @@ def place() -> Iterator[Path]:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", folder / "disk"], check=True)
         try:
             (folder / "disk" / "tmp").mkdir()
-            os.environ.update(STEP_LOGS="1", TMPDIR=str(folder / "disk" / "tmp"))
             yield folder
         finally:
             subprocess.run(["umount", "-l", folder / "disk"], check=True)

@@ -2,11 +2,12 @@
 
 import collections
 import json
+import subprocess
 import types
 
 import pytest
 
-from benchmarks.reliability import soak, soak_faults
+from benchmarks.reliability import soak, soak_faults, soak_job
 from tests.helpers.paths import ROOT
 
 
@@ -64,6 +65,13 @@ def test_what_is_counted():
 @pytest.mark.slow  # a training run that is resumed twice, and an undisturbed one
 def test_a_short_soak(tmp_path):
     """Seed 4: the images go away, then a kill while a checkpoint is written."""
+    try:
+        with soak_job.place():
+            pass
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system may be mounted here, which needs root: {error}")
+    if missing := soak_faults.tools_missing():
+        pytest.skip(f"install {', '.join(missing)}")
     soak.main(["--epochs", "2", "--seed", "4", "--out", str(tmp_path / "soak.json")])
     found = json.loads((tmp_path / "soak.json").read_text())
     assert found["equal"] and found["wrong"] == found["left_over_files"] == []
