@@ -1,13 +1,11 @@
 """The benchmark of data parallelism: its bytes against sums over the networks, its ratios against its own medians."""
 
-import functools
 import importlib
 import json
 from statistics import median
 
 import pytest
 import timm
-import torch.multiprocessing
 
 import timm_wsms  # noqa: F401  registers the names
 from tests.helpers.paths import ROOT
@@ -16,9 +14,7 @@ pytestmark = pytest.mark.slow  # a benchmark
 
 
 @pytest.fixture
-def scaling(monkeypatch):
-    forked = functools.partial(torch.multiprocessing.start_processes, start_method="fork")  # no time for importing
-    monkeypatch.setattr(torch.multiprocessing, "spawn", forked)
+def scaling():
     return importlib.import_module("benchmarks.speed.data_parallel")
 
 

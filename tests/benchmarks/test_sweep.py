@@ -3,7 +3,6 @@
 import argparse
 import base64
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -144,10 +143,7 @@ def leave_a_trace_or_be_killed(run, options):
 
 
 @pytest.mark.slow
-def test_of_several_runs_at_a_time_one_that_is_killed_stops_no_other(options, monkeypatch):
-    forks = multiprocessing.get_context("forkserver")  # as with "spawn", but this module is imported once for all
-    forks.set_forkserver_preload([__name__])
-    monkeypatch.setattr(sweep, "get_context", lambda _: forks)
+def test_of_several_runs_at_a_time_one_that_is_killed_stops_no_other(options):
     options.jobs, options.threads, options.seeds = 2, 3, [0]
     with pytest.raises(SystemExit, match=r"\.log: plain_g_seed0$"):
         sweep.run_all(sweep.choose(FORMS, GROUPS, options), leave_a_trace_or_be_killed, options)
