@@ -1,23 +1,18 @@
-"""Accuracy against arithmetic of the small image first, from the stored logits of benchmarks/photographs.py.
+"""The small image first on the test images of photographs.py's folds, from stored logits.
 
     python -m benchmarks.photographs_cascade
 
-For every averaging record: temperatures and a threshold are chosen on one half of the images, such that accuracy there
-(or the area) falls by at most 0, 0.3, 1 or 2 points against all stages; accuracy and mean arithmetic are those of the
-other half; both ways, averaged. Thresholds are chosen on images at size 1, and on those at all sizes. Where a record
-has test images, thresholds are chosen on all validation images instead. The curves are of thresholds that are swept.
-
-Arithmetic is relative to plain EfficientNet-lite0 at 128 pixels. Rivals: plain networks and those trained at one size
-per batch, at each factor of the image's size that their record has, with the arithmetic of the resized image; the next
-larger backbone. The bound of `Cascade.calibrate` is not asked for here, since half of the validation images are too few
-for it: what a threshold costs on images that did not choose it is what is reported.
+The temperature and the threshold of each fold's network are chosen on all of its validation images, such that accuracy
+at size 1 (or the area) falls there by at most 0, 0.3, 1 or 2 points against all stages. The test images of all folds
+together are then evaluated once. Arithmetic is relative to plain EfficientNet-lite0 at 128 pixels. Rivals spend as much
+on every image: plain networks, and those trained at one size per batch, at each factor of the image's size.
 Writes benchmarks/results/photographs_cascade.json; run it again when there are more records.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,20 +21,23 @@ import torch
 
 import timm_wsms  # noqa: F401
 from benchmarks.common.environment import record
-from benchmarks.photographs import ALL_FACTORS, FLOWERS, RESULTS, SIZES
-from benchmarks.photographs_records import Arrays, read_records
-from timm_wsms.evaluation.cascade import sweep_thresholds
+from benchmarks.photographs import ALL_FACTORS, FLOWERS, REGIMES, RESULTS, SIZES
+from benchmarks.photographs_records import read_records
+from benchmarks.photographs_report import correct, runs_chosen
 from timm_wsms.evaluation.cost import multiplications
 from timm_wsms.evaluation.object_size.curve import area_weights
+from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.files import atomic_write_text
 from timm_wsms.network.exits import average_exits, confidences, fit_temperature, leave_at
 
-BACKBONES = {"tf_efficientnet_lite0", "tf_efficientnet_lite1"}
 DROPS = (0.0, 0.3, 1.0, 2.0)  # points
 LEVELS = (0.0, *(step / 200 for step in range(1, 200)), 2.0)  # thresholds
-ONE = SIZES.index(1.0)
-WEIGHTS = torch.from_numpy(area_weights(SIZES))
-AT = {"size 1": torch.eye(len(SIZES), dtype=torch.float64)[ONE], "area": WEIGHTS}  # of what accuracy is taken
+ENDS = {"all stages": LEVELS[-1], "the small image alone": LEVELS[0]}  # thresholds that need no choice
+AT = {  # of what accuracy is taken: weights of the object's sizes
+    "size 1": torch.eye(len(SIZES), dtype=torch.float64)[SIZES.index(1.0)],
+    "area": torch.from_numpy(area_weights(SIZES)),
+}
+Runs = Mapping[int, dict[str, Any]]  # fold → record with its arrays
 _counted: dict[tuple[str, int], int] = {}
 
 
@@ -70,14 +68,22 @@ def exits_of(found: dict[str, Any], logits: torch.Tensor) -> tuple[torch.Tensor,
     return average_exits(logits.flatten(1, 2), order).unflatten(1, logits.shape[1:3]), np.cumsum(each).tolist()
 
 
+def each_outcome(
+    exits: torch.Tensor, labels: torch.Tensor, costs: list[float], heats: list[float], level: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether each image is recognized, and the arithmetic that it takes, (sizes, n) each, at a threshold."""
+    confidence = confidences(exits[:-1].flatten(1, 2), heats).unflatten(1, exits.shape[1:3])
+    leaves = torch.stack([leave_at(confidence[:, size], [level] * len(heats)) for size in range(len(SIZES))])
+    right = exits.argmax(-1) == labels  # (E, sizes, n)
+    return right.gather(0, leaves[None])[0], torch.tensor(costs)[leaves]
+
+
 def outcome(
     exits: torch.Tensor, labels: torch.Tensor, costs: list[float], heats: list[float], level: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Accuracy in percent and mean arithmetic at each object size, (sizes,) each, at a threshold."""
-    confidence = confidences(exits[:-1].flatten(1, 2), heats).unflatten(1, exits.shape[1:3])
-    leaves = torch.stack([leave_at(confidence[:, size], [level] * len(heats)) for size in range(len(SIZES))])
-    right = exits.argmax(-1) == labels  # (E, sizes, n)
-    return 100 * right.gather(0, leaves[None])[0].double().mean(1), torch.tensor(costs)[leaves].double().mean(1)
+    right, cost = each_outcome(exits, labels, costs, heats, level)
+    return 100 * right.double().mean(1), cost.double().mean(1)
 
 
 def choose(
@@ -97,92 +103,97 @@ def choose(
     return heats, chosen
 
 
-def of_record(found: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
-    """Everything about one averaging record."""
-    split = "test" if "test_logits" in arrays else "validation"
-    read = {
-        name: (torch.from_numpy(arrays[f"{name}_logits"]).double(), torch.from_numpy(arrays[f"{name}_labels"]))
-        for name in {split, "validation"}
-    }
-    exits, costs = exits_of(found, read[split][0])
-    labels = read[split][1]
-    if split == "test":
-        pairs = [((exits_of(found, read["validation"][0])[0], read["validation"][1]), (exits, labels))]
-    else:
-        # alternate images, since they come class by class
-        halves = [(exits[:, :, start::2], labels[start::2]) for start in (0, 1)]
-        pairs = [(halves[0], halves[1]), (halves[1], halves[0])]
-    result: dict[str, Any] = {"split": split, "images": len(labels), "exit_costs": [round(cost, 4) for cost in costs]}
-    for what, weights in AT.items():
-        alone = [float((weights * 100 * (one.argmax(-1) == labels).double().mean(1)).sum()) for one in exits]
+def cascade_on_fold(run: dict[str, Any], weights: torch.Tensor, allowed: float | str) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each test image is recognized, and its arithmetic, (sizes, images) each, in the order of the data set.
+
+    Args:
+        run: A record of averaged logits, with its arrays.
+        weights: (sizes,), of the accuracy that chooses the threshold.
+        allowed: Points of that accuracy, or a name in `ENDS`.
+    """
+    arrays = run["arrays"]
+    read = {}
+    for split in ("validation", "test"):
+        exits, costs = exits_of(run, torch.from_numpy(arrays[f"{split}_logits"]).double())
+        read[split] = exits, torch.from_numpy(arrays[f"{split}_labels"]), costs
+    heats, level = choose(*read["validation"], weights, 0.0 if isinstance(allowed, str) else allowed)
+    right, cost = each_outcome(*read["test"], heats, ENDS[allowed] if isinstance(allowed, str) else level)
+    order = np.argsort(arrays["test_index"])
+    return right.numpy()[:, order], cost.numpy()[:, order]
+
+
+def gain(hits: np.ndarray, base: np.ndarray) -> list[float]:
+    """Mean difference in points, and its 95 % bootstrap interval over images."""
+    return np.round([100 * (hits - base).mean(), *(100 * end for end in bootstrap_interval(hits - base))], 2).tolist()
+
+
+def of_regime(chosen: Mapping[str, Runs]) -> dict[str, Any]:
+    """The averaging network's cascade and its rivals, for accuracy at size 1 and for the area."""
+    ours, plain = chosen["mean"], chosen["plain"]
+    folds = sorted(ours.keys() & plain.keys())
+    found: dict[str, Any] = {"folds": folds}
+    for what, of_sizes in AT.items():
+        weights = of_sizes.numpy()
+        base = weights @ np.concatenate([correct(plain[fold]["arrays"], "test", [0]) for fold in folds], 1)
         rows = []
-        for drop in DROPS:
-            ways = []
-            for (fitted, theirs), (tested, ours) in pairs:
-                heats, level = choose(fitted, theirs, costs, weights, drop)
-                accuracy, cost = outcome(tested, ours, costs, heats, level)
-                ways.append([level, float((weights * accuracy).sum()), float((weights * cost).sum())])
-            level, accuracy, cost = np.mean(ways, 0).round(4).tolist()
-            rows.append({"allowed": drop, "thresholds": [way[0] for way in ways], "accuracy": accuracy, "cost": cost})
-        sizes = (weights > 0).nonzero()[:, 0]
-        several, theirs = exits[:, sizes].flatten(1, 2), labels.repeat(len(sizes))
-        heats = [fit_temperature(one, theirs) for one in several[:-1]]
-        result[what] = {
-            "exits_alone": np.round(alone, 2).tolist(),
-            "chosen": rows,
-            "temperatures": np.round(heats, 3).tolist(),
-        }
-        if what == "size 1":
-            result[what]["swept"] = np.round(sweep_thresholds(several, theirs, heats, costs), 4).tolist()
-        else:
-            points = [outcome(exits, labels, costs, heats, level) for level in (*LEVELS[::10], 2.0)]
-            result[what]["swept"] = [
-                [round(float((weights * cost).sum()), 4), round(float((weights * accuracy).sum()), 4)]
-                for accuracy, cost in points
-            ]
-    return result
+        for allowed in (*ENDS, *DROPS):
+            right, cost = zip(*(cascade_on_fold(ours[fold], of_sizes, allowed) for fold in folds), strict=True)
+            hits, spent = weights @ np.concatenate(right, 1), weights @ np.concatenate(cost, 1)
+            row = {"allowed": allowed, "accuracy": round(100 * hits.mean(), 2), "cost": round(float(spent.mean()), 4)}
+            rows.append({**row, "against plain": gain(hits, base)})
+        found[what] = {"images": len(base), "cascade": rows, "rivals": {}}
+        for form in ("plain", "one size per batch", "plain, larger image", "plain at 112", "lite1"):
+            if set(folds) <= chosen.get(form, {}).keys():
+                found[what]["rivals"][form] = rival(form, [chosen[form][fold] for fold in folds], weights, base)
+    return found
 
 
-def of_rival(found: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
-    """A network that always spends as much, at each factor of the image's size: (arithmetic, accuracy)."""
-    split = "test" if "test_logits" in arrays else "validation"
-    logits, labels = arrays[f"{split}_logits"].astype(np.float64), arrays[f"{split}_labels"]
-    factors = ALL_FACTORS[: len(logits)]
-    side, plain = FLOWERS[found["form"]].side, count("tf_efficientnet_lite0", 128)
-    costs = [count(backbone_of(found["form"]), round(side * factor)) / plain for factor in factors]
-    top1 = 100 * (logits.argmax(-1) == labels).mean(2)  # (factors, sizes)
-    points = {what: sorted(zip(costs, top1 @ weights.numpy(), strict=True)) for what, weights in AT.items()}
-    return {"split": split, "images": len(labels), **{w: np.round(p, 4).tolist() for w, p in points.items()}}
+def rival(form: str, runs: Sequence[dict[str, Any]], weights: np.ndarray, base: np.ndarray) -> list[dict[str, Any]]:
+    """A network that spends as much on every image, at each factor of the image's size."""
+    rows = []
+    for place in range(min(len(run["arrays"]["test_logits"]) for run in runs)):
+        hits = weights @ np.concatenate([correct(run["arrays"], "test", [place]) for run in runs], 1)
+        side = round(FLOWERS[form].side * ALL_FACTORS[place])
+        cost = count(backbone_of(form), side) / count("tf_efficientnet_lite0", 128)
+        row = {"pixels": side, "accuracy": round(100 * hits.mean(), 2), "cost": round(cost, 4)}
+        rows.append({**row, "against plain": gain(hits, base)})
+    return rows
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The rows of docs/cascade.md: one per network or threshold, size 1 and area side by side."""
+    one, area = (found[what] for what in AT)
+    rows = []
+    for form, its in one["rivals"].items():
+        rows += [(f"{form}, {a['pixels']} pixels", a, b) for a, b in zip(its, area["rivals"][form], strict=True)]
+    for a, b in zip(one["cascade"], area["cascade"], strict=True):
+        points = a["allowed"]
+        name = points if points in ENDS else f"cascade, {points:g} point{'s' * (points != 1)} allowed"
+        rows.append((name, a, b))
+    texts = []
+    for name, *pair in rows:
+        cells = [
+            f"{each['accuracy']:.2f} | × {each['cost']:.3f} | {{:+.2f}} [{{:+.2f}}, {{:+.2f}}]".format(
+                *each["against plain"]
+            )
+            for each in pair
+        ]
+        texts.append(f"| {name} | {' | '.join(cells)} |".replace("-", "−"))
+    return texts
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    cascades, rivals = {}, {}
-    for name, (found, arrays) in read_records().items():
-        if found.get("data", "flowers") != "flowers":
-            continue
-        kept = {key: found[key] for key in ("form", "regime", "lr", "fold")}
-        if found["form"].startswith("mean"):
-            cascades[name] = {**kept, **of_record(found, arrays)}
-            print(name, cascades[name]["exit_costs"])
-            for what in AT:
-                alone = cascades[name][what]["exits_alone"]
-                print(f"  {what}: exits alone {alone}")
-                for row in cascades[name][what]["chosen"]:
-                    print(f"    allowed {row['allowed']}: {row['accuracy']:.2f} at × {row['cost']:.3f}")
-        elif not found["form"].startswith("concat"):
-            rivals[name] = {**kept, **of_rival(found, arrays)}
-            print(name, {what: rivals[name][what] for what in AT})
-    report = {
-        **{
-            "what": __doc__.splitlines()[0],
-            "sizes": SIZES,
-            "plain_multiplications": count("tf_efficientnet_lite0", 128),
-        },
-        **{"cascades": cascades, "rivals": rivals},
-        **record(),
-    }
-    atomic_write_text(RESULTS.parent / "photographs_cascade.json", json.dumps(report, indent=1) + "\n")
+    records = [{"name": name, "arrays": arrays, **found} for name, (found, arrays) in read_records().items()]
+    flowers = [one for one in records if one.get("data", "flowers") == "flowers"]
+    report: dict[str, Any] = {"what": __doc__.splitlines()[0], "sizes": SIZES, "regimes": {}}
+    for regime in REGIMES:
+        chosen = runs_chosen(flowers, regime, "test")
+        if {"mean", "plain"} <= chosen.keys():
+            report["regimes"][regime] = of_regime(chosen)
+            print(regime, *lines(report["regimes"][regime]), sep="\n")
+    path = RESULTS.parent / "photographs_cascade.json"
+    atomic_write_text(path, json.dumps({**report, **record()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
