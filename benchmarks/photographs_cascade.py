@@ -136,7 +136,8 @@ def of_regime(chosen: Mapping[str, Runs]) -> dict[str, Any]:
         weights = of_sizes.numpy()
         base = weights @ np.concatenate([correct(plain[fold]["arrays"], "test", [0]) for fold in folds], 1)
         rows = []
-        for allowed in (*ENDS, *DROPS):
+        thresholds: list[float | str] = [*ENDS, *DROPS]
+        for allowed in thresholds:
             right, cost = zip(*(cascade_on_fold(ours[fold], of_sizes, allowed) for fold in folds), strict=True)
             hits, spent = weights @ np.concatenate(right, 1), weights @ np.concatenate(cost, 1)
             row = {"allowed": allowed, "accuracy": round(100 * hits.mean(), 2), "cost": round(float(spent.mean()), 4)}
