@@ -143,7 +143,7 @@ def of_regime(chosen: Mapping[str, Runs]) -> dict[str, Any]:
             row = {"allowed": allowed, "accuracy": round(100 * hits.mean(), 2), "cost": round(float(spent.mean()), 4)}
             rows.append({**row, "against plain": gain(hits, base)})
         found[what] = {"images": len(base), "cascade": rows, "rivals": {}}
-        for form in ("plain", "one size per batch", "plain, larger image", "plain at 112", "lite1"):
+        for form in ("plain", "one size per batch", "plain, larger image", "plain at 112", "plain at 96", "lite1"):
             if set(folds) <= chosen.get(form, {}).keys():
                 found[what]["rivals"][form] = rival(form, [chosen[form][fold] for fold in folds], weights, base)
     return found
