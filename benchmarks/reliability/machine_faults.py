@@ -31,6 +31,7 @@ class Fault:
         strike: brings it about, in a trial whose run waits.
         heal: undoes it before the resume.
         hang_timeout: of the run, seconds.
+        limit: seconds after which a launcher counts as hanging: more than torchrun's exit barrier.
         torchrun: more of the launchers' options.
         cable: see `Machine`.
         clock: what libfaketime adds to the second machine's, seconds.
@@ -41,6 +42,7 @@ class Fault:
     strike: Callable[[Trial], None] = lambda trial: None
     heal: Callable[[Trial], None] = lambda trial: None
     hang_timeout: float = 300
+    limit: float = 330
     torchrun: tuple[str, ...] = ()
     cable: tuple[float, float, int] | None = None
     clock: int = 0
@@ -58,6 +60,7 @@ def faults(seed: int) -> dict[str, Fault]:
         "link down for 5 s": Fault(link_down(5)),
         "link down for 60 s, hang_timeout 8": Fault(link_down(60), link_up, hang_timeout=SHORT),
         "link down for 60 s, hang_timeout 300": Fault(link_down(60)),
+        "link down for 600 s, hang_timeout 60": Fault(link_down(600), link_up, hang_timeout=60, limit=930),
         "1 % of packets lost": Fault(cable=(0.01, 0.0, seed)),
         "packets 100 ms late": Fault(cable=(0.0, 0.1, seed)),
         "disk full": Fault(fill_disk, empty_disk, disk=True),
