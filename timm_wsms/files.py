@@ -3,6 +3,7 @@
 Everything is written under another name beside its place, brought to the disk, and renamed.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
+
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP)  # what some network and FUSE file systems say to `fsync` of a folder
 
 
 @contextmanager
@@ -85,6 +88,9 @@ def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -332,6 +332,7 @@ def test_a_place_that_cannot_be_written_to_is_told_first(run, tmp_path, capsys, 
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "lower --workers, then run it again"),
         (OSError(errno.ENOSPC, "full", "x.png"), "x.png; free some space, then run it again, or choose another --json"),
         (OSError(errno.EROFS, "read-only", "x.png"), "cannot be written to; choose another --json or --output"),
+        (OSError(errno.EACCES, "denied", "x.png"), "x.png may not be read or written by this user; change its"),
     ],
 )
 def test_faults_are_told_in_the_commands_own_options(run, monkeypatch, capsys, fault, says):

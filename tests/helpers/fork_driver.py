@@ -7,7 +7,8 @@ For each line of JSON it starts one, answers with a process id, and writes the e
   that is not 0.
 - torchrun, perhaps on a machine (tests/helpers/machines.py): {"torchrun": its arguments, "pid": of a process in whose
   namespaces it runs, or null, "log": as above, "environment": more of it}. The id is that of the process that waits for
-  it. The workers are torchrun's own (`--run-path --start-method fork`), and forked as well.
+  it. The workers are torchrun's own (`--run-path --start-method fork`), and forked as well, unless "forked" is false:
+  then torchrun and its workers are started as a user starts them.
 """
 
 import ctypes
@@ -58,6 +59,9 @@ def launch(order: dict) -> int:
     os.setsid()
     code = 1
     try:
+        if not order["forked"]:
+            os.environ["PYTHONPATH"] = os.getcwd()
+            os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *order["torchrun"]])
         torch.distributed.run.main(["--run-path", "--start-method", "fork", *order["torchrun"]])
         code = 0
     except SystemExit as end:

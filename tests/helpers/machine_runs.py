@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from tests.helpers.fault_runs import DRIVER, Server, code_of, wait_for
-from tests.helpers.machines import Machine
+from tests.helpers.machines import Loopback
 
 HERE = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 PAIR = [*HERE, "--nproc_per_node", "2"]
@@ -20,12 +20,13 @@ class Launchers(Server):
 
     def launch(
         self,
-        machine: Machine | None,
+        machine: Loopback | None,
         log: Path,
         options: list[str],
         *arguments: str,
         fault: str = "",
         script: Path = DRIVER,
+        forked: bool = True,
     ) -> "Job":
         """Starts torchrun.
 
@@ -36,11 +37,14 @@ class Launchers(Server):
             arguments: the script's.
             fault: see tests/helpers/fault_driver.py.
             script: what torchrun's processes run; the training script if nothing is said.
+            forked: without the time for importing. Workers of such a launcher do not end when it is told to stop: they
+                wait for it to ask for their result.
         """
         order = {
             "torchrun": [*options, str(script), *arguments],
             "pid": machine and machine.pid,
             "environment": {"FAULT": fault},
+            "forked": forked,
         }
         return Job(self.order(log, **order), log)
 
@@ -77,8 +81,8 @@ class Job:
 
     @property
     def lines(self) -> list[str]:
-        """The error lines."""
-        return re.findall(r"^error.*", self.text, re.MULTILINE)
+        """The lines that say why the run ended early."""
+        return re.findall(r"^(?:error|stopped by).*", self.text, re.MULTILINE)
 
     def wait(self, seconds: float = 120) -> int:
         """Waits for its end.
@@ -100,6 +104,16 @@ class Job:
     def workers(self) -> list[psutil.Process]:
         """The processes that train, by rank."""
         return sorted(self.launcher().children(), key=lambda child: child.pid)
+
+    def suspend(self) -> None:
+        """Stops all that it has started and itself, so that nobody gets an answer."""
+        for process in [*self.launcher().children(recursive=True), self.launcher()]:
+            process.suspend()
+
+    def resume(self) -> None:
+        """Lets it go on."""
+        for process in [self.launcher(), *self.launcher().children(recursive=True)]:
+            process.resume()
 
     def end(self) -> None:
         """Kills it and all that it has started."""

@@ -1,13 +1,14 @@
 """Machines on one computer: network namespaces joined by a bridge, each with a host name, processes and mounts.
 
 Nothing of them is in the computer's own namespaces, and they go with the processes that hold them. `why_not` says
-why namespaces may not be made.
+why namespaces may not be made; loopback addresses (`loopback`) stand for machines there.
 """
 
 import contextlib
 import functools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,39 @@ PORT = 29400
 CABLE = Path(__file__).with_name("cable.py")
 
 
-class Machine:
+class Loopback:
+    """Stands for a machine: an address of its own. Host name, processes and files are the computer's.
+
+    Attributes:
+        name: host name.
+        pid: None, since there are no namespaces.
+        port: of the rendezvous, if it is this machine that holds it.
+    """
+
+    pid: int | None = None
+    port = PORT
+
+    def __init__(self, name: str, address: str):
+        self.name, self.address = name, address
+
+    def torchrun(self, rendezvous: "Loopback", machines: int | str, processes: int = 1) -> list[str]:
+        """The options of this machine's launcher, for so many processes; `rendezvous` is the machine that holds it."""
+        return [
+            *("--nnodes", str(machines), "--nproc_per_node", str(processes), "--local-addr", self.address),
+            *("--rdzv-id", "machines", "--rdzv-backend", "c10d", "--rdzv-conf", f"is_host={int(self is rendezvous)}"),
+            *("--rdzv-endpoint", f"{rendezvous.address}:{rendezvous.port}"),
+        ]
+
+
+def loopback(count: int) -> list[Loopback]:
+    """Loopback addresses that stand for machines."""
+    made = [Loopback(socket.gethostname(), f"127.77.0.{number}") for number in range(1, count + 1)]
+    with socket.create_server((made[0].address, 0)) as free:  # other tests may run beside this one
+        made[0].port = free.getsockname()[1]
+    return made
+
+
+class Machine(Loopback):
     """One of them.
 
     Args:
@@ -41,7 +74,7 @@ class Machine:
     def __init__(
         self, name: str, address: str, network: int, hosts: Path, cable: tuple[float, float, int] | None = None
     ):
-        self.name, self.address = name, address
+        super().__init__(name, address)
         self._made = (name, address, network, hosts, cable)
         self._network = in_namespaces(network, "--net")
         script = f"hostname {name} && mount --bind {hosts} /etc/hosts && ip link set lo up && exec sleep infinity"
@@ -77,13 +110,6 @@ class Machine:
     def link(self, up: bool) -> None:
         """Plugs the network cable in, or pulls it: nobody is told of lost connections."""
         _call(*self._network, "ip", "link", "set", self.name, "up" if up else "down")
-
-    def torchrun(self, rendezvous: "Machine", machines: int | str, processes: int = 1) -> list[str]:
-        """The options of this machine's launcher, for so many processes; `rendezvous` is the machine that holds it."""
-        return [
-            *("--nnodes", str(machines), "--nproc_per_node", str(processes), "--local-addr", self.address),
-            *("--rdzv-id", "machines", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{rendezvous.address}:{PORT}"),
-        ]
 
     def restarted(self) -> "Machine":
         """Powers it off, and on again: the same name and address, and none of its processes."""

@@ -99,7 +99,7 @@ class CheckpointManager:
                 "continue with --resume auto"
             )
         if flags.stop:
-            raise Stopped(f"stopped by {self.sync.reason} and saved after {_words(state.position)}")
+            raise Stopped(f"stopped by {self.sync.reason()} and saved after {_words(state.position)}")
 
     def after_epoch(self, state: RunState, evaluated: bool) -> None:
         """Saves between two epochs if that is due.

@@ -107,7 +107,7 @@ def test_two_processes_with_loader_workers_stopped_in_the_midst_of_an_epoch(laun
     log, arguments = tmp_path / "log", [*two.arguments, "--output", str(output)]
     code, text = launchers.launched(log, PAIR, *arguments, fault="SIGTERM 1 4")
     assert code == 0, text
-    assert "stopped by a signal to another process and saved after epoch 1 and 2 steps" in text
+    assert "stopped by SIGTERM (process 1) and saved after epoch 1 and 2 steps" in text
     assert "continue with: torchrun … " in text
     # Another number of workers changes nothing.
     code, text = launchers.finished(log, *arguments, "--data.workers", "0", processes=2)

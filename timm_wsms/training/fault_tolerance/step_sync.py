@@ -52,6 +52,7 @@ class StepSync:
     ):
         self._stop, self._save_minutes = stop or ShutdownSignal(), save_minutes
         self._first = accelerator.is_main_process
+        self._name = f"process {accelerator.process_index}{this_machine()}"
         self._group: Any = None
         if accelerator.num_processes > 1:
             self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
@@ -87,7 +88,9 @@ class StepSync:
 
         return " and".join(sorted({machine for machine in gather_object([self._orphaned_on]) if machine}))
 
-    @property
     def reason(self) -> str:
-        """What this process was asked to stop by, if it was itself."""
-        return self._stop.reason or "a signal to another process"
+        """What asked the run to stop, and which process if it was not this one. Every process has to call it."""
+        from accelerate.utils import gather_object
+
+        told = gather_object([f"{self._stop.reason} ({self._name})" if self._stop.reason else ""])
+        return self._stop.reason or next(filter(None, told))
