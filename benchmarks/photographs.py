@@ -183,7 +183,12 @@ def train(run: Run) -> None:
 
 
 def logits_at_sizes(
-    model: Any, run: Run, split: str, factors: tuple[float, ...] = FACTORS, border: Border = "mean"
+    model: Any,
+    run: Run,
+    split: str,
+    factors: tuple[float, ...] = FACTORS,
+    border: Border = "mean",
+    sizes: tuple[float, ...] = SIZES,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Runs a model over a split with objects at all sizes.
 
@@ -193,6 +198,7 @@ def logits_at_sizes(
         split: "validation" or "test".
         factors: Of the image's size, for a plain network.
         border: What surrounds a smaller object.
+        sizes: Of the object.
 
     Returns:
         logits: float16 (stages, sizes, images, classes).
@@ -208,7 +214,7 @@ def logits_at_sizes(
         for batch in loader:
             found.append(
                 torch.stack(
-                    [of_stages(model, rescale_object(batch.images, size, border), factors) for size in SIZES], 1
+                    [of_stages(model, rescale_object(batch.images, size, border), factors) for size in sizes], 1
                 )
             )
             labels.append(batch.labels)

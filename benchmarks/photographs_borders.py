@@ -1,0 +1,129 @@
+"""Small objects on other borders: is the gain of benchmarks/photographs.py one of the mean-color canvas only?
+
+    taskset -c 0 env OMP_NUM_THREADS=1 python -m benchmarks.photographs_borders --folds 2 3
+
+Networks that were trained on a fold with timm's default crop and kept see its test images with objects below size 1
+that are surrounded by the image's own reflection, or by a blurred copy of it, instead of its mean color. Logits stay in
+benchmarks/results/photographs/<run>_<border>.npz, so that more folds can be added.
+Writes benchmarks/results/photographs_borders.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+import timm_wsms  # noqa: F401
+from benchmarks.common.environment import record
+from benchmarks.photographs import RESULTS, SIZES, Run, logits_at_sizes
+from benchmarks.photographs_records import Arrays, read_records
+from benchmarks.photographs_report import ONE, correct
+from timm_wsms.evaluation.object_size.curve import area_weights
+from timm_wsms.evaluation.significance import bootstrap_interval
+from timm_wsms.files import atomic_write_text
+from timm_wsms.object_scaling import Border
+
+FORMS = {"plain": "2e-3", "one size per batch": "2e-3", "mean": "1e-3"}  # learning rate that fold 0 chose
+SMALL = SIZES[: ONE + 1]
+WEIGHTS = area_weights(SMALL)
+BORDERS: tuple[Border, ...] = ("mean", "reflect", "blur")
+
+
+def evaluate(run: Run, border: Border) -> None:
+    """Leaves the logits of objects below size 1 on a border."""
+    path = RESULTS / f"{run.trained}_{border}.npz"
+    if border == "mean" or path.exists():
+        return
+    model: Any = timm.create_model(f"local-dir:{run.folder / 'model'}", pretrained=True).eval()
+    model.to(memory_format=torch.channels_last)
+    logits, labels, index = logits_at_sizes(model, run, "test", (1.0,), border, SMALL[:-1])
+    np.savez_compressed(path, test_logits=logits, test_labels=labels, test_index=index)
+    print(path.stem, flush=True)
+
+
+def small_hits(stored: Arrays, other: Arrays | None, form: str) -> np.ndarray:
+    """Whether each test image is recognized at each size up to 1, (sizes, images).
+
+    Args:
+        stored: On the mean color.
+        other: Below size 1, on another border.
+        form: One of `FORMS`.
+    """
+    stages = range(len(stored["test_logits"])) if form == "mean" else [0]
+    hits = correct(stored, "test", stages)[: len(SMALL)]
+    return hits if other is None else np.concatenate([correct(other, "test", stages), hits[-1:]])
+
+
+def read_hits(border: Border) -> dict[tuple[str, int], np.ndarray]:
+    """(form, fold) → hits, for all folds that were evaluated with all forms."""
+    records = read_records()
+    found = {}
+    for fold in range(5):
+        names = {form: Run(form, "default", lr, fold, True).trained for form, lr in FORMS.items()}
+        paths = {form: RESULTS / f"{name}_{border}.npz" for form, name in names.items()}
+        if border != "mean" and not all(path.exists() for path in paths.values()):
+            continue
+        for form, name in names.items():
+            if "test_logits" in records.get(name, ({}, {}))[1]:
+                other = None if border == "mean" else dict(np.load(paths[form]))
+                found[form, fold] = small_hits(records[name][1], other, form)
+    return found
+
+
+def report() -> dict[str, Any]:
+    """Accuracy of each form at sizes up to 1 on each border, and the differences in area, of the same images."""
+    hits = {border: read_hits(border) for border in BORDERS}
+    folds = sorted({fold for _, fold in hits["blur"]} & {fold for _, fold in hits["reflect"]})
+    found: dict[str, Any] = {"folds": folds, "sizes": SMALL, "borders": {}}
+    for border in BORDERS:
+        rows = {}
+        each = {form: np.concatenate([hits[border][form, fold] for fold in folds], 1) for form in FORMS}
+        for form, own in each.items():
+            area = 100 * WEIGHTS @ own
+            rows[form] = {"top1": (100 * own.mean(1)).round(2).tolist(), "area": round(float(area.mean()), 2)}
+            for other in ("plain", "one size per batch"):
+                gain = area - 100 * WEIGHTS @ each[other]
+                if other != form:
+                    ends = (gain.mean(), *bootstrap_interval(gain))
+                    rows[form][f"against {other}"] = [round(float(end), 2) for end in ends]
+        found["borders"][border] = rows
+    found["images"] = sum(hits["mean"]["plain", fold].shape[1] for fold in folds)
+    return found
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The rows of docs/results.md."""
+    rows = []
+    for border, forms in found["borders"].items():
+        for form, row in forms.items():
+            cells = [border, form, *(f"{value:.1f}" for value in row["top1"]), f"{row['area']:.2f}"]
+            for other in ("plain", "one size per batch"):
+                gain = row.get(f"against {other}")
+                cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain) if gain else "")
+            rows.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folds", type=int, nargs="*", default=[], help="to be evaluated now")
+    torch.set_num_threads(1)
+    for fold in parser.parse_args().folds:
+        for form, lr in FORMS.items():
+            for border in BORDERS:
+                evaluate(Run(form, "default", lr, fold, True), border)
+    found = report()
+    atomic_write_text(
+        RESULTS.parent / "photographs_borders.json",
+        json.dumps({"what": __doc__.splitlines()[0], **found, **record()}, indent=1) + "\n",
+    )
+    print("\n".join(lines(found)))
+
+
+if __name__ == "__main__":
+    main()
