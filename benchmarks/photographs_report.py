@@ -25,6 +25,7 @@ from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.files import atomic_write_text
 
 ONE = SIZES.index(1.0)
+COMPARED = ("plain", "one size per batch", "one size per batch, averaged", "mean")  # with every other form
 PARTS = {"area": slice(None), "small": slice(None, ONE + 1), "large": slice(ONE, None), "size 1": slice(ONE, ONE + 1)}
 
 
@@ -125,8 +126,8 @@ def tested(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each form on the test images of all of its folds together, so that a photograph is tested at most once.
 
     A plain network is shown by itself and with its logits averaged over the image and its half-size copy, without
-    training for it; an averaging one by itself and with its stage 1 alone. Differences from other forms are of the same
-    images, with 95 % bootstrap intervals over images.
+    training for it; an averaging one by itself and with its stage 1 alone. Differences are from the networks that other
+    forms have on the same folds, of the same images, with 95 % bootstrap intervals over images.
     """
     found = []
     for regime in REGIMES:
@@ -134,14 +135,16 @@ def tested(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         hits = {}
         for form, runs in chosen.items():
             for name, stages in ways_to_use(form, next(iter(runs.values()))["arrays"]).items():
-                hits[name] = np.concatenate([correct(runs[f]["arrays"], "test", stages) for f in sorted(runs)], 1)
-        for name, own in hits.items():
-            row: dict[str, Any] = {"form": name, "regime": regime, "images": own.shape[1]}
+                hits[name] = {fold: correct(runs[fold]["arrays"], "test", stages) for fold in sorted(runs)}
+        for name, by_fold in hits.items():
+            own = np.concatenate([*by_fold.values()], 1)
+            row: dict[str, Any] = {"form": name, "regime": regime, "folds": [*by_fold], "images": own.shape[1]}
             row |= {"top1": (100 * own.mean(1)).round(2).tolist()}
             row |= {part: round(float(values.mean()), 2) for part, values in areas(own).items()}
-            for other in ("plain", "one size per batch", "one size per batch, averaged"):
-                if other in hits and other != name and hits[other].shape == own.shape:
-                    row[f"against {other}"] = compared(hits[other], own)
+            for other in COMPARED:
+                if other != name and by_fold.keys() <= hits.get(other, {}).keys():
+                    same = np.concatenate([hits[other][fold] for fold in by_fold], 1)
+                    row[f"against {other}"] = compared(same, own)
             found.append(row)
     return found
 
@@ -155,7 +158,7 @@ def over_folds(records: Sequence[dict[str, Any]], split: str = "validation") -> 
             if len(runs) < 2:
                 continue
             folds = sorted(runs)
-            row = {"form": form, "regime": regime, "lr": runs[0]["lr"], "folds": folds}
+            row = {"form": form, "regime": regime, "lr": runs[folds[0]]["lr"], "folds": folds}
             row["area"] = [runs[fold][split]["area"] for fold in folds]
             for name in ("plain", "one size per batch"):
                 shared = [fold for fold in folds if fold in chosen.get(name, {})]
