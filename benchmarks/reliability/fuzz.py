@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+import unicodedata
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -180,7 +181,12 @@ def outcome(reader: Any, folder: Path, file: Path, done: list[str]) -> str:
     lines = text.split("\n") if isinstance(text, str) else []
     if result == "refused" and len(lines) != 1:
         return "a message of several lines"
-    return result if all(line.isprintable() for line in lines) else f"control characters in what it says ({result})"
+    return result if all(map(harmless, "".join(lines))) else f"control characters in what it says ({result})"
+
+
+def harmless(char: str) -> bool:
+    """Whether a terminal shows it and does nothing else: Python calls no space but " " printable."""
+    return char.isprintable() or unicodedata.category(char) == "Zs"
 
 
 def watch(place: Path) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 from benchmarks.reliability import fuzz, fuzz_readers
 from benchmarks.reliability.fuzz_data import Reader
 from tests.helpers.paths import ROOT
+from timm_wsms import foreign
 from timm_wsms.data.decode import BadImageError
 
 pytestmark = pytest.mark.slow  # starts processes
@@ -58,6 +59,12 @@ def test_a_planted_fault_is_found(kind, monkeypatch):
     found = fuzz.fuzz("planted", 1, 0, inputs=1)
     assert found["inputs"] == found["failed"] == 1 and next(iter(found["failures"])).startswith(kind)
     assert not OUTSIDE.exists()
+
+
+def test_what_a_screen_only_shows_is_no_fault():
+    shown, acted = "a é 漢 ─ \u2006\u3000\xa0", "\x1b\n\r\x00\u202e\u2028\ufeff\x85"
+    assert all(map(fuzz.harmless, shown)) and not any(map(fuzz.harmless, acted))
+    assert foreign.printable(shown) == shown and all(map(fuzz.harmless, foreign.printable(acted)))
 
 
 def test_no_reader_fails_at_a_few_inputs(tmp_path):
