@@ -33,7 +33,6 @@ class Fault:
         hang_timeout: of the run, seconds.
         limit: seconds after which a launcher counts as hanging: more than torchrun's exit barrier.
         torchrun: more of the launchers' options.
-        forked: see `Launchers.launch`.
         cable: see `Machine`.
         clock: what libfaketime adds to the second machine's, seconds.
         own_folders: each machine has a file system of its own where the output is.
@@ -45,7 +44,6 @@ class Fault:
     hang_timeout: float = 300
     limit: float = 330
     torchrun: tuple[str, ...] = ()
-    forked: bool = True
     cable: tuple[float, float, int] | None = None
     clock: int = 0
     own_folders: bool = False
@@ -58,7 +56,7 @@ def faults(seed: int) -> dict[str, Fault]:
         "a worker killed": Fault(kill_worker),
         "a worker killed, --max-restarts 1": Fault(kill_worker, torchrun=("--max-restarts", "1")),
         "a launcher killed": Fault(kill_launcher),
-        "a launcher told to stop (SIGTERM)": Fault(stop_launcher, forked=False),
+        "a launcher told to stop (SIGTERM)": Fault(stop_launcher),
         "link down for 5 s": Fault(link_down(5)),
         "link down for 60 s, hang_timeout 8": Fault(link_down(60), link_up, hang_timeout=SHORT),
         "link down for 60 s, hang_timeout 300": Fault(link_down(60)),

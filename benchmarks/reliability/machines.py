@@ -69,8 +69,7 @@ class Trial:
         fault = f"wait:{self.folder / 'go'} 1 4" if wait else ""
         for machine, starts in zip(self.pair, self.starts, strict=True):
             options = [*machine.torchrun(self.pair[0], 2), *self.fault.torchrun]
-            log, forked = self.folder / machine.name, self.fault.forked
-            self.jobs.append(starts.launch(machine, log, options, *words, fault=fault, forked=forked))
+            self.jobs.append(starts.launch(machine, self.folder / machine.name, options, *words, fault=fault))
 
     def run(self, expected: dict[str, Any]) -> dict[str, Any]:
         """Lets it all happen; returns what did."""

@@ -22,6 +22,8 @@ def test_the_table_is_that_of_the_results():
 def test_nothing_is_lost_and_a_line_names_the_machine(name):
     row = FOUND[name]
     assert row.get("equal", row.get("equal_up_to_rounding")) is True
+    if "processes" in row:
+        assert (row["codes"], row["processes"]) == ([0, 0], [2, 1, 2])
     if row["codes"] != [0, 0]:
         assert machine_table.cells(row)[1], "no machine is named"
 

@@ -7,8 +7,7 @@ For each line of JSON it starts one, answers with a process id, and writes the e
   that is not 0.
 - torchrun, perhaps on a machine (tests/helpers/machines.py): {"torchrun": its arguments, "pid": of a process in whose
   namespaces it runs, or null, "log": as above, "environment": more of it}. The id is that of the process that waits for
-  it. The workers are torchrun's own (`--run-path --start-method fork`), and forked as well, unless "forked" is false:
-  then torchrun and its workers are started as a user starts them.
+  it. The workers are torchrun's own (`--run-path --start-method fork`), and forked as well.
 """
 
 import ctypes
@@ -18,12 +17,14 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 # So that no worker has to:
 import matplotlib.pyplot  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch.distributed.run
 import torchmetrics  # noqa: F401
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 
 import train_accelerate
 from tests.helpers.fault_driver import log_steps
@@ -59,9 +60,7 @@ def launch(order: dict) -> int:
     os.setsid()
     code = 1
     try:
-        if not order["forked"]:
-            os.environ["PYTHONPATH"] = os.getcwd()
-            os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *order["torchrun"]])
+        let_workers_end()
         torch.distributed.run.main(["--run-path", "--start-method", "fork", *order["torchrun"]])
         code = 0
     except SystemExit as end:
@@ -72,6 +71,20 @@ def launch(order: dict) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def let_workers_end() -> None:
+    """Lets workers that torchrun has forked end when it closes them, as those do that it starts.
+
+    They would wait for it to ask for their result, and be killed after 30 seconds.
+    """
+    close = MultiprocessContext._close
+
+    def _close(self: MultiprocessContext, *arguments: Any, **options: Any) -> None:
+        self._worker_finished_event.set()
+        close(self, *arguments, **options)
+
+    MultiprocessContext._close = _close  # type: ignore[method-assign]
 
 
 def run(order: dict) -> int:

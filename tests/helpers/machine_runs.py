@@ -26,7 +26,6 @@ class Launchers(Server):
         *arguments: str,
         fault: str = "",
         script: Path = DRIVER,
-        forked: bool = True,
     ) -> "Job":
         """Starts torchrun.
 
@@ -37,14 +36,11 @@ class Launchers(Server):
             arguments: the script's.
             fault: see tests/helpers/fault_driver.py.
             script: what torchrun's processes run; the training script if nothing is said.
-            forked: without the time for importing. Workers of such a launcher do not end when it is told to stop: they
-                wait for it to ask for their result.
         """
         order = {
             "torchrun": [*options, str(script), *arguments],
             "pid": machine and machine.pid,
             "environment": {"FAULT": fault},
-            "forked": forked,
         }
         return Job(self.order(log, **order), log)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,18 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks.reliability import file_systems
 from tests.helpers.networks import EXACT, images, randomize
 from tests.helpers.paths import ROOT
 from tests.helpers.publishing import REPO, publish, refused
+from timm_wsms import cli_errors
 from timm_wsms.data import DataSettings, load_splits
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import Row
 from timm_wsms.hub import backbone_folder, results, verify
 from timm_wsms.hub import publish as publishing
 from timm_wsms.hub.verify_folder import check_folder
+from timm_wsms.publish import REMEDIES
 from timm_wsms.training.checkpoint_folder import run_hash, save_model_folder
 from timm_wsms.training.settings import Settings, dump
 
@@ -235,3 +239,17 @@ def test_a_folder_of_a_plain_model_has_no_stages(folder):
     plain = Path(shutil.copytree(written(folder), folder.with_name("copy")))
     with pytest.raises(UserError, match="takes a network that timm_wsms built, not ResNet"):
         publishing.publish(plain, publishing.Options(REPO, as_backbone=1, dry_run=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_no_room_in_tmpdir_is_told_with_the_remedy_and_leaves_nothing_there(folder, tmp_path, monkeypatch):
+    place = tmp_path / "small"
+    place.mkdir()
+    with file_systems.memory(place), file_systems.full(place, 64 * 1024):
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        with pytest.raises(OSError, match="No space left") as caught:
+            publishing.publish(folder, publishing.Options(REPO, as_backbone=1))
+        assert [path.name for path in place.iterdir()] == ["filler"]
+    remedies = "free some space, then run it again, or set TMPDIR to a folder on another disk"
+    assert cli_errors.explain(caught.value, REMEDIES) == f"the disk is full; {remedies}"
