@@ -108,6 +108,7 @@ def test_a_machine_that_does_not_answer_ends_the_other_side(pair, start, tmp_pat
     assert newest(output) == "epoch-0001-step-000001"
 
 
+@pytest.mark.sweep  # 13 seconds of processor time; benchmarks/reliability/machines.py tries it too
 def test_a_worker_that_is_killed_ends_both_sides_at_once(pair, start, tmp_path):
     output, go = tmp_path / "run", tmp_path / "go"
     jobs = start(output, *QUICK, fault=f"wait:{go} 1 4")
