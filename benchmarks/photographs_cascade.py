@@ -16,15 +16,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 
-import timm_wsms  # noqa: F401
 from benchmarks.common.environment import record
 from benchmarks.photographs import ALL_FACTORS, FLOWERS, REGIMES, RESULTS, SIZES
+from benchmarks.photographs_cost import PLAIN, SIDE, backbone_of, count
 from benchmarks.photographs_records import read_records
 from benchmarks.photographs_report import correct, runs_chosen
-from timm_wsms.evaluation.cost import multiplications
 from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.files import atomic_write_text
@@ -38,19 +36,6 @@ AT = {  # of what accuracy is taken: weights of the object's sizes
     "area": torch.from_numpy(area_weights(SIZES)),
 }
 Runs = Mapping[int, dict[str, Any]]  # fold → record with its arrays
-_counted: dict[tuple[str, int], int] = {}
-
-
-def count(backbone: str, side: int) -> int:
-    """Multiplications of a backbone for five classes on a square image."""
-    if (backbone, side) not in _counted:
-        model = timm.create_model(backbone, num_classes=5).eval()
-        _counted[backbone, side] = multiplications(model, (3, side, side))
-    return _counted[backbone, side]
-
-
-def backbone_of(form: str) -> str:
-    return FLOWERS[form].model.removeprefix("wsms_")
 
 
 def pyramid_of(settings: Sequence[str]) -> list[float]:
@@ -63,7 +48,7 @@ def exits_of(found: dict[str, Any], logits: torch.Tensor) -> tuple[torch.Tensor,
     """Stage logits (S, sizes, n, classes) → those of the exits, and the relative arithmetic of each exit."""
     factors, side = pyramid_of(found["settings"]), FLOWERS[found["form"]].side
     order = sorted(range(len(factors)), key=lambda place: factors[place])
-    plain = count("tf_efficientnet_lite0", 128)
+    plain = count(PLAIN, SIDE)
     each = [count(backbone_of(found["form"]), int(side * factors[place])) / plain for place in order]
     return average_exits(logits.flatten(1, 2), order).unflatten(1, logits.shape[1:3]), np.cumsum(each).tolist()
 
@@ -155,7 +140,7 @@ def rival(form: str, runs: Sequence[dict[str, Any]], weights: np.ndarray, base: 
     for place in range(min(len(run["arrays"]["test_logits"]) for run in runs)):
         hits = weights @ np.concatenate([correct(run["arrays"], "test", [place]) for run in runs], 1)
         side = round(FLOWERS[form].side * ALL_FACTORS[place])
-        cost = count(backbone_of(form), side) / count("tf_efficientnet_lite0", 128)
+        cost = count(backbone_of(form), side) / count(PLAIN, SIDE)
         row = {"pixels": side, "accuracy": round(100 * hits.mean(), 2), "cost": round(cost, 4)}
         rows.append({**row, "against plain": gain(hits, base)})
     return rows

@@ -18,7 +18,8 @@ import numpy as np
 
 from benchmarks import photographs_tables as tables
 from benchmarks.common.environment import record
-from benchmarks.photographs import FLOWERS, FORMS, IMAGENETTE, REGIMES, RESULTS, SIZES
+from benchmarks.photographs import FACTORS, FLOWERS, FORMS, IMAGENETTE, REGIMES, RESULTS, SIZES
+from benchmarks.photographs_cost import PLAIN, SIDE, count, relative
 from benchmarks.photographs_records import Arrays, read_records
 from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.evaluation.significance import bootstrap_interval
@@ -58,12 +59,13 @@ def main_stages(form: str, arrays: Arrays, split: str) -> Sequence[int]:
     return [0] if plain else range(len(arrays[f"{split}_logits"]))
 
 
-def ways_to_use(form: str, arrays: Arrays) -> dict[str, Sequence[int]]:
-    """The stages whose logits are averaged, for a form as it is meant and in another way at no training."""
-    own = main_stages(form, arrays, "test")
+def ways_to_use(run: dict[str, Any]) -> dict[str, tuple[Sequence[int], float]]:
+    """A form as it is meant and in another way at no training: the stages that are averaged, and their arithmetic."""
+    form, own = run["form"], main_stages(run["form"], run["arrays"], "test")
+    whole, one = run["multiplications"] / count(PLAIN, SIDE), relative(form, (1.0,))
     if len(own) > 1:
-        return {form: own, f"{form}, stage 1 alone": [0]}
-    return {form: own, f"{form}, averaged": [0, 1]}  # the image, and its half-size copy
+        return {form: (own, whole), f"{form}, stage 1 alone": ([0], one)}
+    return {form: (own, one), f"{form}, averaged": ([0, 1], relative(form, FACTORS))}
 
 
 def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
@@ -132,14 +134,15 @@ def tested(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for regime in REGIMES:
         chosen = runs_chosen(records, regime, "test")
-        hits = {}
-        for form, runs in chosen.items():
-            for name, stages in ways_to_use(form, next(iter(runs.values()))["arrays"]).items():
+        hits, costs = {}, {}
+        for runs in chosen.values():
+            for name, (stages, arithmetic) in ways_to_use(next(iter(runs.values()))).items():
                 hits[name] = {fold: correct(runs[fold]["arrays"], "test", stages) for fold in sorted(runs)}
+                costs[name] = round(arithmetic, 3)
         for name, by_fold in hits.items():
             own = np.concatenate([*by_fold.values()], 1)
             row: dict[str, Any] = {"form": name, "regime": regime, "folds": [*by_fold], "images": own.shape[1]}
-            row |= {"top1": (100 * own.mean(1)).round(2).tolist()}
+            row |= {"arithmetic": costs[name], "top1": (100 * own.mean(1)).round(2).tolist()}
             row |= {part: round(float(values.mean()), 2) for part, values in areas(own).items()}
             for other in COMPARED:
                 if other != name and by_fold.keys() <= hits.get(other, {}).keys():

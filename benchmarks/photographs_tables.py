@@ -38,6 +38,31 @@ def of_tested(found: Iterable[dict[str, Any]]) -> list[str]:
     return lines
 
 
+HEADLINE = {  # form, or way to use one, in results → in the README
+    "plain": "plain",
+    "one size per batch": "plain, one size per batch",
+    "mean": "**averaging, recommended**",
+    "mean, stage 1 alone": "its stage 1 alone, a plain timm model",
+}
+TRAINED = {"default": "timm's crop", "jitter": "and scale jitter"}
+HEADLINE_SIZES = (1, 3, 5)  # half size, as trained, twice
+
+
+def of_headline(found: Iterable[dict[str, Any]]) -> list[str]:
+    """The lines of the README's table: test images of all folds."""
+    rows = {(row["regime"], row["form"]): row for row in found}
+    lines = []
+    for regime, trained in TRAINED.items():
+        for form, name in HEADLINE.items():
+            if row := rows.get((regime, form)):
+                cells = [f"× {row['arithmetic']:.2f}", f"{row['images']:,}"]
+                cells += [*(f"{row['top1'][size]:.1f}" for size in HEADLINE_SIZES), f"{row['area']:.2f}"]
+                against = row.get("against plain")
+                cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*against["area"]) if against else "")
+                lines.append(f"| {trained} | {name} | {' | '.join(cells)} |".replace("-", "−"))
+    return lines
+
+
 def mean_and_deviation(values: Sequence[float]) -> str:
     """As documents write it."""
     return f"{np.mean(values):+.2f} ± {np.std(values, ddof=1):.2f}"

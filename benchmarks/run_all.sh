@@ -20,7 +20,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" -m benchmarks.object_size.untrained_average --source "$CIFAR10"
 "$PYTHON" -m benchmarks.object_size.from_scratch --source "$CIFAR10"
 "$PYTHON" -m benchmarks.object_size.plot
-"$PYTHON" -m benchmarks.object_size.plot_headline # the README's picture
+"$PYTHON" -m benchmarks.object_size.plot_sizes
 "$PYTHON" -m benchmarks.object_size.per_stage --source "$CIFAR10" # of the networks of from_scratch.py
 "$PYTHON" -m benchmarks.object_size.finetune --source "$CIFAR10"
 # On a CPU with --fourier, for kernels of 7×7, and with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
@@ -45,6 +45,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" -m benchmarks.photographs_data --flowers "$FLOWERS" --imagenette "$IMAGENETTE"
 "$PYTHON" -m benchmarks.photographs screen
 "$PYTHON" -m benchmarks.photographs_report
+"$PYTHON" -m benchmarks.photographs_plot # the README's picture
 "$PYTHON" -m benchmarks.photographs_cascade
 "$PYTHON" -m benchmarks.photographs_borders --folds 2
 "$PYTHON" -m benchmarks.photographs_calibration

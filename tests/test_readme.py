@@ -2,14 +2,14 @@
 
 import json
 import re
-import statistics
 
 import pytest
 import timm
 import torch
 
 import timm_wsms  # noqa: F401
-from benchmarks.object_size.report_tables import headline_table, load
+from benchmarks import photographs_tables
+from benchmarks.object_size.report_tables import load
 from tests.helpers.paths import ROOT
 from tests.helpers.snippets import run_snippet
 from timm_wsms.evaluation.cost import multiplications
@@ -45,23 +45,12 @@ def sizes_statements() -> list[str]:
     """What is said of CIFAR-10 and object size."""
     report = load("unseen_sizes")
     plain, jitter = report["plain", "size 1"], report["plain", "jitter"]
-    low, high = plain["sizes"][0], plain["sizes"][-1]
-    intervals = [
-        (upper - lower) / 2
-        for form in ("deeper", "concat", RECOMMENDED)
-        for group in ("size 1", "jitter")
-        for seed in report[form, group]["seeds"]
-        for lower, upper in [seed["against_plain"]["area_interval"]]
-    ]
-    assert {round(half, 1) for half in intervals} <= {0.3, 0.4} and round(sum(intervals) / len(intervals), 1) == 0.3
-    assert len(gains("size 1")) == len(gains("jitter")) == 3
     at_twice = (row["top1"][5]["mean"] for row in (plain, jitter))
     before, after = ((min(found), max(found)) for found in (gains("size 1"), gains("jitter")))
+    assert len(gains("size 1")) == len(gains("jitter")) == 3
     return [
-        f"{plain['test_images']:,} test images whose objects are shown at {low:.2f} to {high:.2f} times their size",
-        "each has a 95 % bootstrap interval of about ± 0.3 points",
         f"by {before[0]:.2f} to {before[1]:.2f} points of area when trained at one size, and by {after[0]:.2f} to "
-        f"{after[1]:.2f} with scale jitter, in each of three seeds",
+        f"{after[1]:.2f} with scale jitter, in each of three seeds ({plain['test_images']:,} test images)",
         "(twice the size: {:.1f} % without, {:.1f} % with it)".format(*at_twice),
     ]
 
@@ -82,31 +71,26 @@ def mnist_statement() -> str:
 
 
 def photographs_statements() -> list[str]:
-    report = read("photographs")
-    jitter = next(row for row in report["folds"] if (row["form"], row["regime"]) == ("mean", "jitter"))
-    areas = jitter["against plain"]["area"]
-    assert len(areas) == 4
-    cost = {row["form"]: row["multiplications_M"] for row in report["screening"] if row["regime"] == "default"}
-    assert cost["plain"] == cost["one size per batch"]
-    tested = {row["form"]: row for row in report["test"] if row["regime"] == "default"}
+    report, cascade = read("photographs"), read("photographs_cascade")["regimes"]["default"]
+    tested = {(row["regime"], row["form"]): row for row in report["test"]}
 
-    def ahead(form: str, other: str) -> tuple[float, float, float]:
-        return tested[form][f"against {other}"]["area"]
+    def ahead(regime: str, form: str, other: str) -> str:
+        return "{:.2f} ({:.2f} to {:.2f})".format(*tested[regime, form][f"against {other}"]["area"])
 
-    def interval(form: str, other: str) -> str:
-        return "{:.2f} ({:.2f} to {:.2f})".format(*ahead(form, other))
-
-    folds = [len(row["folds"]) for row in report["test_folds"] if (row["form"], row["regime"]) == ("mean", "default")]
-    assert folds == [4] and len({tested[form]["images"] for form in ("mean", "plain", "one size per batch")}) == 1
+    default, jitter = tested["default", "mean"], tested["jitter", "mean"]
+    assert (default["folds"], jitter["folds"]) == ([0, 2, 3, 4], [2, 3, 4])
+    plain = cascade["size 1"]["rivals"]["plain"][0]
+    one = {row["allowed"]: row for row in cascade["size 1"]["cascade"]}
+    alone, larger = "mean, stage 1 alone", tested["default", "plain, larger image"]
     return [
-        f"{tested['mean']['images']:,} test images of four folds",
-        "Averaging is ahead of the plain network by {:.2f} points of area (95 % interval {:.2f} to {:.2f}) and of "
-        "timm's one size per batch by ".format(*ahead("mean", "plain"))
-        + f"{interval('mean', 'one size per batch')}, for {cost['mean'] / cost['plain']:.2f} times the arithmetic",
-        f"costs less than either, by {interval('mean, stage 1 alone', 'plain')} and "
-        f"{interval('mean, stage 1 alone', 'one size per batch')}",
-        "With scale jitter averaging is ahead of the plain network by "
-        f"{statistics.mean(areas):.2f} ± {statistics.stdev(areas):.2f} (four folds",
+        f"ahead of the plain network by {ahead('default', 'mean', 'plain')} points of area and of timm's one size per "
+        f"batch by {ahead('default', 'mean', 'one size per batch')}",
+        f"with scale jitter, of the plain network by {ahead('jitter', 'mean', 'plain')}",
+        f"is ahead by {ahead('default', alone, 'plain')} and {ahead('default', alone, 'one size per batch')}; "
+        f"with jitter by {ahead('jitter', alone, 'plain')}",
+        f"{one[2.0]['accuracy']:.1f} % at {one[2.0]['cost']:.2f} of the plain network's arithmetic and "
+        f"{one[1.0]['accuracy']:.1f} % at {one[1.0]['cost']:.2f}, where the plain one has {plain['accuracy']:.1f} %",
+        f"A larger image for the plain network, at {larger['arithmetic']:.2f} times its arithmetic, gains nothing",
     ]
 
 
@@ -130,7 +114,8 @@ def backbones_statement() -> str:
 
 
 def test_every_figure_in_the_readme_comes_from_a_results_file():
-    rows = headline_table(load("unseen_sizes"))
+    rows = photographs_tables.of_headline(read("photographs")["test"])
+    assert len(rows) >= 7
     assert [row for row in rows if row not in README] == []
     text = one_line(BLOCK.sub("", README))
     statements = [*rows, *sizes_statements(), mnist_statement(), *photographs_statements(), *cost_statements()]

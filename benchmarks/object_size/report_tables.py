@@ -1,18 +1,15 @@
-"""Prints the tables of docs/results.md and README.md that come from many runs, to be pasted there.
+"""Prints the tables of docs/results.md that come from many runs, to be pasted there.
 
     python -m benchmarks.object_size.report_tables
 
-From unseen_sizes.json, mnist_scale.json and mnist_sizes.json. Tests compare both documents with them.
+From unseen_sizes.json, mnist_scale.json and mnist_sizes.json. Tests compare the document with them.
 """
 
 import json
 import statistics
 from typing import Any
 
-import timm
-
 from benchmarks.common.environment import ROOT
-from timm_wsms.evaluation.cost import multiplications
 
 RESULTS = ROOT / "benchmarks" / "results"
 TRAINED = {"size 1": "at size 1", "jitter": "at 0.5 to 2"}
@@ -27,14 +24,6 @@ NETWORKS = {
     "mean 1 .5 each, own statistics": "the same, own statistics",
     "mean 1 .5 each, shared norms": "the same, shared norms",
 }
-# The README's choice: form → name and model, whose arithmetic the table gives relative to the first one's.
-HEADLINE = {
-    "plain": ("plain", "resnet20_cifar"),
-    "deeper": ("deeper (ResNet-26), a control", "resnet26_cifar"),
-    "concat": ("concatenating, the paper's form", "wsms_resnet20_cifar"),
-    "mean 1 .5 each, own statistics": ("**averaging, recommended**", "wsmean_resnet20_cifar"),
-}
-HEADLINE_SIZES = (1, 3, 5)  # of 0.35 … 2.83: half, 1, twice
 CNNS = {
     "plain": "plain",
     "concat": "concat, the paper's, fewer channels",
@@ -68,22 +57,6 @@ def sizes_table(report: Report) -> list[str]:
         for group in TRAINED
         for form, name in NETWORKS.items()
     ]
-
-
-def headline_table(report: Report) -> list[str]:
-    """The lines of the README's table, without its head."""
-    costs = {
-        form: multiplications(timm.create_model(model, num_classes=10), (3, 32, 32))
-        for form, (_, model) in HEADLINE.items()
-    }
-    lines = []
-    for group, trained in TRAINED.items():
-        for form, (name, _) in HEADLINE.items():
-            row = report[form, group]
-            *top1, area, against = sizes_figures(row).split(" | ")
-            cells = [f"× {costs[form] / costs['plain']:.2f}", str(row["n"]), *(top1[at] for at in HEADLINE_SIZES)]
-            lines.append(f"| {trained} | {name} | {' | '.join(cells)} | {area} | {against} |")
-    return lines
 
 
 def errors(row: dict[str, Any]) -> str:
@@ -130,7 +103,7 @@ def signed(number: float) -> str:
 def main() -> None:
     digits = json.loads((RESULTS / "mnist_sizes.json").read_text(encoding="utf-8"))
     sizes = load("unseen_sizes")
-    tables = (headline_table(sizes), sizes_table(sizes), errors_table(load("mnist_scale")))
+    tables = (sizes_table(sizes), errors_table(load("mnist_scale")))
     for lines in (*tables, digits_table(digits), stages_table(digits)):
         print("\n".join(lines), end="\n\n")
 

@@ -25,7 +25,8 @@ import torch
 import timm_wsms
 from benchmarks.common.environment import ROOT, record
 from benchmarks.photographs import Run
-from benchmarks.photographs_cascade import AT, DROPS, choose, count, exits_of
+from benchmarks.photographs_cascade import AT, DROPS, choose, exits_of
+from benchmarks.photographs_cost import PLAIN, SIDE, count
 from benchmarks.photographs_records import read_records
 from timm_wsms.data import DataSettings, data_config, load_split, make_loader
 from timm_wsms.files import atomic_write_text
@@ -80,19 +81,17 @@ def measure(fold: int, batch_size: int, images: int, rounds: int) -> dict[str, A
     forms = {name: (model, batches[name]) for name, model in models.items()}
     forms |= {name: (model, batches["mean"]) for name, model in cascades.items()}
     times = compare(forms, rounds)
-    plain, side = count("tf_efficientnet_lite0", 128), batches["mean"][0].shape[-1]
+    plain, side = count(PLAIN, SIDE), batches["mean"][0].shape[-1]
     found: dict[str, Any] = {}
     for name, taken in times.items():
         ratios = [one / base for one, base in zip(taken, times["plain"], strict=True)]
         row = {"time": round(statistics.median(ratios), 3), "each": [round(ratio, 3) for ratio in ratios]}
         if name in cascades:
             cost = spent(cascades[name], batches["mean"])
-            row["arithmetic"] = round(cost * count("tf_efficientnet_lite0", side) / plain, 3)
+            row["arithmetic"] = round(cost * count(PLAIN, side) / plain, 3)
         else:
             row["arithmetic"] = (
-                1.0
-                if name == "plain"
-                else round(sum(count("tf_efficientnet_lite0", size) for size in (side, side // 2)) / plain, 3)
+                1.0 if name == "plain" else round(sum(count(PLAIN, size) for size in (side, side // 2)) / plain, 3)
             )
         found[name] = row
     return found

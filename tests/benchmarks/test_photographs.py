@@ -10,6 +10,7 @@ import timm
 from benchmarks import photographs, photographs_records, photographs_report, photographs_tables
 from benchmarks.photographs import FORMS, RECIPES, REGIMES, SIZES, Run
 from tests.helpers.paths import ROOT
+from timm_wsms.evaluation.cost import multiplications
 from timm_wsms.training.settings import parse
 
 RUNS = [
@@ -99,12 +100,16 @@ def test_the_document_has_what_was_tested():
     document = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     lines = [*photographs_tables.of_tested(report["test"]), *photographs_tables.of_folds(report["test_folds"])]
     assert len(lines) >= 9 and [line for line in lines if line not in document.splitlines()] == []
-    rows = {row["form"]: row for row in report["test"]}
+    rows = {row["form"]: row for row in report["test"] if row["regime"] == "default"}
     words = " ".join(document.split())
     for form, other in itertools.product(("mean", "mean, stage 1 alone"), ("plain", "one size per batch")):
         mean, low, high = rows[form][f"against {other}"]["area"]
         assert f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" in words
     assert f"on {rows['mean']['images']:,} test images by" in words
+    backbone = timm.create_model("tf_efficientnet_lite0", num_classes=5).eval()
+    large, small, half = (multiplications(backbone, (3, side, side)) for side in (128, 112, 56))
+    for form, expected in {"plain": large, "mean": small + half, "mean, stage 1 alone": small}.items():
+        assert rows[form]["arithmetic"] == pytest.approx(expected / large, abs=1e-3)
 
 
 def test_the_document_says_what_another_learning_rate_would_have_given():
@@ -160,7 +165,7 @@ def test_what_is_tested_pools_the_folds_with_the_learning_rate_of_the_first():
     def one(form, lr, fold, area):
         logits = rng.normal(size=(2, len(SIZES), 30, 3)).astype(np.float16)
         arrays = {"test_logits": logits, "test_labels": rng.integers(0, 3, 30), "test_index": rng.permutation(30)}
-        figures = {"validation": {"area": area}, "test": {"area": 0.0}, "regime": "default"}
+        figures = {"validation": {"area": area}, "test": {"area": 0.0}, "regime": "default", "multiplications": 1}
         return {"form": form, "lr": lr, "fold": fold, "arrays": arrays, **figures}
 
     plain = [one("plain", "1e-3", 0, 60.0), one("plain", "2e-3", 0, 61.0), one("plain", "2e-3", 2, 50.0)]

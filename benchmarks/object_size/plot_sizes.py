@@ -1,6 +1,6 @@
-"""Draws the README's picture: accuracy against object size, of plain, deeper and multi-stage networks.
+"""Draws the picture of docs/results.md: accuracy against object size, of plain, deeper and multi-stage networks.
 
-    python -m benchmarks.object_size.plot_headline
+    python -m benchmarks.object_size.plot_sizes
 
 From unseen_sizes.json: means over seeds, bands of one standard deviation.
 """
@@ -35,7 +35,7 @@ def main() -> None:
         dress_size_axes(axes, row["sizes"])
     panels[0].get_legend().remove()  # both panels have the same curves, and there is more room in the second
     panels[0].set_ylabel("top-1 accuracy in %")
-    path = ROOT / "docs" / "headline_cifar10.png"
+    path = ROOT / "docs" / "sizes_cifar10.png"
     print(save_figure(figure, path, "ResNet-20 on CIFAR-10, 8 epochs, 10,000 test images"))
 
 
