@@ -210,6 +210,29 @@ def test_the_weights_are_those_of_a_bare_loop(tmp_path, monkeypatch, precision, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("fusion", "graphs"), [("concat", 3), ("mean", 3)])
+def test_compiled_stages_train_to_the_same_weights(tmp_path, monkeypatch, fusion, graphs):
+    compile_, modules = torch.compile, []
+
+    def compile_eagerly(call, **options):
+        modules.append(call.__self__)
+        return compile_(call, **{**options, "backend": "eager"})
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    arguments = ["--model", "wsms_resnet20_cifar", "--model_kwargs.fusion", fusion, *FEW, "--epochs", "2"]
+    found = {}
+    for compiled in ("true", "false"):
+        output = tmp_path / compiled
+        train_accelerate.main([*arguments, "--compile", compiled, "--precision", "no", "--output", str(output)])
+        metrics = [json.loads(line) for line in (output / "model/metrics.jsonl").read_text().splitlines()]
+        found[compiled] = load_file(output / "model/model.safetensors"), metrics[-1]["test_top1"]
+    assert len(modules) == graphs  # one per stage, none of the whole network
+    for name, expected in found["false"][0].items():
+        torch.testing.assert_close(found["true"][0][name], expected, rtol=1e-4, atol=1e-6, msg=name)
+    assert found["true"][1] == found["false"][1]
+
+
+@pytest.mark.slow
 def test_the_final_accuracy_is_measured_in_float32(tmp_path, monkeypatch):
     predict, measured = evaluation.predict, []
     monkeypatch.setattr(

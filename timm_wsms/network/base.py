@@ -42,6 +42,7 @@ class MultiStageNet(nn.Module):
             `factor` of its image.
         head: A head of its own in place of the backbone's; None: the backbone's.
         num_features: Channels of the features.
+        has_graph_per_stage: Whether `compile_stages` takes the network.
     """
 
     backbone: TimmModel
@@ -56,7 +57,7 @@ class MultiStageNet(nn.Module):
         self.head = None
         self.num_features = backbone.num_features
         self.backbone_features = FeatureCall(type(backbone))
-        self.compiled_stages = False
+        self.compiled_stages, self.has_graph_per_stage = False, True
         self.ties: Ties | None = None
         self.register_state_dict_pre_hook(_follow)
         self.register_state_dict_post_hook(_drop_duplicates)

@@ -87,6 +87,7 @@ class WsmsNet(FeatureMaps):
         self.reduction = cuts[0].reduction
         traits = traits_of(backbone)
         self.map_not_in_features = traits.class_tokens_only
+        self.has_graph_per_stage = not self.map_not_in_features
         self.feature_info = levels_info(backbone)
         width = self.feature_info[-1]["num_chs"] if traits.several_features else self.num_features
         as_wide = self.feature_info[-1]["num_chs"] == width
@@ -146,7 +147,7 @@ class WsmsNet(FeatureMaps):
         Raises:
             UserError: For PiT, whose last map `forward_features` does not give.
         """
-        if self.map_not_in_features:
+        if not self.has_graph_per_stage:
             raise UserError(f"{type(self.backbone).__name__} has no graph per stage; use torch.compile(model)")
         super().compile_stages(**options)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from timm_wsms import evaluation
@@ -57,27 +58,27 @@ def evaluate_epoch(trainer: Trainer) -> dict[str, float]:
 
 
 def evaluate_final(trainer: Trainer) -> tuple[dict[str, Any], evaluation.Row]:
-    """Evaluates the final model in float32, as its folder will hold it.
+    """Evaluates the final model in float32 and not compiled, as its folder will hold it.
 
     Returns:
         What it adds to the last epoch's metrics, and the model's row in the table of results.
     """
     run, final, accelerator = trainer.run, trainer.final, trainer.accelerator
-    figures, by_size = evaluate(InFloat32(final), run.test_loader, accelerator, run.output)
-    row = evaluation.Row(
-        portable(run.settings).model,
-        evaluation.parameters(final),
-        evaluation.multiplications(final, run.data_config["input_size"]),
-        figures["test_top1"],
-        by_size,
-        figures["test_top5"],
-    )
+    with torch.compiler.set_stance("force_eager"):
+        figures, by_size = evaluate(InFloat32(final), run.test_loader, accelerator, run.output)
+        raw = {} if final is run.network else evaluate(InFloat32(run.network), run.test_loader, accelerator)[0]
+        row = evaluation.Row(
+            portable(run.settings).model,
+            evaluation.parameters(final),
+            evaluation.multiplications(final, run.data_config["input_size"]),
+            figures["test_top1"],
+            by_size,
+            figures["test_top5"],
+        )
     metrics: dict[str, Any] = dict(figures)
     if by_size:
         metrics["by_size"] = by_size
-    if final is not run.network:
-        metrics |= _of_raw_weights(evaluate(InFloat32(run.network), run.test_loader, accelerator)[0])
-    return metrics, row
+    return metrics | _of_raw_weights(raw), row
 
 
 def evaluate_stage1(trainer: Trainer) -> tuple[dict[str, Any], list[evaluation.Row]]:

@@ -110,7 +110,7 @@ class Settings:
     channels_last: bool = False
     """Keep images and weights in channels-last order, which is faster for convolutions on most machines."""
     compile: bool = False
-    """Compile the model with `torch.compile`."""
+    """Compile the model with `torch.compile`: a network of several stages into one graph per stage."""
     eval_every: int = field(default=1, metadata=AT_LEAST_1)
     """Number of epochs between two evaluations; the last epoch is always evaluated."""
     early_stop: int | None = field(default=None, metadata=AT_LEAST_1)

@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from timm_wsms.data import Batch
-from timm_wsms.training.builders import placed
+from timm_wsms.training.builders import compiled, placed
 from timm_wsms.training.distill import Task, build_task
 from timm_wsms.training.freeze import Freeze
 from timm_wsms.training.loss import Mix, build_mix
@@ -48,6 +48,7 @@ class Trainer:
         if settings.ema_decay is not None:
             self.ema = ModelEmaV3(run.network, decay=settings.ema_decay, use_warmup=settings.ema_warmup)
         self.final: nn.Module = run.network if self.ema is None else self.ema.module
+        self._compiled = compiled(run.network) if settings.compile else run.network
         self.model: Any = None
         self.optimizer: Any = None
         self.task: Task | Any = None
@@ -73,8 +74,7 @@ class Trainer:
         self.model = self.optimizer = self.task = None  # the old wrapper goes, and the memory it holds
         self._settled = self.accelerator.num_processes <= 2  # two numbers have one sum, whatever their order
         self.accelerator.free_memory()
-        compiled: Any = torch.compile(self.network) if self.settings.compile else self.network
-        wrapped = InFloat32(compiled) if self.run.in_float32 else compiled
+        wrapped = InFloat32(self._compiled) if self.run.in_float32 else self._compiled
         # Accelerate replaces the forward of what it prepares; inside a Sequential the network keeps its own.
         self.model, self.optimizer = self.accelerator.prepare(nn.Sequential(wrapped), self.run.optimizer)
         self.task = build_task(self.model, self.network, self._teacher, self.settings, self.accelerator.device)
