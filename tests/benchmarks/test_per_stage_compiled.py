@@ -20,3 +20,6 @@ def test_the_table_of_a_graph_per_stage():
     for title, (key, sign) in ROWS.items():
         cells = [f"{sign}{ratios[name][key]:.3f}" for name in BACKBONES]
         assert f"| {title} | {' | '.join(cells)} |" in text
+    forms = [next(line["forms"] for line in report["lines"] if line["backbone"] == name) for name in BACKBONES]
+    compiling = [form["wsms_per_stage"]["first_step_s"] / form["wsms"]["first_step_s"] for form in forms]
+    assert "Compiling takes {:.2f}, {:.2f} and {:.2f} of the time".format(*compiling) in " ".join(text)

@@ -139,7 +139,7 @@ def adapt(network: nn.Module, settings: Settings, device: torch.device) -> nn.Mo
 def compiled(network: nn.Module) -> nn.Module:
     """Compiles a network of several stages in place, with a graph per stage; wraps any other by `torch.compile`.
 
-    A graph per stage is compiled sooner and trains faster than one graph of all stages (docs/performance.md).
+    A graph per stage is compiled sooner than one graph of all stages, and Swin trains faster so (docs/performance.md).
     """
     if isinstance(network, MultiStageNet) and network.has_graph_per_stage:
         network.compile_stages(dynamic=None)  # as `torch.compile` does: the last batch of an evaluation is smaller
