@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.common.environment import record
 from benchmarks.photographs import ALL_FACTORS, FLOWERS, REGIMES, RESULTS, SIZES
-from benchmarks.photographs_cost import PLAIN, SIDE, backbone_of, count
+from benchmarks.photographs_cost import PLAIN, SIDE, backbone_of, count, relative
 from benchmarks.photographs_records import read_records
 from benchmarks.photographs_report import correct, runs_chosen
 from timm_wsms.evaluation.object_size.curve import area_weights
@@ -35,6 +35,8 @@ AT = {  # of what accuracy is taken: weights of the object's sizes
     "size 1": torch.eye(len(SIZES), dtype=torch.float64)[SIZES.index(1.0)],
     "area": torch.from_numpy(area_weights(SIZES)),
 }
+RIVALS = ("plain", "one size per batch", "plain, larger image", "plain at 112", "plain at 96", "lite1")
+BASE = "plain, 128 pixels"  # what all are compared with
 Runs = Mapping[int, dict[str, Any]]  # fold → record with its arrays
 
 
@@ -107,43 +109,55 @@ def cascade_on_fold(run: dict[str, Any], weights: torch.Tensor, allowed: float |
     return right.numpy()[:, order], cost.numpy()[:, order]
 
 
-def gain(hits: np.ndarray, base: np.ndarray) -> list[float]:
-    """Mean difference in points, and its 95 % bootstrap interval over images."""
-    return np.round([100 * (hits - base).mean(), *(100 * end for end in bootstrap_interval(hits - base))], 2).tolist()
-
-
 def of_regime(chosen: Mapping[str, Runs]) -> dict[str, Any]:
     """The averaging network's cascade and its rivals, for accuracy at size 1 and for the area."""
     ours, plain = chosen["mean"], chosen["plain"]
     folds = sorted(ours.keys() & plain.keys())
     found: dict[str, Any] = {"folds": folds}
+    thresholds: list[float | str] = [*ENDS, *DROPS]
     for what, of_sizes in AT.items():
         weights = of_sizes.numpy()
-        base = weights @ np.concatenate([correct(plain[fold]["arrays"], "test", [0]) for fold in folds], 1)
+        base = [weights @ correct(plain[fold]["arrays"], "test", [0]) for fold in folds]
         rows = []
-        thresholds: list[float | str] = [*ENDS, *DROPS]
         for allowed in thresholds:
-            right, cost = zip(*(cascade_on_fold(ours[fold], of_sizes, allowed) for fold in folds), strict=True)
-            hits, spent = weights @ np.concatenate(right, 1), weights @ np.concatenate(cost, 1)
-            row = {"allowed": allowed, "accuracy": round(100 * hits.mean(), 2), "cost": round(float(spent.mean()), 4)}
-            rows.append({**row, "against plain": gain(hits, base)})
-        found[what] = {"images": len(base), "cascade": rows, "rivals": {}}
-        for form in ("plain", "one size per batch", "plain, larger image", "plain at 112", "plain at 96", "lite1"):
+            pairs = [cascade_on_fold(ours[fold], of_sizes, allowed) for fold in folds]
+            spent = np.concatenate([weights @ cost for _, cost in pairs]).mean()
+            row = {"allowed": allowed, "cost": round(float(spent), 4)}
+            rows.append({**row, **against([weights @ right for right, _ in pairs], base)})
+        rivals = {}
+        for form in RIVALS:
             if set(folds) <= chosen.get(form, {}).keys():
-                found[what]["rivals"][form] = rival(form, [chosen[form][fold] for fold in folds], weights, base)
+                rivals[form] = rival([chosen[form][fold] for fold in folds], weights, base)
+        alone = rival([ours[fold] for fold in folds], weights, base)[:1]
+        found[what] = {"images": sum(map(len, base)), "cascade": rows, "rivals": {**rivals, "stage 1 alone": alone}}
     return found
 
 
-def rival(form: str, runs: Sequence[dict[str, Any]], weights: np.ndarray, base: np.ndarray) -> list[dict[str, Any]]:
-    """A network that spends as much on every image, at each factor of the image's size."""
+def rival(runs: Sequence[dict[str, Any]], weights: np.ndarray, base: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """A network that spends as much on every image, at each factor of the image's size, 1 first."""
+    form = runs[0]["form"]
     rows = []
-    for place in range(min(len(run["arrays"]["test_logits"]) for run in runs)):
-        hits = weights @ np.concatenate([correct(run["arrays"], "test", [place]) for run in runs], 1)
-        side = round(FLOWERS[form].side * ALL_FACTORS[place])
-        cost = count(backbone_of(form), side) / count(PLAIN, SIDE)
-        row = {"pixels": side, "accuracy": round(100 * hits.mean(), 2), "cost": round(cost, 4)}
-        rows.append({**row, "against plain": gain(hits, base)})
+    for place, factor in enumerate(ALL_FACTORS[: min(len(run["arrays"]["test_logits"]) for run in runs)]):
+        hits = [weights @ correct(run["arrays"], "test", [place]) for run in runs]
+        row = {"pixels": round(FLOWERS[form].side * factor), "cost": round(relative(form, (factor,)), 4)}
+        rows.append({**row, **against(hits, base)})
     return rows
+
+
+def against(hits: Sequence[np.ndarray], base: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Accuracy in percent, and the difference from the plain network: 95 % bootstrap interval over images, each fold's.
+
+    Args:
+        hits: Of each fold, (images,) between 0 and 1.
+        base: The plain network's, of the same images.
+    """
+    gains = [100 * (one - other) for one, other in zip(hits, base, strict=True)]
+    every = np.concatenate(gains)
+    return {
+        "accuracy": round(float(100 * np.concatenate(hits).mean()), 2),
+        "against plain": [round(float(end), 2) for end in (every.mean(), *bootstrap_interval(every))],
+        "each fold": [round(float(gain.mean()), 2) for gain in gains],
+    }
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -158,12 +172,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         rows.append((name, a, b))
     texts = []
     for name, *pair in rows:
-        cells = [
-            f"{each['accuracy']:.2f} | × {each['cost']:.3f} | {{:+.2f}} [{{:+.2f}}, {{:+.2f}}]".format(
-                *each["against plain"]
-            )
-            for each in pair
-        ]
+        cells = []
+        for each in pair:
+            gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*each["against plain"])
+            cells += [f"{each['accuracy']:.2f}", f"× {each['cost']:.3f}", "" if name == BASE else gain]
         texts.append(f"| {name} | {' | '.join(cells)} |".replace("-", "−"))
     return texts
 

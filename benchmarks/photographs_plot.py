@@ -13,7 +13,7 @@ from benchmarks.common.environment import ROOT
 from benchmarks.photographs import RESULTS
 from timm_wsms.evaluation.plot_style import curve_style, dress_size_axes, make_figure, save_figure
 
-PANELS = {"default": "trained with timm's crop", "jitter": "and with scale jitter"}
+PANELS = {"default": "trained with timm's crop", "jitter": "trained with timm's crop and scale jitter"}
 LINES = {
     "mean": "averaging (recommended)",
     "plain": "plain",
@@ -28,10 +28,10 @@ def main() -> None:
     figure = make_figure(width=10.0, height=3.8)
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for axes, (regime, title) in zip(panels, PANELS.items(), strict=True):
+        (images,) = {rows[regime, form]["images"] for form in LINES if (regime, form) in rows}
         for number, (form, label) in enumerate(LINES.items()):
             if row := rows.get((regime, form)):
                 axes.plot(report["sizes"], row["top1"], label=label, **curve_style(number, len(row["top1"])))
-                images = row["images"]
         axes.set_title(f"{title}; {images:,} test images", fontsize=10)
         dress_size_axes(axes, report["sizes"])
     panels[1].get_legend().remove()  # both panels have the same curves

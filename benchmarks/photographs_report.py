@@ -62,10 +62,12 @@ def main_stages(form: str, arrays: Arrays, split: str) -> Sequence[int]:
 def ways_to_use(run: dict[str, Any]) -> dict[str, tuple[Sequence[int], float]]:
     """A form as it is meant and in another way at no training: the stages that are averaged, and their arithmetic."""
     form, own = run["form"], main_stages(run["form"], run["arrays"], "test")
-    whole, one = run["multiplications"] / count(PLAIN, SIDE), relative(form, (1.0,))
+    whole = run["multiplications"] / count(PLAIN, SIDE)
     if len(own) > 1:
-        return {form: (own, whole), f"{form}, stage 1 alone": ([0], one)}
-    return {form: (own, one), f"{form}, averaged": ([0, 1], relative(form, FACTORS))}
+        return {form: (own, whole), f"{form}, stage 1 alone": ([0], relative(form, (1.0,)))}
+    if len(run["arrays"]["test_logits"]) == 1:
+        return {form: (own, whole)}
+    return {form: (own, whole), f"{form}, averaged": ([0, 1], relative(form, FACTORS))}
 
 
 def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:

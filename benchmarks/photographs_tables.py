@@ -44,8 +44,8 @@ HEADLINE = {  # form, or way to use one, in results → in the README
     "mean": "**averaging, recommended**",
     "mean, stage 1 alone": "its stage 1 alone, a plain timm model",
 }
-TRAINED = {"default": "timm's crop", "jitter": "and scale jitter"}
-HEADLINE_SIZES = (1, 3, 5)  # half size, as trained, twice
+TRAINED = {"default": "timm's crop", "jitter": "crop and scale jitter"}
+HEADLINE_SIZES = (1, 3, 5)  # half size, as taken, twice
 
 
 def of_headline(found: Iterable[dict[str, Any]]) -> list[str]:

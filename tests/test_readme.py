@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 
 import pytest
 import timm
@@ -51,7 +52,7 @@ def sizes_statements() -> list[str]:
     return [
         f"by {before[0]:.2f} to {before[1]:.2f} points of area when trained at one size, and by {after[0]:.2f} to "
         f"{after[1]:.2f} with scale jitter, in each of three seeds ({plain['test_images']:,} test images)",
-        "(twice the size: {:.1f} % without, {:.1f} % with it)".format(*at_twice),
+        "(on CIFAR-10, twice the size: {:.1f} % without, {:.1f} % with it)".format(*at_twice),
     ]
 
 
@@ -81,16 +82,27 @@ def photographs_statements() -> list[str]:
     assert (default["folds"], jitter["folds"]) == ([0, 2, 3, 4], [2, 3, 4])
     plain = cascade["size 1"]["rivals"]["plain"][0]
     one = {row["allowed"]: row for row in cascade["size 1"]["cascade"]}
+    (stage1,) = cascade["size 1"]["rivals"]["stage 1 alone"]
     alone, larger = "mean, stage 1 alone", tested["default", "plain, larger image"]
+    assert tested["jitter", alone]["against plain"]["large"][2] < 0  # a loss
+    assert larger["folds"] == [0] and larger["against plain"]["area"][1] < 0  # no gain
+    folds = {(row["regime"], row["form"]): row["against plain"] for row in report["folds"] if "against plain" in row}
+    validation = folds["jitter", "mean"]["area"]
+    assert len(validation) == 5
+    small, *_, large = report["sizes"]
     return [
+        f"with its object at {small:.2f} to {large:.2f} times its size",
+        "with a 95 % bootstrap interval over images",
         f"ahead of the plain network by {ahead('default', 'mean', 'plain')} points of area and of timm's one size per "
         f"batch by {ahead('default', 'mean', 'one size per batch')}",
-        f"with scale jitter, of the plain network by {ahead('jitter', 'mean', 'plain')}",
+        f"with scale jitter, of the plain network by {ahead('jitter', 'mean', 'plain')}, but only by "
+        f"{statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f} on validation images of five folds",
         f"is ahead by {ahead('default', alone, 'plain')} and {ahead('default', alone, 'one size per batch')}; "
-        f"with jitter by {ahead('jitter', alone, 'plain')}",
+        f"with jitter by {ahead('jitter', alone, 'plain')}, with a loss on large objects",
         f"{one[2.0]['accuracy']:.1f} % at {one[2.0]['cost']:.2f} of the plain network's arithmetic and "
-        f"{one[1.0]['accuracy']:.1f} % at {one[1.0]['cost']:.2f}, where the plain one has {plain['accuracy']:.1f} %",
-        f"A larger image for the plain network, at {larger['arithmetic']:.2f} times its arithmetic, gains nothing",
+        f"{one[1.0]['accuracy']:.1f} % at {one[1.0]['cost']:.2f}, where the plain one has {plain['accuracy']:.1f} % "
+        f"and stage 1 alone {stage1['accuracy']:.1f} % at {stage1['cost']:.2f}",
+        f"No gain was seen from a larger image for the plain network (one fold, {larger['arithmetic']:.2f} times the",
     ]
 
 

@@ -97,15 +97,71 @@ def test_a_folds_cascade_is_that_of_its_validation_threshold(counted):
             assert cost[size, where] == pytest.approx(costs[0] if early else costs[1])
 
 
-def test_the_tables_in_the_docs_are_the_report():
+def test_rivals_see_the_same_images_and_are_compared_fold_by_fold():
+    """Against a loop over the images of two folds, found by their place in the data set."""
+    records = photographs_cascade.read_records()
+    weights = photographs_cascade.AT["area"].numpy()
+    base, hits, labels = [], [], []
+    for fold in (2, 3):
+        for form, lr, place, into in (
+            ("plain", "2e-3", 0, base),
+            ("plain", "2e-3", 2, hits),
+            ("mean", "1e-3", 0, labels),
+        ):
+            arrays = records[f"{form}_default_lr{lr}_fold{fold}"][1]
+            of_image = {index: at for at, index in enumerate(arrays["test_index"].tolist())}
+            rows = [of_image[index] for index in sorted(of_image)]
+            if into is labels:
+                labels.append(arrays["test_labels"][rows].tolist())
+                plain = records[f"plain_default_lr2e-3_fold{fold}"][1]
+                assert labels[-1] == plain["test_labels"][np.argsort(plain["test_index"])].tolist()
+                continue
+            right = [arrays["test_logits"][place, :, row].argmax(-1) == arrays["test_labels"][row] for row in rows]
+            into.append(np.array([sum(w * one for w, one in zip(weights, image, strict=True)) for image in right]))
+    runs = []
+    for fold in (2, 3):
+        found, arrays = records[f"plain_default_lr2e-3_fold{fold}"]
+        runs.append({**found, "arrays": arrays})
+    row = photographs_cascade.rival(runs, weights, base)[2]
+    assert row["pixels"] == round(128 * 0.5**0.5) and 0.5 < row["cost"] < 0.6
+    assert row["accuracy"] == pytest.approx(100 * np.concatenate(hits).mean(), abs=0.006)
+    gains = [100 * (one - other).mean() for one, other in zip(hits, base, strict=True)]
+    assert row["each fold"] == pytest.approx(gains, abs=0.006)
+    mean, low, high = row["against plain"]
+    assert low < mean < high and mean == pytest.approx(
+        100 * (np.concatenate(hits) - np.concatenate(base)).mean(), abs=0.006
+    )
+
+
+def test_the_tables_and_words_of_the_docs_are_the_report():
     report = json.loads((RESULTS.parent / "photographs_cascade.json").read_text())
     text = (RESULTS.parents[2] / "docs" / "cascade.md").read_text()
-    assert "default" in report["regimes"]
-    for found in report["regimes"].values():
+    words = " ".join(text.split())
+    default, jitter = (report["regimes"][regime] for regime in ("default", "jitter"))
+    for found in (default, jitter):
         assert "\n".join(photographs_cascade.lines(found)) in text
-    for found in report["regimes"]["default"].values():
-        if isinstance(found, dict):
-            assert f"{found['images']:,} photographs" in text
+        assert f"{found['size 1']['images']:,} photographs" in words
+    one, with_jitter = ({row["allowed"]: row for row in found["size 1"]["cascade"]} for found in (default, jitter))
+    (alone,) = default["size 1"]["rivals"]["stage 1 alone"]
+
+    def gain(row):
+        return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["against plain"]).replace("-", "−")
+
+    folds = ", ".join(f"{value:+.2f}" for value in one[1.0]["each fold"])
+    below = sum(value < 0 for value in one[2.0]["each fold"])
+    smaller = [default["size 1"]["rivals"][form][2] for form in ("plain", "one size per batch")]
+    whole = [default["size 1"]["rivals"][form][0] for form in ("plain", "one size per batch")]
+    lost = [before["accuracy"] - after["accuracy"] for before, after in zip(whole, smaller, strict=True)]
+    assert (below, len(one[2.0]["each fold"])) == (3, 4) and [round(loss) for loss in lost] == [8, 5]
+    statements = [
+        f"At {one[1.0]['cost']:.2f} of the plain network's arithmetic the cascade is ahead of it** by {gain(one[1.0])} "
+        f"points ({folds} on the four folds)",
+        f"At {one[2.0]['cost']:.2f} no difference is seen: {gain(one[2.0])}, below the plain network on three of four",
+        f"stage 1 alone has {alone['accuracy']:.2f} % at {alone['cost']:.2f}",
+        f"trades {alone['accuracy'] - one[2.0]['accuracy']:.2f} points for half of the cost",
+        f"at half of its arithmetic, {gain(with_jitter[1.0])}",
+    ]
+    assert [statement for statement in statements if statement not in words] == []
 
 
 def test_what_docs_say_of_calibration_is_what_was_found():
