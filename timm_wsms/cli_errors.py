@@ -70,7 +70,7 @@ def _explain(error: BaseException, remedies: Remedies) -> str | None:
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return f"{error.filename or 'the output folder'} is on a disk that cannot be written to; {remedies.place}"
     if isinstance(error, PermissionError) and error.filename:
-        return f"{error.filename} may not be read or written by this user; change its permissions, or {remedies.place}"
+        return f"{error.filename} may not be read or written by this user; change its permissions"
     if isinstance(error, OSError) and error.errno in FAILING_DISK:
         return (
             f"{error.filename or 'a file'} cannot be read or written ({os.strerror(error.errno)}): check the disk or "

@@ -24,6 +24,7 @@ WORDS = [
 # A machine whose heartbeats are 15 s late counts as gone. With 3 s, busy machines were split into two runs, of which
 # the folder's lock kept the second out.
 RENDEZVOUS = "last_call_timeout=20,join_timeout=120"
+# The second --rdzv-conf counts; without is_host torchrun finds the host of the rendezvous by its address.
 OPTIONS = ["--max-restarts", "5", "--rdzv-conf", RENDEZVOUS]
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}  # other processes sum in another order
 

@@ -1,6 +1,6 @@
 """docs/slurm.sbatch under a real Slurm: warned before the time limit, requeued, resumed.
 
-    python -m benchmarks.reliability.slurm      # needs root, Linux, Debian's slurm-wlm and munge; about six minutes
+    python -m benchmarks.reliability.slurm      # needs root, Linux, Debian's slurm-wlm and munge; a quarter of an hour
 
 Slurm's controller and two node daemons run on two network namespaces that stand for machines
 (tests/helpers/machines.py). Each node claims a GPU, for which /dev/null stands, so that the script's own options are
@@ -148,14 +148,13 @@ class Cluster:
             time.sleep(1)
         text = log.read_text()
         lines = re.findall(r"^(?:error|SIGUSR1|stopped by|resumed after).*", text, re.MULTILINE)
-        row = {
+        return {
             "states": states,
             "shortened": shortened,
             "requeued": int(shown["Restarts"]),
             "exit_code": shown["ExitCode"],
             "lines": lines,
         }
-        return row
 
     def _limit(self, number: str, minutes: int) -> None:
         self.call("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes}")
