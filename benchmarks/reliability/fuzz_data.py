@@ -202,12 +202,13 @@ def _names(_: Path, file: Path) -> str | None:
         names = [str(name) for name in json.loads(file.read_bytes())]
     except (ValueError, RecursionError, TypeError):
         return None
-    for name in names:
+    image = _images()[2]
+    for name in dict.fromkeys(names):
         path = folder / name.lstrip("/")
         if ".." not in path.parts:
             with suppress(OSError, ValueError):  # no file can have this name
                 os.makedirs(path.parent, exist_ok=True)
-                path.write_bytes(_images()[2])
+                path.write_bytes(image)
     settings = DataSettings(source=str(folder))
     train, test = load_splits(settings, 0)
     return "\n".join(lines(describe({"train": train, "test": test}, settings)))
