@@ -33,7 +33,7 @@ class Fault:
         hang_timeout: of the run, seconds.
         limit: seconds after which a launcher counts as hanging: more than torchrun's exit barrier.
         torchrun: more of the launchers' options.
-        cable: see `Machine`.
+        cable: see `NamespaceMachine`.
         clock: what libfaketime adds to the second machine's, seconds.
         own_folders: each machine has a file system of its own where the output is.
         disk: the output is on a small file system.

@@ -28,7 +28,7 @@ from benchmarks.common.environment import ROOT, record
 from benchmarks.reliability import machine_elastic, machine_faults
 from tests.helpers.fault_runs import ONE, left_by, wait_for
 from tests.helpers.machine_runs import HERE, Job, Launchers, newest
-from tests.helpers.machines import Machine, machines
+from tests.helpers.machines import NamespaceMachine, machines
 
 OUT = ROOT / "benchmarks" / "results" / "reliability" / "machines.json"
 BEFORE, AFTER = "epoch-0001-step-000001", "epoch-0001-step-000002"  # the newest checkpoints around the fault
@@ -49,7 +49,7 @@ class Trial:
 
     fault: machine_faults.Fault
     folder: Path
-    pair: list[Machine]
+    pair: list[NamespaceMachine]
     starts: list[Launchers]
     jobs: list[Job] = field(default_factory=list)
     refused: list[list[str]] | None = None

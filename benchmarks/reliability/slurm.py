@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.common.environment import ROOT, record
 from tests.helpers.fault_runs import EVERYTHING, SETTINGS, left_by
 from tests.helpers.machine_runs import PAIR, Launchers, newest
-from tests.helpers.machines import Machine, machines
+from tests.helpers.machines import NamespaceMachine, machines
 
 OUT = ROOT / "benchmarks" / "results" / "reliability" / "slurm.json"
 SBATCH = [
@@ -72,7 +72,7 @@ class Cluster:
         environment: of the jobs, in addition.
     """
 
-    def __init__(self, folder: Path, pair: list[Machine], **environment: str):
+    def __init__(self, folder: Path, pair: list[NamespaceMachine], **environment: str):
         self._folder, self._pair = folder, pair
         own = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self._environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(ROOT), **own, **environment}

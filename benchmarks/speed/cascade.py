@@ -1,11 +1,12 @@
 """Wall-clock time of the small image first, beside the plain backbone's, on photographs that decide how many go on.
 
-    taskset -c 0 env OMP_NUM_THREADS=1 python -m benchmarks.speed.cascade
+    export OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000   # memory is kept between calls
+    taskset -c 0 python -m benchmarks.speed.cascade
 
 Networks are those that benchmarks/photographs.py trained on a fold and kept: the plain one at 128 pixels, and the
 averaging one at 112 with the thresholds that its validation images chose (benchmarks/photographs_cascade.py). They take
-turns on the same test images, which are decoded before, in batches of 64 and one by one; a ratio is the median of the
-rounds' own. Beside it stands the ratio of multiplications of the same images, which a time can at best reach.
+turns on the same test images, which are decoded before, in batches of 64 and one by one; every round begins with
+another form, and a ratio is the median of the rounds' own. Beside it stands the ratio of multiplications.
 Writes benchmarks/results/cascade_speed.json.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,8 @@ from benchmarks.photographs_records import read_records
 from timm_wsms.data import DataSettings, data_config, load_split, make_loader
 from timm_wsms.files import atomic_write_text
 
+NAMES = {"mean": "all stages"}  # form → in the document
+MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
 OUT = ROOT / "benchmarks" / "results" / "cascade_speed.json"
 
 
@@ -42,7 +46,7 @@ def cascades_of(run: Run, mean: Any) -> dict[str, timm_wsms.Cascade]:
     made = {}
     for allowed in DROPS:
         heats, level = choose(exits, labels, costs, AT["size 1"], allowed)
-        made[f"cascade, {allowed:g} allowed"] = timm_wsms.Cascade(mean, level, heats)
+        made[f"cascade, {allowed:g} point{'s' * (allowed != 1)} allowed"] = timm_wsms.Cascade(mean, level, heats)
     return made
 
 
@@ -59,7 +63,9 @@ def compare(forms: Mapping[str, tuple[Any, Sequence[torch.Tensor]]], rounds: int
     """Seconds of each form for all of its batches, in every round but a first one that does not count."""
     times: dict[str, list[float]] = {name: [] for name in forms}
     for turn in range(rounds + 1):
-        for name, (model, batches) in forms.items():
+        order = [*forms][turn % len(forms) :] + [*forms][: turn % len(forms)]
+        for name in order:
+            model, batches = forms[name]
             start = time.perf_counter()
             for batch in batches:
                 model(batch)
@@ -108,16 +114,18 @@ def spent(cascade: timm_wsms.Cascade, batches: Sequence[torch.Tensor]) -> float:
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
-    """The rows of docs/performance.md: medians over the folds of the folds' medians, and their range."""
+    """The rows of docs/performance.md: medians over the folds of the folds' medians, and the range of all rounds."""
     folds = list(report["folds"].values())
     rows = []
-    for name in folds[0]["batches of 64"]:
+    for form in folds[0]["batches of 64"]:
         cells = []
         for batches in folds[0]:
-            times, costs = ([fold[batches][name][what] for fold in folds] for what in ("time", "arithmetic"))
-            cells += [f"× {statistics.median(costs):.2f}", f"× {statistics.median(times):.2f}"]
-            cells[-1] += f" ({min(times):.2f} to {max(times):.2f})" if name != "plain" else ""
-        rows.append(f"| {name} | {' | '.join(cells)} |")
+            found = [fold[batches][form] for fold in folds]
+            time, cost = (statistics.median(row[what] for row in found) for what in ("time", "arithmetic"))
+            rounds = [ratio for row in found for ratio in row["each"]]
+            spread = "" if form == "plain" else f" ({min(rounds):.2f} to {max(rounds):.2f})"
+            cells += [f"× {cost:.2f}", f"× {time:.2f}{spread}"]
+        rows.append(f"| {NAMES.get(form, form)} | {' | '.join(cells)} |")
     return rows
 
 
@@ -127,7 +135,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(argv)
-    report: dict[str, Any] = {"what": __doc__.splitlines()[0], "rounds": options.rounds, "folds": {}}
+    report: dict[str, Any] = {"what": __doc__.splitlines()[0], "rounds": options.rounds}
+    report |= {"environment": {name: os.environ.get(name) for name in MALLOC}, "folds": {}}
     for fold in options.folds:
         report["folds"][fold] = {
             f"batches of {size}": measure(fold, size, images, options.rounds) for size, images in ((64, 512), (1, 64))

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from tests.helpers.fault_runs import DRIVER, Server, code_of, wait_for
-from tests.helpers.machines import Loopback
+from tests.helpers.machines import Machine
 
 HERE = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 PAIR = [*HERE, "--nproc_per_node", "2"]
@@ -20,7 +20,7 @@ class Launchers(Server):
 
     def launch(
         self,
-        machine: Loopback | None,
+        machine: Machine | None,
         log: Path,
         options: list[str],
         *arguments: str,

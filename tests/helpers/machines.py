@@ -28,8 +28,8 @@ PORT = 29400
 CABLE = Path(__file__).with_name("cable.py")
 
 
-class Loopback:
-    """Stands for a machine: an address of its own. Host name, processes and files are the computer's.
+class Machine:
+    """An address of its own; host name, processes and files are the computer's.
 
     Attributes:
         name: host name.
@@ -43,7 +43,7 @@ class Loopback:
     def __init__(self, name: str, address: str):
         self.name, self.address = name, address
 
-    def torchrun(self, rendezvous: "Loopback", machines: int | str, processes: int = 1) -> list[str]:
+    def torchrun(self, rendezvous: "Machine", machines: int | str, processes: int = 1) -> list[str]:
         """The options of this machine's launcher, for so many processes; `rendezvous` is the machine that holds it."""
         return [
             *("--nnodes", str(machines), "--nproc_per_node", str(processes), "--local-addr", self.address),
@@ -52,16 +52,16 @@ class Loopback:
         ]
 
 
-def loopback(count: int) -> list[Loopback]:
+def loopback(count: int) -> list[Machine]:
     """Loopback addresses that stand for machines."""
-    made = [Loopback(socket.gethostname(), f"127.77.0.{number}") for number in range(1, count + 1)]
+    made = [Machine(socket.gethostname(), f"127.77.0.{number}") for number in range(1, count + 1)]
     with socket.create_server((made[0].address, 0)) as free:  # other tests may run beside this one
         made[0].port = free.getsockname()[1]
     return made
 
 
-class Machine(Loopback):
-    """One of them.
+class NamespaceMachine(Machine):
+    """A machine that is a network namespace, with a host name, processes and mounts of its own.
 
     Args:
         name: its host name.
@@ -111,10 +111,10 @@ class Machine(Loopback):
         """Plugs the network cable in, or pulls it: nobody is told of lost connections."""
         _call(*self._network, "ip", "link", "set", self.name, "up" if up else "down")
 
-    def restarted(self) -> "Machine":
+    def restarted(self) -> "NamespaceMachine":
         """Powers it off, and on again: the same name and address, and none of its processes."""
         self.power_off()
-        return Machine(*self._made)
+        return NamespaceMachine(*self._made)
 
     def power_off(self) -> None:
         """Ends it: its processes are killed, and its connections end without a word."""
@@ -133,12 +133,12 @@ def in_namespaces(pid: int, *kinds: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def machines(count: int, cable: tuple[float, float, int] | None = None) -> Iterator[list[Machine]]:
+def machines(count: int, cable: tuple[float, float, int] | None = None) -> Iterator[list[NamespaceMachine]]:
     """Makes machines `node1`, `node2`, …, and removes them in the end.
 
     Args:
         count: how many.
-        cable: what the last one is joined to the network by, see `Machine`; None: one without faults.
+        cable: what the last one is joined to the network by, see `NamespaceMachine`; None: one without faults.
 
     Raises:
         subprocess.CalledProcessError: it may not; `why_not` would have told.
@@ -154,11 +154,11 @@ def machines(count: int, cable: tuple[float, float, int] | None = None) -> Itera
         names = {f"node{number}": f"10.77.0.{number}" for number in range(1, count + 1)}
         hosts = Path(folder) / "hosts"
         hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in names.items()))
-        made: list[Machine] = []
+        made: list[NamespaceMachine] = []
         stack.callback(lambda: [machine.power_off() for machine in made])  # those that are there in the end
         for name, address in names.items():
             own = cable if len(made) == count - 1 else None
-            made.append(Machine(name, address, network.pid, hosts, own))
+            made.append(NamespaceMachine(name, address, network.pid, hosts, own))
         yield made
 
 
