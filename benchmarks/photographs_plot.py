@@ -28,9 +28,10 @@ def main() -> None:
     figure = make_figure(width=10.0, height=3.8)
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for axes, (regime, title) in zip(panels, PANELS.items(), strict=True):
-        (images,) = {rows[regime, form]["images"] for form in LINES if (regime, form) in rows}
+        images = rows[regime, "plain"]["images"]
         for number, (form, label) in enumerate(LINES.items()):
-            if row := rows.get((regime, form)):
+            row = rows.get((regime, form))
+            if row and row["images"] == images:  # the same photographs
                 axes.plot(report["sizes"], row["top1"], label=label, **curve_style(number, len(row["top1"])))
         axes.set_title(f"{title}; {images:,} test images", fontsize=10)
         dress_size_axes(axes, report["sizes"])

@@ -90,9 +90,15 @@ def photographs_statements() -> list[str]:
     validation = folds["jitter", "mean"]["area"]
     assert len(validation) == 5
     small, *_, large = report["sizes"]
+    borders = read("photographs_borders")["borders"]
+    reflected, blurred = borders["reflect"]["mean"], borders["blur"]["mean"]
+    assert (
+        reflected["against one size per batch"][2] < 0 and blurred["against plain"][1] < 0 < blurred["against plain"][2]
+    )
     return [
         f"with its object at {small:.2f} to {large:.2f} times its size",
         "with a 95 % bootstrap interval over images",
+        "on its reflection it is {:.2f} ({:.2f} to {:.2f}) points, less than".format(*reflected["against plain"]),
         f"ahead of the plain network by {ahead('default', 'mean', 'plain')} points of area and of timm's one size per "
         f"batch by {ahead('default', 'mean', 'one size per batch')}",
         f"with scale jitter, of the plain network by {ahead('jitter', 'mean', 'plain')}, but only by "

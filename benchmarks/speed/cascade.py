@@ -33,6 +33,7 @@ from benchmarks.photographs_records import read_records
 from timm_wsms.data import DataSettings, data_config, load_split, make_loader
 from timm_wsms.files import atomic_write_text
 
+IMAGES = {64: 256, 1: 32}  # size of a batch → test images
 NAMES = {"mean": "all stages"}  # form → in the document
 MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
 OUT = ROOT / "benchmarks" / "results" / "cascade_speed.json"
@@ -136,10 +137,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(argv)
     report: dict[str, Any] = {"what": __doc__.splitlines()[0], "rounds": options.rounds}
-    report |= {"environment": {name: os.environ.get(name) for name in MALLOC}, "folds": {}}
+    report |= {"images": IMAGES, "environment": {name: os.environ.get(name) for name in MALLOC}, "folds": {}}
     for fold in options.folds:
         report["folds"][fold] = {
-            f"batches of {size}": measure(fold, size, images, options.rounds) for size, images in ((64, 512), (1, 64))
+            f"batches of {size}": measure(fold, size, images, options.rounds) for size, images in IMAGES.items()
         }
         print(fold, json.dumps(report["folds"][fold], indent=1))
         atomic_write_text(options.out, json.dumps({**report, **record()}, indent=1) + "\n")
