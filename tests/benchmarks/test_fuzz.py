@@ -83,3 +83,4 @@ def test_what_was_measured_is_of_every_reader_and_without_failures():
     found = json.loads(fuzz.OUT.read_text(encoding="utf-8"))["readers"]
     assert found.keys() == fuzz_readers.READERS.keys()
     assert {name for name, one in found.items() if one["failed"]} == set()
+    assert min(one["minutes"] for one in found.values()) >= 10  # as SECURITY.md says
