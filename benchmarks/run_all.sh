@@ -78,7 +78,9 @@ MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 \
 "$PYTHON" -m benchmarks.reliability.stream
 "$PYTHON" -m benchmarks.reliability.shared_memory # needs `unshare`
 "$PYTHON" -m benchmarks.reliability.write_faults # needs `strace`
+"$PYTHON" -m benchmarks.reliability.file_systems # needs root; FAT, quota and NFS: benchmarks/reliability/user_mode_linux.sh
 "$PYTHON" -m benchmarks.reliability.machines # needs root and network namespaces
+"$PYTHON" -m benchmarks.reliability.slurm # needs root, network namespaces, slurm-wlm and munge
 "$PYTHON" -m benchmarks.reliability.machine_table # the table of docs/scaling.md
 "$PYTHON" -m benchmarks.reliability.soak --hours 1 # needs strace and the right to mount
 "$PYTHON" -m benchmarks.reliability.fuzz --minutes 10
