@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -117,3 +118,15 @@ def hub(hub_and_client):
 def client(hub_and_client):
     """The process that talks to it."""
     return hub_and_client[1]
+
+
+@pytest.fixture(scope="session")
+def mounting(tmp_path_factory):
+    """Skips where no file system may be mounted, which takes root and, in a container, a capability."""
+    from benchmarks.reliability import file_systems
+
+    try:
+        with file_systems.memory(tmp_path_factory.mktemp("mounting")):
+            pass
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system may be mounted here: {error}")

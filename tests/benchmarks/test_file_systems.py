@@ -31,7 +31,7 @@ def test_what_was_measured_is_what_the_document_says():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.usefixtures("mounting")
 @pytest.mark.parametrize("what", ["checkpoint", "model folder", "text file"])
 def test_no_room_on_a_disk_costs_nothing(tmp_path, what):
     outcome, problems = file_systems.tried(file_systems.KINDS["tmpfs, room for half"], jobs()[what], tmp_path)

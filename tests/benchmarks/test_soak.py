@@ -2,12 +2,11 @@
 
 import collections
 import json
-import subprocess
 import types
 
 import pytest
 
-from benchmarks.reliability import soak, soak_faults, soak_job
+from benchmarks.reliability import soak, soak_faults
 from tests.helpers.paths import ROOT
 
 
@@ -63,13 +62,9 @@ def test_what_is_counted():
 
 
 @pytest.mark.slow  # a training run that is resumed twice, and an undisturbed one
+@pytest.mark.usefixtures("mounting")
 def test_a_short_soak(tmp_path):
     """Seed 4: the images go away, then a kill while a checkpoint is written."""
-    try:
-        with soak_job.place():
-            pass
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no file system may be mounted here, which needs root: {error}")
     if missing := soak_faults.tools_missing():
         pytest.skip(f"install {', '.join(missing)}")
     soak.main(["--epochs", "2", "--seed", "4", "--out", str(tmp_path / "soak.json")])

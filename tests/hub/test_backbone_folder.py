@@ -242,7 +242,7 @@ def test_a_folder_of_a_plain_model_has_no_stages(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.usefixtures("mounting")
 def test_no_room_in_tmpdir_is_told_with_the_remedy_and_leaves_nothing_there(folder, tmp_path, monkeypatch):
     place = tmp_path / "small"
     place.mkdir()
