@@ -77,6 +77,7 @@ FLOWERS = {
     "plain, larger image": Form("tf_efficientnet_lite0", 136),  # 1.23 times the multiplications of "mean"
     "plain at 112": Form("tf_efficientnet_lite0", 112),  # those of stage 1 of "mean" alone
     "plain at 96": Form("tf_efficientnet_lite0", 96),  # what the cascade spends on average
+    "plain at 64": Form("tf_efficientnet_lite0", 64),
     "plain longer": Form("tf_efficientnet_lite0", 128, ("--epochs", "5")),
     "lite1": Form("tf_efficientnet_lite1", 128, weights="lite1"),
     "one size per batch": Form("tf_efficientnet_lite0", 128, ("--data.train_sizes", "[96, 128, 160]")),

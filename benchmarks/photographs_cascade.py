@@ -4,8 +4,8 @@
 
 The temperature and the threshold of each fold's network are chosen on all of its validation images, such that accuracy
 at size 1 (or the area) falls there by at most 0, 0.3, 1 or 2 points against all stages. The test images of all folds
-together are then evaluated once. Arithmetic is relative to plain EfficientNet-lite0 at 128 pixels. Rivals spend as much
-on every image: plain networks, and those trained at one size per batch, at each factor of the image's size.
+together are then evaluated once. Arithmetic is relative to the plain network at 128 pixels. Rivals spend as much on
+every image: plain networks, and those trained at one size per batch, at each factor of the image's size.
 Writes benchmarks/results/photographs_cascade.json; run it again when there are more records.
 """
 
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from benchmarks.common.environment import record
-from benchmarks.photographs import ALL_FACTORS, FLOWERS, REGIMES, RESULTS, SIZES
-from benchmarks.photographs_cost import PLAIN, SIDE, backbone_of, count, relative
+from benchmarks.photographs import ALL_FACTORS, FORMS, REGIMES, RESULTS, SIZES
+from benchmarks.photographs_cost import CLASSES, backbone_of, count, plain_cost, relative
 from benchmarks.photographs_records import read_records
-from benchmarks.photographs_report import correct, runs_chosen
+from benchmarks.photographs_report import correct, pooled, runs_chosen
 from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.files import atomic_write_text
@@ -35,7 +35,10 @@ AT = {  # of what accuracy is taken: weights of the object's sizes
     "size 1": torch.eye(len(SIZES), dtype=torch.float64)[SIZES.index(1.0)],
     "area": torch.from_numpy(area_weights(SIZES)),
 }
-RIVALS = ("plain", "one size per batch", "plain, larger image", "plain at 112", "plain at 96", "lite1")
+RIVALS = (
+    *("plain", "one size per batch", "plain, larger image", "plain at 112", "plain at 96", "plain at 64"),
+    *("lite1", "next larger backbone"),
+)
 BASE = "plain, 128 pixels"  # what all are compared with
 Runs = Mapping[int, dict[str, Any]]  # fold → record with its arrays
 
@@ -48,10 +51,11 @@ def pyramid_of(settings: Sequence[str]) -> list[float]:
 
 def exits_of(found: dict[str, Any], logits: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
     """Stage logits (S, sizes, n, classes) → those of the exits, and the relative arithmetic of each exit."""
-    factors, side = pyramid_of(found["settings"]), FLOWERS[found["form"]].side
+    data, form = found.get("data", "flowers"), found["form"]
+    factors, side = pyramid_of(found["settings"]), FORMS[data][form].side
     order = sorted(range(len(factors)), key=lambda place: factors[place])
-    plain = count(PLAIN, SIDE)
-    each = [count(backbone_of(found["form"]), int(side * factors[place])) / plain for place in order]
+    sides = [int(side * factors[place]) for place in order]
+    each = [count(backbone_of(form, data), side, CLASSES[data]) / plain_cost(data) for side in sides]
     return average_exits(logits.flatten(1, 2), order).unflatten(1, logits.shape[1:3]), np.cumsum(each).tolist()
 
 
@@ -109,7 +113,7 @@ def cascade_on_fold(run: dict[str, Any], weights: torch.Tensor, allowed: float |
     return right.numpy()[:, order], cost.numpy()[:, order]
 
 
-def of_regime(chosen: Mapping[str, Runs]) -> dict[str, Any]:
+def of_regime(chosen: Mapping[str, Runs], data: str) -> dict[str, Any]:
     """The averaging network's cascade and its rivals, for accuracy at size 1 and for the area."""
     ours, plain = chosen["mean"], chosen["plain"]
     folds = sorted(ours.keys() & plain.keys())
@@ -121,40 +125,42 @@ def of_regime(chosen: Mapping[str, Runs]) -> dict[str, Any]:
         rows = []
         for allowed in thresholds:
             pairs = [cascade_on_fold(ours[fold], of_sizes, allowed) for fold in folds]
-            spent = np.concatenate([weights @ cost for _, cost in pairs]).mean()
+            spent = pooled([weights @ cost for _, cost in pairs], data).mean()
             row = {"allowed": allowed, "cost": round(float(spent), 4)}
-            rows.append({**row, **against([weights @ right for right, _ in pairs], base)})
+            rows.append({**row, **against([weights @ right for right, _ in pairs], base, data)})
         rivals = {}
         for form in RIVALS:
             if set(folds) <= chosen.get(form, {}).keys():
-                rivals[form] = rival([chosen[form][fold] for fold in folds], weights, base)
+                of_factors = rival([chosen[form][fold] for fold in folds], weights, base)
+                rivals[form] = of_factors[:1] if form.startswith("plain at") else of_factors
         alone = rival([ours[fold] for fold in folds], weights, base)[:1]
-        found[what] = {"images": sum(map(len, base)), "cascade": rows, "rivals": {**rivals, "stage 1 alone": alone}}
+        found[what] = {"images": len(pooled(base, data)), "cascade": rows, "rivals": {**rivals, "stage 1 alone": alone}}
     return found
 
 
 def rival(runs: Sequence[dict[str, Any]], weights: np.ndarray, base: Sequence[np.ndarray]) -> list[dict[str, Any]]:
     """A network that spends as much on every image, at each factor of the image's size, 1 first."""
-    form = runs[0]["form"]
+    form, data = runs[0]["form"], runs[0].get("data", "flowers")
     rows = []
     for place, factor in enumerate(ALL_FACTORS[: min(len(run["arrays"]["test_logits"]) for run in runs)]):
         hits = [weights @ correct(run["arrays"], "test", [place]) for run in runs]
-        row = {"pixels": round(FLOWERS[form].side * factor), "cost": round(relative(form, (factor,)), 4)}
-        rows.append({**row, **against(hits, base)})
+        row = {"pixels": round(FORMS[data][form].side * factor), "cost": round(relative(form, (factor,), data), 4)}
+        rows.append({**row, **against(hits, base, data)})
     return rows
 
 
-def against(hits: Sequence[np.ndarray], base: Sequence[np.ndarray]) -> dict[str, Any]:
+def against(hits: Sequence[np.ndarray], base: Sequence[np.ndarray], data: str) -> dict[str, Any]:
     """Accuracy in percent, and the difference from the plain network: 95 % bootstrap interval over images, each fold's.
 
     Args:
         hits: Of each fold, (images,) between 0 and 1.
         base: The plain network's, of the same images.
+        data: Whether the folds have images of their own.
     """
     gains = [100 * (one - other) for one, other in zip(hits, base, strict=True)]
-    every = np.concatenate(gains)
+    every = pooled(gains, data)
     return {
-        "accuracy": round(float(100 * np.concatenate(hits).mean()), 2),
+        "accuracy": round(float(100 * pooled(hits, data).mean()), 2),
         "against plain": [round(float(end), 2) for end in (every.mean(), *bootstrap_interval(every))],
         "each fold": [round(float(gain.mean()), 2) for gain in gains],
     }
@@ -183,13 +189,15 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 def main() -> None:
     torch.set_num_threads(1)
     records = [{"name": name, "arrays": arrays, **found} for name, (found, arrays) in read_records().items()]
-    flowers = [one for one in records if one.get("data", "flowers") == "flowers"]
-    report: dict[str, Any] = {"what": __doc__.splitlines()[0], "sizes": SIZES, "regimes": {}}
-    for regime in REGIMES:
-        chosen = runs_chosen(flowers, regime, "test")
-        if {"mean", "plain"} <= chosen.keys():
-            report["regimes"][regime] = of_regime(chosen)
-            print(regime, *lines(report["regimes"][regime]), sep="\n")
+    report: dict[str, Any] = {"what": __doc__.splitlines()[0], "sizes": SIZES}
+    for data in FORMS:
+        own = [one for one in records if one.get("data", "flowers") == data]
+        report[data] = {}
+        for regime in REGIMES:
+            chosen = runs_chosen(own, regime, "test")
+            if {"mean", "plain"} <= chosen.keys():
+                report[data][regime] = of_regime(chosen, data)
+                print(data, regime, *lines(report[data][regime]), sep="\n")
     path = RESULTS.parent / "photographs_cascade.json"
     atomic_write_text(path, json.dumps({**report, **record()}, indent=1) + "\n")
 

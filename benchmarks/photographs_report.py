@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import photographs_tables as tables
 from benchmarks.common.environment import record
 from benchmarks.photographs import FACTORS, FLOWERS, FORMS, IMAGENETTE, REGIMES, RESULTS, SIZES
-from benchmarks.photographs_cost import PLAIN, SIDE, count, relative
+from benchmarks.photographs_cost import plain_cost, relative
 from benchmarks.photographs_records import Arrays, read_records
 from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.evaluation.significance import bootstrap_interval
@@ -61,13 +61,14 @@ def main_stages(form: str, arrays: Arrays, split: str) -> Sequence[int]:
 
 def ways_to_use(run: dict[str, Any]) -> dict[str, tuple[Sequence[int], float]]:
     """A form as it is meant and in another way at no training: the stages that are averaged, and their arithmetic."""
-    form, own = run["form"], main_stages(run["form"], run["arrays"], "test")
-    whole = run["multiplications"] / count(PLAIN, SIDE)
+    form, data = run["form"], run.get("data", "flowers")
+    own = main_stages(form, run["arrays"], "test")
+    whole = run["multiplications"] / plain_cost(data)
     if len(own) > 1:
-        return {form: (own, whole), f"{form}, stage 1 alone": ([0], relative(form, (1.0,)))}
+        return {form: (own, whole), f"{form}, stage 1 alone": ([0], relative(form, (1.0,), data))}
     if len(run["arrays"]["test_logits"]) == 1:
         return {form: (own, whole)}
-    return {form: (own, whole), f"{form}, averaged": ([0, 1], relative(form, FACTORS))}
+    return {form: (own, whole), f"{form}, averaged": ([0, 1], relative(form, FACTORS, data))}
 
 
 def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
@@ -113,11 +114,12 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
 def runs_chosen(records: Sequence[dict[str, Any]], regime: str, split: str) -> dict[str, dict[int, dict[str, Any]]]:
     """For each form its runs by fold, with the learning rate of the largest validation area on fold 0.
 
-    The images that chose it are fold 1's test images, so fold 1 is not tested.
+    On flowers, the images that chose it are fold 1's test images, so fold 1 is not tested.
     """
     chosen = {}
-    own = [one for one in records if one["regime"] == regime and (split, one["fold"]) != ("test", 1)]
-    for form in FLOWERS:
+    unseen = [one for one in records if one.get("data") == "imagenette" or (split, one["fold"]) != ("test", 1)]
+    own = [one for one in unseen if one["regime"] == regime]
+    for form in {**FLOWERS, **IMAGENETTE}:
         first = [one for one in own if one["form"] == form and one["fold"] == 0]
         if first:
             lr = max(first, key=lambda one: one["validation"]["area"])["lr"]
@@ -126,8 +128,17 @@ def runs_chosen(records: Sequence[dict[str, Any]], regime: str, split: str) -> d
     return {form: runs for form, runs in chosen.items() if runs}
 
 
-def tested(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each form on the test images of all of its folds together, so that a photograph is tested at most once.
+def pooled(hits: Iterable[np.ndarray], data: str) -> np.ndarray:
+    """Whether images are recognized, (…, images) for each fold: side by side, or the mean if folds share images."""
+    each = list(hits)
+    return np.mean(each, 0) if data == "imagenette" else np.concatenate(each, -1)
+
+
+def tested(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dict[str, Any]]:
+    """Each form on the test images of all of its folds together.
+
+    On flowers every photograph is tested at most once. On Imagenette all folds have the same test images, and an image
+    counts as often as networks recognize it.
 
     A plain network is shown by itself and with its logits averaged over the image and its half-size copy, without
     training for it; an averaging one by itself and with its stage 1 alone. Differences are from the networks that other
@@ -142,13 +153,13 @@ def tested(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 hits[name] = {fold: correct(runs[fold]["arrays"], "test", stages) for fold in sorted(runs)}
                 costs[name] = round(arithmetic, 3)
         for name, by_fold in hits.items():
-            own = np.concatenate([*by_fold.values()], 1)
+            own = pooled(by_fold.values(), data)
             row: dict[str, Any] = {"form": name, "regime": regime, "folds": [*by_fold], "images": own.shape[1]}
             row |= {"arithmetic": costs[name], "top1": (100 * own.mean(1)).round(2).tolist()}
             row |= {part: round(float(values.mean()), 2) for part, values in areas(own).items()}
             for other in COMPARED:
                 if other != name and by_fold.keys() <= hits.get(other, {}).keys():
-                    same = np.concatenate([hits[other][fold] for fold in by_fold], 1)
+                    same = pooled([hits[other][fold] for fold in by_fold], data)
                     row[f"against {other}"] = compared(same, own)
             found.append(row)
     return found
@@ -201,6 +212,7 @@ def main() -> None:
         **{"what": __doc__.splitlines()[0], "sizes": SIZES, "screening": screened},
         **{"folds": over_folds(flowers), "test_folds": over_folds(flowers, "test"), "test": tested(flowers)},
         **{"imagenette": rows([one for one in imagenette if one["fold"] == 0], "validation")},
+        **{"imagenette_test": tested(imagenette, "imagenette")},
         **record(),
     }
     atomic_write_text(RESULTS.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
@@ -213,6 +225,8 @@ def main() -> None:
         "",
         *tables.of_folds(report["test_folds"]),
         *tables.of_tested(report["test"]),
+        "",
+        *tables.of_tested(report["imagenette_test"]),
     ]
     print("\n".join(lines))
 

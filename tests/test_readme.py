@@ -72,7 +72,7 @@ def mnist_statement() -> str:
 
 
 def photographs_statements() -> list[str]:
-    report, cascade = read("photographs"), read("photographs_cascade")["regimes"]["default"]
+    report, cascade = read("photographs"), read("photographs_cascade")["flowers"]["default"]
     tested = {(row["regime"], row["form"]): row for row in report["test"]}
 
     def ahead(regime: str, form: str, other: str) -> str:
@@ -90,7 +90,7 @@ def photographs_statements() -> list[str]:
     validation = folds["jitter", "mean"]["area"]
     assert len(validation) == 5
     small, *_, large = report["sizes"]
-    borders = read("photographs_borders")["borders"]
+    borders = read("photographs_borders")["trained_with"]["default"]["borders"]
     reflected, blurred = borders["reflect"]["mean"], borders["blur"]["mean"]
     assert (
         reflected["against one size per batch"][2] < 0 and blurred["against plain"][1] < 0 < blurred["against plain"][2]

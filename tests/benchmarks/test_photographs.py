@@ -192,3 +192,32 @@ def test_what_is_tested_pools_the_folds_with_the_learning_rate_of_the_first():
     difference = rows["mean"]["area"] - rows["plain"]["area"]
     assert rows["mean"]["against plain"]["area"][0] == pytest.approx(difference, abs=0.02)
     assert "against plain" not in rows["plain"]
+
+
+def test_runs_that_share_their_test_images_are_averaged_image_by_image():
+    """On Imagenette a fold is a seed: more seeds are no more images, and the interval is over images."""
+    rng = np.random.default_rng(4)
+
+    def one(form, fold, area):
+        logits = rng.normal(size=(2, len(SIZES), 40, 3)).astype(np.float16)
+        arrays = {"test_logits": logits, "test_labels": np.arange(40) % 3, "test_index": np.arange(40)}
+        figures = {"validation": {"area": area}, "test": {"area": 0.0}, "regime": "default", "multiplications": 1}
+        return {"data": "imagenette", "form": form, "lr": "2e-3", "fold": fold, "arrays": arrays, **figures}
+
+    runs = {form: [one(form, fold, 60.0) for fold in (0, 1)] for form in ("plain", "mean")}
+    rows = {row["form"]: row for row in photographs_report.tested([*runs["plain"], *runs["mean"]], "imagenette")}
+    shares = {}
+    for form, stages in (("plain", [0]), ("mean", [0, 1])):
+        hits = [
+            run["arrays"]["test_logits"][stages].astype(float).mean(0).argmax(-1) == run["arrays"]["test_labels"]
+            for run in runs[form]
+        ]
+        shares[form] = np.mean(hits, 0)  # (sizes, images): 0, 0.5 or 1
+        assert rows[form]["images"] == 40 and rows[form]["folds"] == [0, 1]
+        assert rows[form]["top1"] == pytest.approx(100 * shares[form].mean(1), abs=0.006)
+    places = np.log(SIZES)
+    gains = 100 * np.trapezoid(shares["mean"] - shares["plain"], places, axis=0) / (places[-1] - places[0])
+    mean, low, high = rows["mean"]["against plain"]["area"]
+    assert mean == pytest.approx(gains.mean(), abs=0.006)
+    error = gains.std() / 40**0.5  # of the mean of 40 images
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)

@@ -1,5 +1,6 @@
 """The report of small objects on other borders, against loops over images; and what documents quote of it."""
 
+import itertools
 import json
 
 import numpy as np
@@ -35,18 +36,22 @@ def test_hits_below_size_one_come_from_the_other_border(form, stages):
     assert (on_mean[-1] == hits[-1]).all() and (on_mean != hits).any()
 
 
+def read():
+    return json.loads((RESULTS.parent / "photographs_borders.json").read_text())["trained_with"]
+
+
 def test_the_committed_report_is_of_the_stored_logits():
-    found = json.loads((RESULTS.parent / "photographs_borders.json").read_text())
-    for form in ("mean", "plain"):
+    reports = read()
+    for regime, form in itertools.product(borders.FORMS, ("mean", "plain")):
         right = []
-        for fold in found["folds"]:
-            name = borders.Run(form, "default", borders.FORMS[form], fold, True).trained
+        for fold in reports[regime]["folds"]:
+            name = borders.Run(form, regime, borders.FORMS[regime][form], fold, True).trained
             with np.load(RESULTS / f"{name}_blur.npz") as stored:
                 logits = stored["test_logits"].astype(np.float64)
                 right.append((logits.mean(0) if form == "mean" else logits[0]).argmax(-1) == stored["test_labels"])
         shares = 100 * np.concatenate(right, 1).mean(1)
-        assert found["borders"]["blur"][form]["top1"][:-1] == pytest.approx(shares, abs=0.006)
-    for rows in found["borders"].values():
+        assert reports[regime]["borders"]["blur"][form]["top1"][:-1] == pytest.approx(shares, abs=0.006)
+    for rows in itertools.chain(*(found["borders"].values() for found in reports.values())):
         for row in rows.values():
             assert row["area"] == pytest.approx(area_weights(borders.SMALL) @ row["top1"], abs=0.011)
         gain = rows["mean"]["area"] - rows["plain"]["area"]
@@ -55,11 +60,13 @@ def test_the_committed_report_is_of_the_stored_logits():
 
 
 def test_the_table_in_the_docs_is_the_report():
-    found = json.loads((RESULTS.parent / "photographs_borders.json").read_text())
+    reports = read()
     text = (RESULTS.parents[2] / "docs" / "results.md").read_text()
-    assert "\n".join(borders.lines(found)) in text
-    assert f"{found['images']:,} photographs" in text
+    for found in reports.values():
+        assert "\n".join(borders.lines(found)) in text
+        assert f"{found['images']:,} photographs" in text
     words = " ".join(text.split())
+    found = reports["default"]
     for border, other in (
         ("mean", "plain"),
         ("reflect", "plain"),

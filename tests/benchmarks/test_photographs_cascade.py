@@ -22,7 +22,8 @@ def stored():
 
 @pytest.fixture
 def counted(monkeypatch):
-    monkeypatch.setattr(photographs_cascade, "count", lambda backbone, side: side**2)
+    monkeypatch.setattr(photographs_cascade, "count", lambda backbone, side, classes: side**2)
+    monkeypatch.setattr(photographs_cascade, "plain_cost", lambda data: 128**2)
 
 
 def test_exits_and_their_costs(stored, counted):
@@ -137,7 +138,7 @@ def test_the_tables_and_words_of_the_docs_are_the_report():
     report = json.loads((RESULTS.parent / "photographs_cascade.json").read_text())
     text = (RESULTS.parents[2] / "docs" / "cascade.md").read_text()
     words = " ".join(text.split())
-    default, jitter = (report["regimes"][regime] for regime in ("default", "jitter"))
+    default, jitter = (report["flowers"][regime] for regime in ("default", "jitter"))
     for found in (default, jitter):
         assert "\n".join(photographs_cascade.lines(found)) in text
         assert f"{found['size 1']['images']:,} photographs" in words
