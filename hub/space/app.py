@@ -3,6 +3,7 @@
     python hub/space/app.py
 
 Models: those in hub/models/, or what WSMS_MODEL and PLAIN_MODEL name (`hf-hub:ORG/NAME`, `local-dir:FOLDER`).
+Examples: those in hub/space/examples/, or in the folder that EXAMPLES names.
 """
 
 import sys
@@ -12,12 +13,11 @@ import gradio as gr
 
 from demo import views
 from demo.networks import Pair, load_pair
-from demo.pictures import open_picture
+from demo.pictures import find_examples, open_picture
 from timm_wsms import cli_errors
 from timm_wsms.errors import UserError
 
 HERE = Path(__file__).resolve().parent
-EXAMPLES = sorted((HERE / "examples").glob("*.png"))  # each named by what it shows
 INTRO = """
 # Recognized at any size?
 
@@ -26,8 +26,13 @@ at one. Pick a picture and drag the slider: which of them still knows what it is
 """
 
 
-def build(pair: Pair) -> gr.Blocks:
-    """The page. Its state is the picture as the networks take it, and its true label if that is known."""
+def build(pair: Pair, examples: list[Path]) -> gr.Blocks:
+    """The page. Its state is the picture as the networks take it, and its true label if that is known.
+
+    Args:
+        pair: The networks.
+        examples: Pictures, each named by what it shows.
+    """
 
     def show(octaves, chosen):
         factor = 2.0**octaves
@@ -36,7 +41,7 @@ def build(pair: Pair) -> gr.Blocks:
         return views.picture(seen, factor), views.answers(seen, truth), views.stages(seen)
 
     def pick(octaves, event: gr.SelectData):
-        chosen = example(EXAMPLES[event.index])
+        chosen = example(examples[event.index])
         return chosen, "", *show(octaves, chosen)
 
     def take(path, octaves, chosen):
@@ -51,12 +56,12 @@ def build(pair: Pair) -> gr.Blocks:
         return pair.prepare(open_picture(path)), path.stem
 
     with gr.Blocks(title="Recognized at any size?", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        chosen = gr.State(example(EXAMPLES[0]))
+        chosen = gr.State(example(examples[0]))
         gr.Markdown(INTRO)
         with gr.Row():
             with gr.Column(scale=2):
                 gallery = gr.Gallery(
-                    [str(path) for path in EXAMPLES],
+                    [str(path) for path in examples],
                     format="png",
                     columns=5,
                     allow_preview=False,
@@ -89,7 +94,17 @@ def main() -> None:
     """Serves the page until it is stopped."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing to download
     style = HERE / "style.css"
-    build(load_pair()).launch(theme=theme, css_paths=style, max_file_size="20mb", footer_links=[], run_history=False)
+    examples = find_examples()
+    page = build(load_pair(), examples)
+    folders = [str(path.parent) for path in examples[:1]]  # Gradio serves no others
+    page.launch(
+        theme=theme,
+        css_paths=style,
+        allowed_paths=folders,
+        max_file_size="20mb",
+        footer_links=[],
+        run_history=False,
+    )
 
 
 if __name__ == "__main__":

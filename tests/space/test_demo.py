@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import timm
+import timm.data
 import torch
 import yaml
 from huggingface_hub.errors import EntryNotFoundError
@@ -20,7 +21,7 @@ from PIL import Image
 
 from demo import views
 from demo.networks import MODELS, Pair, Seen, load_pair
-from demo.pictures import open_picture
+from demo.pictures import find_examples, open_picture
 from tests.helpers.paths import ROOT
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.stages.cam import stage_heat_maps
@@ -32,7 +33,6 @@ except ImportError:  # Python 3.10
     import tomli as tomllib
 
 SPACE = ROOT / "hub" / "space"
-EXAMPLES = sorted((SPACE / "examples").glob("*.png"))
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +45,14 @@ def pair():
 
 def test_answers_are_the_networks(pair):
     image = open_picture(SPACE / "examples" / "horse.png")
-    picture = pair.prepare(image)
+    picture, same = pair.prepare(image)
+    assert torch.equal(picture, same)
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
     mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
     torch.testing.assert_close(picture, (pixels - mean[:, None, None]) / std[:, None, None])
     for factor in (0.5, 1.0, 2.0):
         images = rescale_object(picture[None], factor)
-        seen = pair.see(picture, factor)
+        seen = pair.see((picture, same), factor)
         for top5, name in ((seen.wsms, "wsms_resnet20_sizes_cifar10"), (seen.plain, "resnet20_cifar10")):
             model = timm.create_model(f"local-dir:{MODELS / name}", pretrained=True).eval()
             with torch.no_grad():
@@ -61,24 +62,53 @@ def test_answers_are_the_networks(pair):
         torch.testing.assert_close(seen.maps, stage_heat_maps(pair.wsms, images)[0])
         assert seen.maps.shape == (2, 8, 8) and seen.factors == [1.0, 0.5]
         if factor == 1:
-            torch.testing.assert_close(seen.image, pixels)
+            torch.testing.assert_close(seen.images, (pixels, pixels))
 
 
 def test_examples(pair):
     """One a class, named by it; the networks know most of them, and at other sizes take some for something else."""
-    assert [path.stem for path in EXAMPLES] == pair.labels
-    pictures = [pair.prepare(open_picture(path)) for path in EXAMPLES]
+    examples = find_examples()
+    assert [path.stem for path in examples] == pair.labels
+    pictures = [pair.prepare(open_picture(path)) for path in examples]
     guesses = {factor: [pair.see(p, factor).wsms[0][0] for p in pictures] for factor in (1.0, 2.0)}
     right = {factor: sum(map(str.__eq__, guesses[factor], pair.labels)) for factor in guesses}
     assert right[1.0] >= 8 and right[2.0] < right[1.0]
+
+
+def test_examples_of_ones_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("EXAMPLES", str(tmp_path))
+    with pytest.raises(UserError, match=f"no pictures in {tmp_path}; python hub/space/make_examples.py"):
+        find_examples()
+    for name in ("b.JPG", "a.png", "notes.txt", "c.webp"):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_examples()] == ["a.png", "b.JPG", "c.webp"]
+
+
+def test_examples_are_made_of_the_first_image_of_each_class(tmp_path, monkeypatch):
+    colors = {"a dog": ["red", "blue"], "cat": ["green"], "horse": ["white", "black"]}
+    for label, its in colors.items():
+        folder = tmp_path / "data" / "test" / label
+        folder.mkdir(parents=True)
+        for place, color in enumerate(its):
+            Image.new("RGB", (20, 30), color).save(folder / f"{place}.png")
+    target = tmp_path / "examples"
+    command = [sys.executable, "-W", "ignore", str(SPACE / "make_examples.py"), str(tmp_path / "data"), "--output"]
+    run = [subprocess.run([*command, str(target)], capture_output=True, text=True, cwd=ROOT) for _ in range(2)]
+    assert run[0].returncode == 0 and "3 pictures" in run[0].stdout, run[0].stderr
+    monkeypatch.setenv("EXAMPLES", str(target))
+    assert [path.name for path in find_examples()] == ["a dog.png", "cat.png", "horse.png"]
+    for path, color in zip(find_examples(), ("red", "green", "white"), strict=True):
+        assert list(open_picture(path).getdata()) == list(Image.new("RGB", (20, 30), color).getdata())
+    assert run[1].returncode == 2 and "is not empty; name another folder with --output" in run[1].stderr
+    assert "Traceback" not in run[1].stderr
 
 
 def test_any_picture_is_cut_to_the_networks_size(pair):
     image = Image.new("RGB", (300, 100), "red")
     image.paste("blue", (100, 0, 200, 100))  # the middle square
     seen = pair.see(pair.prepare(image), 1.0)
-    assert seen.image.shape == (3, 32, 32)
-    torch.testing.assert_close(seen.image[:, 16, 16], torch.tensor([0.0, 0.0, 1.0]), atol=1e-5, rtol=0)
+    assert [image.shape for image in seen.images] == 2 * [(3, 32, 32)]
+    torch.testing.assert_close(seen.images[0][:, 16, 16], torch.tensor([0.0, 0.0, 1.0]), atol=1e-5, rtol=0)
 
 
 def local(name):
@@ -109,6 +139,34 @@ def test_networks_of_few_classes(saved):
     pair = Pair(f"local-dir:{saved}", f"local-dir:{saved}")
     seen = pair.see(pair.prepare(Image.new("RGB", (50, 50), "red")), 2.0)
     assert seen.wsms == seen.plain and {label for label, _ in seen.wsms} == {"a", "b", "c"}
+
+
+def test_each_network_gets_the_picture_at_its_own_size(tmp_path):
+    """As timm's own transform makes it, for each; trained for other colors is another kind of image."""
+    names = {"wsmean_test_resnet": 48, "test_resnet": 64, "other_colors": 64}
+    for name, side in names.items():
+        torch.manual_seed(0)
+        model = timm.create_model(name.replace("other_colors", "test_resnet"), num_classes=2)
+        mean = (0.1 if name == "other_colors" else 0.5,) * 3
+        model.pretrained_cfg.update(input_size=(3, side, side), crop_pct=1.0, mean=mean)
+        labels = {"label_names": ["a", "b"]}
+        timm.models.save_for_hf(model, tmp_path / name, model_config=labels, safe_serialization=True)
+    wsms, plain, other = (f"local-dir:{tmp_path / name}" for name in names)
+    with pytest.raises(UserError, match="same images and labels"):
+        Pair(wsms, other)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8))
+    pair = Pair(wsms, plain)
+    seen = pair.see(pair.prepare(image), 0.5)
+    assert [tuple(one.shape) for one in seen.images] == [(3, 48, 48), (3, 64, 64)]
+    for name, top5 in (("wsmean_test_resnet", seen.wsms), ("test_resnet", seen.plain)):
+        model = timm.create_model(f"local-dir:{tmp_path / name}", pretrained=True).eval()
+        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+        with torch.no_grad():
+            logits = model(rescale_object(transform(image)[None], 0.5))[0]
+        assert dict(top5)["a"] == pytest.approx(logits.softmax(0)[0].item(), abs=1e-6)
+    html = views.picture(seen, 0.5)
+    assert "WSMS gets 48×48 pixels, its plain backbone 64×64 pixels" in html
+    assert images_in(html)[0].shape == (48, 48, 3)
 
 
 def test_models_by_environment(monkeypatch, saved):
@@ -150,7 +208,7 @@ def seen():
     image[0, 0, 0] = 1  # one red pixel
     maps = torch.zeros(2, 2, 2)
     maps[0, 0, 0], maps[1, 1, 1], maps[1, 0, 0] = -4.0, 2.0, 1.0
-    return Seen(image, [("cat", 0.75), ("<dog>", 0.25)], [("<dog>", 0.6), ("cat", 0.4)], maps, [1.0, 0.5])
+    return Seen((image, image), [("cat", 0.75), ("<dog>", 0.25)], [("<dog>", 0.6), ("cat", 0.4)], maps, [1.0, 0.5])
 
 
 def images_in(html):

@@ -20,6 +20,7 @@ from timm_wsms.object_scaling import rescale_object
 
 MODELS = Path(__file__).resolve().parents[2] / "models"  # in a clone of the repository
 TopFive = list[tuple[str, float]]  # (label, probability), the likeliest first
+Picture = tuple[torch.Tensor, torch.Tensor]  # as the WSMS network and its backbone take it, (3, H, W) each
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,14 @@ class Seen:
     """One picture at one size of its object.
 
     Attributes:
-        image: What both networks are given, (3, H, W) in [0, 1].
+        images: What the WSMS network and its backbone are given, (3, H, W) each, in [0, 1].
         wsms: What the WSMS network takes it for.
         plain: What its backbone alone takes it for.
         maps: How much each place of each stage's map adds to the logit of the WSMS network's first guess, (S, h, w).
         factors: Size of each stage's image divided by the picture's, S of them.
     """
 
-    image: torch.Tensor
+    images: tuple[torch.Tensor, torch.Tensor]
     wsms: TopFive
     plain: TopFive
     maps: torch.Tensor
@@ -49,7 +50,7 @@ class Pair:
 
         Args:
             wsms: As `timm.create_model` takes it: `local-dir:FOLDER` or `hf-hub:ORG/NAME`.
-            plain: The same for the backbone alone. It must expect the same images.
+            plain: The same for the backbone alone. It must expect the same images, but at any size.
 
         Raises:
             UserError: One cannot be loaded, the first has no stages to look into or no labels, or the two were not
@@ -58,31 +59,37 @@ class Pair:
         self.name = wsms
         self.wsms, self.plain = (_load(name) for name in (wsms, plain))
         several_stages(self.wsms)
-        self.config, other = (timm.data.resolve_model_data_config(model) for model in (self.wsms, self.plain))
+        configs = [timm.data.resolve_model_data_config(model) for model in (self.wsms, self.plain)]
         self.labels, others = (model.pretrained_cfg.get("label_names") for model in (self.wsms, self.plain))
         if not self.labels:
             raise UserError(f"{wsms} does not say what its classes are: its config.json needs label_names")
-        if self.config != other or self.labels != others:
+        first, second = ({**config, "input_size": None} for config in configs)
+        if first != second or self.labels != others:
             raise UserError(f"{wsms} and {plain} must be trained for the same images and labels")
-        self.transform = timm.data.create_transform(**self.config)
+        self.mean, self.std = (torch.tensor(first[key])[:, None, None] for key in ("mean", "std"))
+        self.transforms = [timm.data.create_transform(**config) for config in configs]
 
-    def prepare(self, image: Image.Image) -> torch.Tensor:
-        """An RGB picture as the networks take it: its middle square at their size, normalized, (3, H, W)."""
-        return self.transform(image)
+    def prepare(self, image: Image.Image) -> Picture:
+        """An RGB picture as each network takes it: its middle square at the network's size, normalized."""
+        wsms, plain = (transform(image) for transform in self.transforms)
+        return wsms, plain
 
-    def see(self, picture: torch.Tensor, factor: float) -> Seen:
+    def see(self, picture: Picture, factor: float) -> Seen:
         """What both say when the object is shown `factor` times as large.
 
         Args:
-            picture: From `prepare`, (3, H, W).
+            picture: From `prepare`.
             factor: Size of the object divided by its size in the picture.
         """
-        images = rescale_object(picture[None], factor)  # (1, 3, H, W)
-        maps = stage_heat_maps(self.wsms, images)[0]  # (S, h, w)
-        mean, std = (torch.tensor(self.config[key])[:, None, None] for key in ("mean", "std"))
-        image = (images[0] * std + mean).clamp(0, 1)
-        tops = [self._top5(model, images) for model in (self.wsms, self.plain)]
-        return Seen(image, *tops, maps, several_stages(self.wsms).factors())
+        wsms, plain = (rescale_object(image[None], factor) for image in picture)  # (1, 3, H, W)
+        maps = stage_heat_maps(self.wsms, wsms)[0]  # (S, h, w)
+        shown = self._pixels(wsms), self._pixels(plain)
+        factors = several_stages(self.wsms).factors()
+        return Seen(shown, self._top5(self.wsms, wsms), self._top5(self.plain, plain), maps, factors)
+
+    def _pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalized images (1, 3, H, W) → the first one's colors, (3, H, W) in [0, 1]."""
+        return (images[0] * self.std + self.mean).clamp(0, 1)
 
     @torch.inference_mode()
     def _top5(self, model: torch.nn.Module, images: torch.Tensor) -> TopFive:

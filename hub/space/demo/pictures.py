@@ -1,5 +1,9 @@
-"""Opens what a visitor uploads: any picture within bounds, or one line that says what is wrong with it."""
+"""Opens what a visitor uploads: any picture within bounds, or one line that says what is wrong with it.
 
+And finds the example pictures, each named by what it shows.
+"""
+
+import os
 import warnings
 from pathlib import Path
 
@@ -9,7 +13,21 @@ from PIL import Image, ImageOps
 from timm_wsms.errors import UserError
 
 MOST_MEGAPIXELS = 25  # takes up to 0.5 GB for a moment
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no reader that runs other programs
+
+
+def find_examples() -> list[Path]:
+    """The pictures of the folder that EXAMPLES names, else those that come with the demo, by name.
+
+    Raises:
+        UserError: The folder has no pictures.
+    """
+    folder = Path(os.environ.get("EXAMPLES", EXAMPLES))
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not found:
+        raise UserError(f"there are no pictures in {folder}; python hub/space/make_examples.py puts some there")
+    return found
 
 
 def open_picture(path: str | Path) -> Image.Image:

@@ -18,9 +18,10 @@ FOR, AGAINST = (0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)
 
 
 def picture(seen: Seen, factor: float) -> str:
-    """The picture as the networks get it, pixel by pixel, and how large its object is."""
-    height, width = seen.image.shape[1:]
-    caption = f"<b>× {factor:.2f}</b>what both networks get: {width}×{height} pixels"
+    """The picture as the WSMS network gets it, pixel by pixel, and how large its object is."""
+    wsms, plain = (f"{image.shape[2]}×{image.shape[1]} pixels" for image in seen.images)
+    what = f"what both networks get: {wsms}" if wsms == plain else f"WSMS gets {wsms}, its plain backbone {plain}"
+    caption = f"<b>× {factor:.2f}</b>{what}"
     return f"<figure>{_pixels(seen)}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -62,7 +63,7 @@ def _size(factor: float) -> str:
 
 
 def _pixels(seen: Seen) -> str:
-    rgb = (seen.image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    rgb = (seen.images[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return f'<img class="pixels" alt="the picture" src="{_png(Image.fromarray(rgb))}">'
 
 

@@ -1,0 +1,58 @@
+"""Saves one picture of each class of a data set, for the demo to offer: `<class>.png` files, by the name of the class.
+
+    python hub/space/make_examples.py frgfm/imagenette --config 160px --output outputs/demo
+
+Needs the package's `train` extra. What is taken is the first image of each class of the split that is evaluated,
+without a look at what any network says to it. Check that you may show the pictures before you publish them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from timm_wsms import cli_errors
+from timm_wsms.data import load_split
+from timm_wsms.errors import UserError
+from timm_wsms.evaluation.options import Options
+
+
+def save_examples(options: Options, folder: Path) -> list[Path]:
+    """Saves the first image of each class.
+
+    Args:
+        options: Of which the data set, its configuration and its split count.
+        folder: Takes the pictures; it must have none.
+
+    Returns:
+        One path per class that the split has images of.
+
+    Raises:
+        UserError: The data set cannot be read, or the folder is not empty.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name another folder with --output")
+    split = load_split(options.data_settings())
+    classes, places = np.unique(split.labels, return_index=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{split.class_names[label].replace('/', '-')}.png" for label in classes]
+    for path, place in zip(paths, places, strict=True):
+        split.image(place).save(path)
+    return paths
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a local folder or a Hub name")
+    parser.add_argument("--config", help="the Hub data set's configuration, where it has several")
+    parser.add_argument("--split", help="by default `test`, else a validation split")
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="this folder takes the pictures")
+    args = parser.parse_args()
+    paths = save_examples(Options(data=args.data, config=args.config, split=args.split), args.output)
+    print(f"{len(paths)} pictures in {args.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli_errors.run(main, cli_errors.Remedies(place="choose another --output")))
