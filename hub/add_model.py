@@ -3,19 +3,26 @@
     python hub/add_model.py RUN/model --as NAME [--beside OTHER_RUN/model] [--data uoft-cs/cifar10]
 
 The card shows the model's figures and, beside them, those of another run, such as the plain backbone's with the same
-settings.
+settings. They are those of the run's own evaluation; if that served to choose anything, give those of a test split:
+
+    python -m timm_wsms.evaluate RUN/model OTHER_RUN/model --data FOLDER --split test --json test.json
+    python hub/add_model.py RUN/model --as NAME --beside OTHER_RUN/model --evaluated test.json
 """
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from timm_wsms import cli_errors
 from timm_wsms.errors import UserError
+from timm_wsms.evaluation import Row
 from timm_wsms.files import atomic_folder
+from timm_wsms.foreign import clean, read_json, understood
 from timm_wsms.hub import card, results
 from timm_wsms.hub.verify_folder import check_folder
 
@@ -33,7 +40,9 @@ OWN = (
 )  # settings that may differ
 
 
-def add_model(folder: Path, target: Path, beside: Path | None = None, data: str | None = None) -> None:
+def add_model(
+    folder: Path, target: Path, beside: Path | None = None, data: str | None = None, evaluated: Path | None = None
+) -> None:
     """Copies a checkpoint folder, with the figures of another run beside its own, and writes its card again.
 
     Args:
@@ -41,29 +50,69 @@ def add_model(folder: Path, target: Path, beside: Path | None = None, data: str 
         target: Takes the copy; what was there before goes.
         beside: The `model` folder of the run to compare with.
         data: The data set's name on the Hub, if the run read it from a local folder.
+        evaluated: Figures that take the place of the runs' own: what `python -m timm_wsms.evaluate --json` has written
+            of the same folders.
 
     Raises:
-        UserError: The folder is not what it says.
+        UserError: The folder is not what it says, the runs are not alike, or a folder was not evaluated.
     """
     check_folder(folder)
     own = results.read(folder)
-    rows = own.rows
+    rows, on = own.rows, own.evaluated
     if beside:
         check_alike(folder, beside)
         rows = [results.read(beside).rows[-1], own.rows[-1]]
+    if evaluated:
+        rows, on = read_evaluation(evaluated, rows[-2 if beside else -1 :], [beside, folder] if beside else [folder])
     with atomic_folder(target) as copy:
         shutil.copytree(folder, copy, dirs_exist_ok=True)
-        results.write(copy, rows, own.hardware, data or own.data)
+        results.write(copy, rows, own.hardware, data or own.data, evaluated=on)
         card.write(copy)
 
 
+def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[list[Row], results.Evaluated]:
+    """Replaces the accuracies of rows by those that an evaluation has found.
+
+    Args:
+        file: Written by `python -m timm_wsms.evaluate --json`.
+        rows: One per folder.
+        folders: Checkpoint folders.
+
+    Raises:
+        UserError: A folder was not evaluated, or on other images than another.
+    """
+    content = clean(read_json(file))
+    with understood(file):
+        found = {Path(model["model"].removeprefix("local-dir:")).resolve(): model for model in content["models"]}
+        missing = [folder for folder in folders if folder.resolve() not in found]
+        if missing:
+            raise UserError(f"{file} has no figures of {missing[0]}; evaluate it with python -m timm_wsms.evaluate")
+        models: list[dict[str, Any]] = [found[folder.resolve()] for folder in folders]
+        counts = {model["images"] for model in models}
+        if len(counts) > 1 or any(model["left_out"] for model in models):
+            raise UserError(f"{file}: images were left out of the evaluation; evaluate all on the same images")
+        new = [
+            dataclasses.replace(
+                row,
+                accuracy=model["top1"],
+                top5=model["top5"],
+                by_size={},
+                input_size=model["data_config"]["input_size"],
+            )
+            for row, model in zip(rows, models, strict=True)
+        ]
+        return new, results.Evaluated(content["split"], counts.pop())
+
+
 def check_alike(folder: Path, beside: Path) -> None:
-    """Check that two runs can be compared: only the network, the loss of its stages and the seed may differ.
+    """Check that two runs can be compared: only the network, its loss per stage, image size and seed may differ.
 
     Raises:
         UserError: Naming the settings that differ.
     """
     one, other = (yaml.safe_load((each / "settings.yaml").read_text(encoding="utf-8")) for each in (folder, beside))
+    for settings in (one, other):  # the table says how large each model's images are
+        settings.get("data", {}).pop("input_size", None)
     differ = [key for key in one.keys() | other.keys() if key not in OWN and one.get(key) != other.get(key)]
     if differ:
         raise UserError(f"{beside} was trained with another {' and '.join(sorted(differ))}; compare like with like")
@@ -75,9 +124,10 @@ def main() -> None:
     parser.add_argument("--as", dest="name", required=True, help="name under hub/models")
     parser.add_argument("--beside", type=Path, help="the `model` folder of the run to compare with")
     parser.add_argument("--data", help="the data set's name on the Hub, if the run read it from a local folder")
+    parser.add_argument("--evaluated", type=Path, help="what timm_wsms.evaluate --json has written of the folders")
     options = parser.parse_args()
     target = ROOT / "hub" / "models" / options.name
-    add_model(options.folder, target, options.beside, options.data)
+    add_model(options.folder, target, options.beside, options.data, options.evaluated)
     print(target)
 
 

@@ -126,7 +126,7 @@ def measure(
         spent = cascade.measure_cascade(one, held_out, settings, accelerator, points, sweep=bool(options.output))
         accelerator.print(f"\n{name}\n{cascade.cascade_table(spent, top1)}\n")
         result["cascade"] = spent
-    return result, evaluation.Row(name, *cost, top1, by_size, top5)
+    return result, evaluation.Row(name, *cost, top1, by_size, top5, one.config["input_size"])
 
 
 def class_table(results: list[dict[str, Any]]) -> str:

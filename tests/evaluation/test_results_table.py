@@ -30,3 +30,14 @@ def test_top5_has_a_column_where_it_is_known():
     rows = [Row("a", 1_000_000, 2_000_000, 50.0, top5=75.125), Row("b", 1_000_000, 2_000_000, 40.0)]
     assert text_table(rows).splitlines()[0].split("  ")[-1] == "top-5 %"
     assert [line.split()[-1] for line in text_table(rows).splitlines()[2:]] == ["75.12", "–"]
+
+
+def test_the_images_have_a_column_where_their_sizes_differ():
+    rows = [
+        Row("a", 1_000_000, 2_000_000, 50.0, input_size=(3, 112, 96)),
+        Row("b", 1, 1, 50.0, input_size=[3, 128, 128]),
+    ]
+    lines = markdown_table([*rows, Row("c", 1, 1, 50.0)]).splitlines()
+    assert lines[0].startswith("| model | images | parameters")
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["112×96", "128×128", "–"]
+    assert "images" not in text_table(rows[:1])

@@ -8,11 +8,12 @@ import yaml
 
 from tests.helpers.paths import ROOT
 from timm_wsms.errors import UserError
-from timm_wsms.hub import card
+from timm_wsms.hub import card, results
 from timm_wsms.hub.verify_folder import check_folder
 
 MODELS = sorted((ROOT / "hub" / "models").iterdir())
-check_alike = runpy.run_path(str(ROOT / "hub" / "add_model.py"))["check_alike"]
+script = runpy.run_path(str(ROOT / "hub" / "add_model.py"))
+add_model, check_alike = script["add_model"], script["check_alike"]
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=[folder.name for folder in MODELS])
@@ -24,10 +25,59 @@ def test_a_kept_model_is_sound(folder):
 
 def test_runs_that_are_compared_differ_in_network_and_seed_alone(tmp_path):
     common = {"lr": 0.2, "epochs": 8}
-    for name, more in {"one": {"model": "wsms_a", "stage_loss": 1.0, "seed": 1}, "other": {"model": "a"}}.items():
+    alike = {
+        "one": {"model": "wsms_a", "stage_loss": 1.0, "seed": 1, "data": {"source": "x", "input_size": [3, 112, 112]}},
+        "other": {"model": "a", "data": {"source": "x", "input_size": None}},
+    }
+    for name, more in alike.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "settings.yaml").write_text(yaml.safe_dump({**common, **more}))
     check_alike(tmp_path / "one", tmp_path / "other")
-    (tmp_path / "other" / "settings.yaml").write_text(yaml.safe_dump({"lr": 0.1, "model": "a"}))
+    (tmp_path / "other" / "settings.yaml").write_text(
+        yaml.safe_dump({"lr": 0.1, "model": "a", "data": {"source": "x"}})
+    )
     with pytest.raises(UserError, match="other was trained with another epochs and lr; compare like with like"):
         check_alike(tmp_path / "one", tmp_path / "other")
+
+
+def evaluation_of(**top1):
+    """What timm_wsms.evaluate --json writes, of models kept in the repository."""
+    models = [
+        {"model": f"local-dir:{ROOT / 'hub' / 'models' / name}", "images": 3925, "left_out": 0, "top1": value,
+         "top5": value + 9, "data_config": {"input_size": [3, side, side]}}
+        for side, (name, value) in zip((32, 40), top1.items(), strict=False)
+    ]  # fmt: skip
+    return {"data": "somewhere", "split": "test", "precision": "no", "models": models}
+
+
+def test_figures_of_a_test_split_take_the_place_of_the_runs_own(tmp_path):
+    ours, plain = (ROOT / "hub" / "models" / name for name in ("wsms_resnet20_cifar10", "resnet20_cifar10"))
+    file, target = tmp_path / "test.json", tmp_path / "added"
+    file.write_text(json.dumps(evaluation_of(**{ours.name: 71.25, plain.name: 66.5})))
+    add_model(ours, target, plain, evaluated=file)
+    text = (target / "README.md").read_text(encoding="utf-8")
+    words = " ".join(text.split())
+    assert "Top-1 accuracy 71.25 %, top-5 80.25 % on the 3,925 images of the split `test`" in words
+    table = [line for line in text.splitlines() if line.startswith(("| resnet20", "| wsm"))]
+    assert [line.split(" | ")[1:5:3] for line in table] == [["40×40", "66.50"], ["32×32", "71.25"]]
+    assert "value: 71.25" in text and "split: test" in text
+    check_folder(target)
+    assert results.read(target).evaluated == results.Evaluated("test", 3925)
+
+
+def test_figures_that_are_missing_or_of_other_images_are_refused(tmp_path):
+    ours, plain = (ROOT / "hub" / "models" / name for name in ("wsms_resnet20_cifar10", "resnet20_cifar10"))
+    file = tmp_path / "test.json"
+    whole = evaluation_of(**{ours.name: 71.25, plain.name: 66.5})
+    fewer = {**whole, "models": [whole["models"][0], {**whole["models"][1], "images": 3924}]}
+    bad = {**whole, "models": [whole["models"][0], {**whole["models"][1], "left_out": 1}]}
+    for content, words in (
+        (evaluation_of(**{ours.name: 71.25}), f"has no figures of {plain}; evaluate it"),
+        (fewer, "evaluate all on the same images"),
+        (bad, "evaluate all on the same images"),
+        ({"models": 3}, "test.json"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=words):
+            add_model(ours, tmp_path / "added", plain, evaluated=file)
+    assert not (tmp_path / "added").exists()

@@ -19,6 +19,7 @@ class Row:
         accuracy: Top-1 in percent over the whole test set; None: not measured.
         by_size: Object size in pixels → top-1 in percent; empty where sizes are not known.
         top5: Top-5 in percent; None, and there is no such column.
+        input_size: (C, H, W) of its images; a column where they differ.
     """
 
     model: str
@@ -27,6 +28,7 @@ class Row:
     accuracy: float | None
     by_size: dict[int, float] = field(default_factory=dict)
     top5: float | None = None
+    input_size: Sequence[int] | None = None
 
 
 def text_table(rows: Sequence[Row]) -> str:
@@ -58,10 +60,12 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
     """Header and rows as strings; a dash where a model has no value for a size."""
     sizes = sorted({size for row in rows for size in row.by_size})
     top5 = ["top-5 %"] * any(row.top5 is not None for row in rows)
-    header = ["model", "parameters", "multiplications", "accuracy %", *top5, *[f"{size} px" for size in sizes]]
+    images = ["images"] * (len({tuple(row.input_size) for row in rows if row.input_size}) > 1)
+    header = ["model", *images, "parameters", "multiplications", "accuracy %", *top5, *[f"{size} px" for size in sizes]]
     return [header] + [
         [
             row.model,
+            *["×".join(map(str, row.input_size[1:])) if row.input_size else "–" for _ in images],
             f"{row.parameters / 1e6:.3f} M",
             f"{row.multiplications / 1e6:,.1f} M",
             "–" if row.accuracy is None else f"{row.accuracy:.2f}",

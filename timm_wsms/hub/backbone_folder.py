@@ -100,4 +100,5 @@ def row(plain: Any, network: str, stage: int, figures: dict[str, Any]) -> Row:
         figures.get("test_top1"),
         {int(size): accuracy for size, accuracy in figures.get("by_size", {}).items()},
         figures.get("test_top5"),
+        plain.pretrained_cfg["input_size"],
     )

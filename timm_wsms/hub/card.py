@@ -99,14 +99,22 @@ def values(folder: Path) -> dict[str, Any]:
         "baseline": found.rows[0].model if len(found.rows) > (2 if found.taken else 1) else None,
         "table": Markdown(markdown_table(found.rows)),
         "epochs": last["epoch"],
-        "top5": own.top5 if found.taken else last["test_top5"],
+        "evaluated": found.evaluated,
+        "top5": own.top5 if found.taken or found.evaluated else last["test_top5"],
         "data_name": name,
         "data_found": summary.card_lines(folder / summary.FILE),
-        "test_split": summary.evaluated_split(folder / summary.FILE) or settings["data"]["test_split"],
+        "test_split": _test_split(folder, found, settings),
         "base_model": base_model(settings),
         "has_scale_plot": (folder / "scale.png").is_file(),
     }
     return {**known, "front_matter": Markdown(_front_matter(known, identifier).to_yaml())}
+
+
+def _test_split(folder: Path, found: results.Results, settings: dict[str, Any]) -> str:
+    """The split that the accuracies are of."""
+    if found.evaluated:
+        return found.evaluated.split
+    return summary.evaluated_split(folder / summary.FILE) or settings["data"]["test_split"]
 
 
 def _front_matter(known: dict[str, Any], data_id: str | None) -> ModelCardData:

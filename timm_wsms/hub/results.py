@@ -29,6 +29,19 @@ class Taken:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """What the rows' accuracies are of, where it is not what the run was evaluated on.
+
+    Attributes:
+        split: Name of the split.
+        images: Number of its images.
+    """
+
+    split: str
+    images: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Results:
     """What results.json holds.
 
@@ -37,12 +50,14 @@ class Results:
         hardware: What they were trained on, as `timm_wsms.training.environment.describe_environment` returns it.
         data: The data set's name on the Hub, where the run read it from a local folder; else None.
         taken: If the folder's model is a stage of a network: which. The network's row is the last but one.
+        evaluated: If it was evaluated again after training: on what.
     """
 
     rows: list[Row]
     hardware: dict[str, Any]
     data: str | None
     taken: Taken | None = None
+    evaluated: Evaluated | None = None
 
 
 def write(
@@ -51,11 +66,14 @@ def write(
     hardware: Mapping[str, Any],
     data: str | None = None,
     taken: Taken | None = None,
+    evaluated: Evaluated | None = None,
 ) -> None:
     """Writes results.json; for the arguments see `Results`."""
     content = {"rows": [dataclasses.asdict(row) for row in rows], "hardware": hardware, "data": data}
     if taken:
         content["taken"] = dataclasses.asdict(taken)
+    if evaluated:
+        content["evaluated"] = dataclasses.asdict(evaluated)
     (folder / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -77,8 +95,14 @@ def read(folder: Path) -> Results:
             _is_number(one) for row in rows for one in (row.accuracy, row.top5, *row.by_size.values())
         ):
             raise ValueError("accuracies must be numbers")
-        taken = content.get("taken")
-        return Results(rows, content["hardware"], content["data"], Taken(**taken) if taken else None)
+        taken, evaluated = content.get("taken"), content.get("evaluated")
+        return Results(
+            rows,
+            content["hardware"],
+            content["data"],
+            Taken(**taken) if taken else None,
+            Evaluated(**evaluated) if evaluated else None,
+        )
 
 
 def _is_number(value: Any) -> bool:

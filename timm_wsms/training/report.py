@@ -74,6 +74,7 @@ def evaluate_final(trainer: Trainer) -> tuple[dict[str, Any], evaluation.Row]:
             figures["test_top1"],
             by_size,
             figures["test_top5"],
+            run.data_config["input_size"],
         )
     metrics: dict[str, Any] = dict(figures)
     if by_size:

@@ -1,0 +1,86 @@
+"""What stage 1 of the recommended form is worth as a plain backbone, at the backbone's own cost, on CIFAR-10.
+
+    python -m benchmarks.object_size.stage_one --source ../shared/data/cifar10
+
+The networks in hub/models/ on 10,000 test images at seven sizes of the object: the plain ResNet-20, the averaging one,
+and its stage 1 alone (`timm_wsms.to_backbone`). One training run each, at size 1.
+Writes benchmarks/results/stage_one_cifar10.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+import timm_wsms
+from benchmarks.cifar10.stage_ablation import test_set
+from benchmarks.common.environment import ROOT, record
+from benchmarks.photographs import SIZES
+from benchmarks.photographs_report import areas, compared
+from timm_wsms.evaluation.cost import multiplications
+from timm_wsms.files import atomic_write_text
+from timm_wsms.object_scaling import rescale_object
+
+
+def load(name: str) -> Any:
+    """A network of hub/models/, in eval mode."""
+    return timm.create_model(f"local-dir:{ROOT / 'hub' / 'models' / name}", pretrained=True).eval()
+
+
+@torch.inference_mode()
+def hits(model: Any, images: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    """Whether each image is recognized at each size, (sizes, images)."""
+    rows = []
+    for size in SIZES:
+        guesses = [model(rescale_object(part, size)).argmax(1) for part in images.split(500)]
+        rows.append((torch.cat(guesses) == labels).numpy())
+    return np.stack(rows)
+
+
+def table(found: dict[str, np.ndarray], arithmetic: dict[str, float]) -> dict[str, Any]:
+    """Top-1 in percent, areas, and differences from the plain network with 95 % bootstrap intervals over images."""
+    rows = {}
+    for name, own in found.items():
+        row: dict[str, Any] = {"arithmetic": round(arithmetic[name], 3), "top1": (100 * own.mean(1)).round(2).tolist()}
+        row |= {part: round(float(values.mean()), 2) for part, values in areas(own).items()}
+        rows[name] = row if name == "plain" else {**row, "against plain": compared(found["plain"], own)}
+    return rows
+
+
+def lines(rows: dict[str, Any]) -> list[str]:
+    """The rows of docs/results.md."""
+    texts = []
+    for name, row in rows.items():
+        cells = [name, f"× {row['arithmetic']:.2f}", *(f"{value:.1f}" for value in row["top1"]), f"{row['area']:.2f}"]
+        for part in ("area", "small", "large"):
+            against = row.get("against plain")
+            cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*against[part]) if against else "")
+        texts.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+    return texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="uoft-cs/cifar10", help="CIFAR-10: its Hub name, or a local folder")
+    parser.add_argument("--test_images", type=int, default=10_000, help="evaluate on the first so many")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    ours = load("wsms_resnet20_sizes_cifar10")
+    networks = {"plain": load("resnet20_cifar10"), "averaging": ours, "its stage 1 alone": timm_wsms.to_backbone(ours)}
+    counts = {name: multiplications(model, (3, 32, 32)) for name, model in networks.items()}
+    images, labels = test_set(options.source, ours, options.test_images)
+    found = {name: hits(model.eval(), images, labels) for name, model in networks.items()}
+    rows = table(found, {name: count / counts["plain"] for name, count in counts.items()})
+    report = {"what": __doc__.splitlines()[0], **record(), "sizes": SIZES, "test_images": len(labels), "rows": rows}
+    path = ROOT / "benchmarks" / "results" / "stage_one_cifar10.json"
+    atomic_write_text(path, json.dumps(report, indent=1) + "\n")
+    print("\n".join(lines(rows)))
+
+
+if __name__ == "__main__":
+    main()
