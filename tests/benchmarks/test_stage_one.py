@@ -1,0 +1,42 @@
+"""Stage 1 as a plain backbone on CIFAR-10: its report against loops over images, and what documents quote of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.object_size import stage_one
+from benchmarks.photographs import SIZES
+from tests.helpers.paths import ROOT
+from timm_wsms import to_backbone
+from timm_wsms.object_scaling import rescale_object
+
+
+def test_hits_are_those_of_single_images():
+    ours = stage_one.load("wsms_resnet20_sizes_cifar10")
+    images, labels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 6, 6])
+    alone = stage_one.hits(to_backbone(ours), images, labels)
+    for place, size in enumerate(SIZES):
+        for image in range(4):
+            with torch.no_grad():
+                logits = ours.stage_logits(rescale_object(images[image : image + 1], size))[0]  # of stage 1
+            assert alone[place, image] == (logits.argmax().item() == labels[image])
+
+
+def test_differences_are_those_of_the_same_images():
+    rng = np.random.default_rng(0)
+    found = {name: rng.random((len(SIZES), 300)) < share for name, share in {"plain": 0.5, "other": 0.7}.items()}
+    rows = stage_one.table(found, {"plain": 1.0, "other": 1.25})
+    places = np.log(SIZES)
+    each = [100 * np.trapezoid(own, places, axis=0) / (places[-1] - places[0]) for own in found.values()]
+    mean, low, high = rows["other"]["against plain"]["area"]
+    assert mean == pytest.approx((each[1] - each[0]).mean(), abs=0.006) and low < mean < high
+    assert rows["plain"]["top1"] == pytest.approx(100 * found["plain"].mean(1), abs=0.006)
+
+
+def test_the_table_in_the_docs_is_the_report():
+    report = json.loads((ROOT / "benchmarks" / "results" / "stage_one_cifar10.json").read_text())
+    lines = stage_one.lines(report["rows"])
+    assert report["test_images"] == 10_000 and "\n".join(lines) in (ROOT / "docs" / "results.md").read_text()
+    assert report["rows"]["its stage 1 alone"]["arithmetic"] == 1
