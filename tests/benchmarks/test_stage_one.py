@@ -29,7 +29,7 @@ def test_differences_are_those_of_the_same_images():
     found = {name: rng.random((len(SIZES), 300)) < share for name, share in {"plain": 0.5, "other": 0.7}.items()}
     rows = stage_one.table(found, {"plain": 1.0, "other": 1.25})
     places = np.log(SIZES)
-    each = [100 * np.trapezoid(own, places, axis=0) / (places[-1] - places[0]) for own in found.values()]
+    each = [100 * np.trapezoid(own.astype(float), places, axis=0) / (places[-1] - places[0]) for own in found.values()]
     mean, low, high = rows["other"]["against plain"]["area"]
     assert mean == pytest.approx((each[1] - each[0]).mean(), abs=0.006) and low < mean < high
     assert rows["plain"]["top1"] == pytest.approx(100 * found["plain"].mean(1), abs=0.006)
