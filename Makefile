@@ -3,6 +3,7 @@
 #   make train ARGS="--epochs 3 --seed 1"            settings for the training script
 #   make train RECIPE=recipes/cifar10_resnet110.yaml another recipe
 #   make train LAUNCH="accelerate launch"            your own `accelerate config`
+#   make demo PHOTOGRAPHS="frgfm/imagenette --config 160px"    photographs of a data set instead of small pictures
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -54,8 +55,16 @@ test-clients: $(VENV)/.clients  ## try other packages on the networks: benchmark
 sweep: $(INSTALLED)  ## run the long tests over all of timm's backbones
 	$(BIN)/python -m pytest -m sweep $(ARGS)
 
+ifdef PHOTOGRAPHS
+MODELS := local-dir:hub/models
+demo: $(VENV)/.demo $(INSTALLED)
+	test -d outputs/demo || $(BIN)/python hub/space/make_examples.py $(PHOTOGRAPHS) --output outputs/demo
+	WSMS_MODEL=$(MODELS)/wsmean_resnet10t_imagenette PLAIN_MODEL=$(MODELS)/resnet10t_imagenette \
+		EXAMPLES=outputs/demo $(BIN)/python hub/space/app.py
+else
 demo: $(VENV)/.demo  ## see it: one picture at every size, in the browser
 	$(BIN)/python hub/space/app.py
+endif
 
 demo-test: $(VENV)/.demo-test  ## drive the demo in headless Chromium
 	$(BIN)/python -m pytest -m browser tests/space/test_browser.py $(ARGS)
