@@ -139,7 +139,7 @@ def test_the_tables_and_words_of_the_docs_are_the_report():
     text = (RESULTS.parents[2] / "docs" / "cascade.md").read_text()
     words = " ".join(text.split())
     default, jitter = (report["flowers"][regime] for regime in ("default", "jitter"))
-    for found in (default, jitter):
+    for found in (default, jitter, *report["imagenette"].values()):
         assert "\n".join(photographs_cascade.lines(found)) in text
         assert f"{found['size 1']['images']:,} photographs" in words
     one, with_jitter = ({row["allowed"]: row for row in found["size 1"]["cascade"]} for found in (default, jitter))
