@@ -16,15 +16,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import timm
 import yaml
 
+import timm_wsms  # noqa: F401  registers the names
 from timm_wsms import cli_errors
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import Row
-from timm_wsms.files import atomic_folder
+from timm_wsms.files import atomic_folder, write_tensors
 from timm_wsms.foreign import clean, read_json, understood
 from timm_wsms.hub import card, results
-from timm_wsms.hub.verify_folder import check_folder
+from timm_wsms.hub.verify_folder import TENSORS, check_folder
+from timm_wsms.training.checkpoint_folder import reference_images, reference_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = (
@@ -67,7 +70,15 @@ def add_model(
     with atomic_folder(target) as copy:
         shutil.copytree(folder, copy, dirs_exist_ok=True)
         results.write(copy, rows, own.hardware, data or own.data, evaluated=on)
+        write_reference(copy)
         card.write(copy)
+
+
+def write_reference(folder: Path) -> None:
+    """Writes the test tensors again, of noise: folders of older runs hold two of the run's test images."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    images = reference_images(model.pretrained_cfg["input_size"])
+    write_tensors(folder / TENSORS, reference_tensors(model, images))
 
 
 def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[list[Row], results.Evaluated]:

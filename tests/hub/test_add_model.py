@@ -4,7 +4,10 @@ import json
 import runpy
 
 import pytest
+import timm
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.helpers.paths import ROOT
 from timm_wsms.errors import UserError
@@ -20,7 +23,9 @@ add_model, check_alike = script["add_model"], script["check_alike"]
 def test_a_kept_model_is_sound(folder):
     check_folder(folder)
     assert (folder / "README.md").read_text(encoding="utf-8") == card.render(folder)
-    assert json.loads((folder / "results.json").read_text())["data"] == "uoft-cs/cifar10"
+    small = folder.name.endswith("cifar10")
+    assert json.loads((folder / "results.json").read_text())["data"] == ("uoft-cs/cifar10" if small else None)
+    assert (folder / "model.safetensors").stat().st_size < 20e6
 
 
 def test_runs_that_are_compared_differ_in_network_and_seed_alone(tmp_path):
@@ -60,8 +65,14 @@ def test_figures_of_a_test_split_take_the_place_of_the_runs_own(tmp_path):
     assert "Top-1 accuracy 71.25 %, top-5 80.25 % on the 3,925 images of the split `test`" in words
     table = [line for line in text.splitlines() if line.startswith(("| resnet20", "| wsm"))]
     assert [line.split(" | ")[1:5:3] for line in table] == [["40×40", "66.50"], ["32×32", "71.25"]]
+    assert "on the same data, at another image size (perhaps" in words
     assert "value: 71.25" in text and "split: test" in text
     check_folder(target)
+    recorded = load_file(target / "test" / "tensors.safetensors")
+    assert torch.equal(recorded["input"], torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    model = timm.create_model(f"local-dir:{ours}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(recorded["logits"], model(recorded["input"]))
     assert results.read(target).evaluated == results.Evaluated("test", 3925)
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 import train_accelerate
 from tests.helpers.networks import EXACT
@@ -54,6 +55,8 @@ def test_the_script_measures_stage_1_and_writes_it_as_a_plain_timm_model(tmp_pat
 
     for folder in ("model", "model_backbone"):
         assert metrics(output / folder) == metrics(output)
+        shown = load_file(output / folder / "test" / "tensors.safetensors")["input"]
+        assert torch.equal(shown, torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))  # no picture
     found = results.read(output / "model_backbone")
     assert [row.accuracy for row in found.rows] == [metrics(output)[-1]["test_top1"], said["test_top1"]]
     assert [row.model for row in results.read(output / "model").rows] == ["wsmean_test_resnet"]

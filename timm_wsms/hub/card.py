@@ -100,6 +100,7 @@ def values(folder: Path) -> dict[str, Any]:
         "table": Markdown(markdown_table(found.rows)),
         "epochs": last["epoch"],
         "evaluated": found.evaluated,
+        "other_images": len({tuple(row.input_size) for row in found.rows if row.input_size}) > 1,
         "top5": own.top5 if found.taken or found.evaluated else last["test_top5"],
         "data_name": name,
         "data_found": summary.card_lines(folder / summary.FILE),

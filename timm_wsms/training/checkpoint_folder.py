@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def save_model_folder(
         folder: where, usually from `atomic_folder`.
         data_config: the preprocessing the model was trained with, as `timm.data.resolve_data_config` returns it.
         class_names: one for each logit.
-        example: images (b, channels, height, width) for the test tensors.
+        example: images (b, channels, height, width) for the test tensors; whoever has the folder sees them.
         metadata: what else the weights' file says of itself; `run`, the `run_hash`.
     """
     write_tensors(folder / "model.safetensors", model.state_dict(), **metadata)
@@ -59,6 +59,11 @@ def leave_out_num_classes(config: Path) -> None:
 def run_hash(folder: Path) -> str:
     """SHA-256 of a run's settings and metrics, as they lie in a folder: the name of the run in its weights' file."""
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in RUN)).hexdigest()
+
+
+def reference_images(input_size: Sequence[int]) -> torch.Tensor:
+    """Two images of noise, (2, C, H, W), for the test tensors: a folder that is published shows nobody's pictures."""
+    return torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
 
 
 def reference_tensors(model: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:

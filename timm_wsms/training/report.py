@@ -14,7 +14,7 @@ from timm_wsms.hub import backbone_folder
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.plain import to_backbone
 from timm_wsms.registry.arguments import prefix_of
-from timm_wsms.training.checkpoint_folder import run_hash, save_model_folder
+from timm_wsms.training.checkpoint_folder import reference_images, run_hash, save_model_folder
 from timm_wsms.training.environment import versions
 from timm_wsms.training.resume_check import VERSIONS
 from timm_wsms.training.run import Run
@@ -153,7 +153,7 @@ def write_model_files(folder: Path, trainer: Trainer, state: RunState, rows: lis
     (folder / summary.FILE).write_text(run.data_found(), encoding="utf-8")
     write_metrics(folder, state, trainer.accelerator)
     names = run.test_loader.split.class_names
-    example = next(iter(run.test_loader)).images[:2]
+    example = reference_images(run.data_config["input_size"])
     save_model_folder(trainer.final, folder, run.data_config, names, example, run=run_hash(folder))
     evaluation.plot_curves(state.metrics, folder / "curves.png", title=rows[-1].model)
     if rows[-1].by_size:
