@@ -3,7 +3,7 @@
 #   make train ARGS="--epochs 3 --seed 1"            settings for the training script
 #   make train RECIPE=recipes/cifar10_resnet110.yaml another recipe
 #   make train LAUNCH="accelerate launch"            your own `accelerate config`
-#   make demo PHOTOGRAPHS="frgfm/imagenette --config 160px"    photographs of a data set instead of small pictures
+#   make demo PHOTOGRAPHS=flowers                    photographs of a folder or data set instead of small pictures
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -59,7 +59,7 @@ ifdef PHOTOGRAPHS
 MODELS := local-dir:hub/models
 demo: $(VENV)/.demo $(INSTALLED)
 	test -d outputs/demo || $(BIN)/python hub/space/make_examples.py $(PHOTOGRAPHS) --output outputs/demo
-	WSMS_MODEL=$(MODELS)/wsmean_resnet10t_imagenette PLAIN_MODEL=$(MODELS)/resnet10t_imagenette \
+	WSMS_MODEL=$(MODELS)/wsmean_tf_efficientnet_lite0_flowers PLAIN_MODEL=$(MODELS)/tf_efficientnet_lite0_flowers \
 		EXAMPLES=outputs/demo $(BIN)/python hub/space/app.py
 else
 demo: $(VENV)/.demo  ## see it: one picture at every size, in the browser

@@ -34,7 +34,7 @@ FORMS = {  # with the learning rate that fold 0 chose
 }
 SMALL = SIZES[: ONE + 1]
 WEIGHTS = area_weights(SMALL)
-BORDERS: tuple[Border, ...] = ("mean", "reflect", "blur")
+BORDERS: dict[Border, str] = {"mean": "mean color", "reflect": "reflection", "blur": "blurred"}  # in documents
 
 
 def evaluate(run: Run, border: Border) -> None:
@@ -102,9 +102,11 @@ def report(regime: str) -> dict[str, Any]:
 def lines(found: dict[str, Any]) -> list[str]:
     """The rows of docs/results.md."""
     rows = []
-    for border, forms in found["borders"].items():
+    borders: dict[Border, Any] = found["borders"]
+    for border, forms in borders.items():
         for form, row in forms.items():
-            cells = [border, form, *(f"{value:.1f}" for value in row["top1"]), f"{row['area']:.2f}"]
+            name = "averaging" if form == "mean" else form
+            cells = [BORDERS[border], name, *(f"{value:.1f}" for value in row["top1"]), f"{row['area']:.2f}"]
             for other in ("plain", "one size per batch"):
                 gain = row.get(f"against {other}")
                 cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain) if gain else "")

@@ -21,8 +21,8 @@ HERE = Path(__file__).resolve().parent
 INTRO = """
 # Recognized at any size?
 
-Two networks that were trained at one size: **WSMS** looks at a picture at several resolutions, its **plain backbone**
-at one. Pick a picture and drag the slider: which of them still knows what it is?
+Two networks that were trained alike: **WSMS** looks at a picture at several resolutions, its **plain backbone** at one.
+Pick a picture and drag the slider: which of them still knows what it is?
 """
 
 

@@ -1,6 +1,6 @@
 """Saves one picture of each class of a data set, for the demo to offer: `<class>.png` files, by the name of the class.
 
-    python hub/space/make_examples.py frgfm/imagenette --config 160px --output outputs/demo
+    python hub/space/make_examples.py flowers --output outputs/demo
 
 Needs the package's `train` extra. What is taken is the first image of each class of the split that is evaluated,
 without a look at what any network says to it. Check that you may show the pictures before you publish them.

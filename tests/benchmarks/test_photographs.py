@@ -107,6 +107,15 @@ def test_the_document_has_what_was_tested():
         mean, low, high = rows[form][f"against {other}"]["area"]
         assert f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" in words
     assert f"on {rows['mean']['images']:,} test images by" in words
+    jitter = {row["form"]: row for row in report["test"] if row["regime"] == "jitter"}
+    for form, other in (
+        ("mean", "plain"),
+        ("mean", "one size per batch"),
+        ("mean, stage 1 alone", "one size per batch"),
+        ("one size per batch", "plain"),
+    ):
+        gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*jitter[form][f"against {other}"]["area"]).replace("-", "−")
+        assert gain in words
     backbone = timm.create_model("tf_efficientnet_lite0", num_classes=5).eval()
     large, small, half = (multiplications(backbone, (3, side, side)) for side in (128, 112, 56))
     for form, expected in {"plain": large, "mean": small + half, "mean, stage 1 alone": small}.items():

@@ -66,12 +66,9 @@ def test_the_table_in_the_docs_is_the_report():
         assert "\n".join(borders.lines(found)) in text
         assert f"{found['images']:,} photographs" in text
     words = " ".join(text.split())
-    found = reports["default"]
-    for border, other in (
-        ("mean", "plain"),
-        ("reflect", "plain"),
-        ("blur", "plain"),
-        ("reflect", "one size per batch"),
-    ):
-        gain = found["borders"][border]["mean"][f"against {other}"]
+    against_plain = [(regime, border, "plain") for regime in reports for border in borders.BORDERS]
+    rival = "one size per batch"
+    against_rival = [("default", "reflect", rival), *(("jitter", border, rival) for border in borders.BORDERS)]
+    for regime, border, other in (*against_plain, *against_rival):
+        gain = reports[regime]["borders"][border]["mean"][f"against {other}"]
         assert "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain).replace("-", "−") in words
