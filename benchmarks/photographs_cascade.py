@@ -171,7 +171,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     one, area = (found[what] for what in AT)
     rows = []
     for form, its in one["rivals"].items():
-        rows += [(f"{form}, {a['pixels']} pixels", a, b) for a, b in zip(its, area["rivals"][form], strict=True)]
+        name = "plain, trained at" if form.startswith("plain at") else f"{form},"
+        rows += [(f"{name} {a['pixels']} pixels", a, b) for a, b in zip(its, area["rivals"][form], strict=True)]
     for a, b in zip(one["cascade"], area["cascade"], strict=True):
         points = a["allowed"]
         name = points if points in ENDS else f"cascade, {points:g} point{'s' * (points != 1)} allowed"

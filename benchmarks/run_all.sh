@@ -46,7 +46,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" -m benchmarks.photographs_data --flowers "$FLOWERS" --imagenette "$IMAGENETTE"
 "$PYTHON" -m benchmarks.photographs screen
 "$PYTHON" -m benchmarks.photographs_report
-"$PYTHON" -m benchmarks.photographs_plot # the README's picture
+"$PYTHON" -m benchmarks.photographs_plot # pictures of the README and docs/cascade.md
 "$PYTHON" -m benchmarks.photographs_cascade
 "$PYTHON" -m benchmarks.photographs_borders --folds 2
 "$PYTHON" -m benchmarks.photographs_calibration

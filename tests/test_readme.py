@@ -90,19 +90,25 @@ def photographs_statements() -> list[str]:
     validation = folds["jitter", "mean"]["area"]
     assert len(validation) == 5
     small, *_, large = report["sizes"]
-    borders = read("photographs_borders")["trained_with"]["default"]["borders"]
-    reflected, blurred = borders["reflect"]["mean"], borders["blur"]["mean"]
-    assert (
-        reflected["against one size per batch"][2] < 0 and blurred["against plain"][1] < 0 < blurred["against plain"][2]
-    )
+    borders = read("photographs_borders")["trained_with"]
+    on = {
+        (regime, name): borders[regime]["borders"][name]["mean"] for regime in borders for name in ("reflect", "blur")
+    }
+    assert on["default", "reflect"]["against one size per batch"][2] < 0
+    assert on["default", "blur"]["against plain"][1] < 0 < on["default", "blur"]["against plain"][2]
+
+    def on_border(regime: str, name: str) -> str:
+        return "{:.2f} ({:.2f} to {:.2f})".format(*on[regime, name]["against plain"])
+
     return [
         f"with its object at {small:.2f} to {large:.2f} times its size",
         "with a 95 % bootstrap interval over images",
-        "on its reflection it is {:.2f} ({:.2f} to {:.2f}) points, less than".format(*reflected["against plain"]),
+        f"it is {on_border('default', 'reflect')} points on the image's reflection, less than",
+        f"with scale jitter, {on_border('jitter', 'reflect')} and {on_border('jitter', 'blur')}",
         f"ahead of the plain network by {ahead('default', 'mean', 'plain')} points of area and of timm's one size per "
         f"batch by {ahead('default', 'mean', 'one size per batch')}",
-        f"with scale jitter, of the plain network by {ahead('jitter', 'mean', 'plain')}, but only by "
-        f"{statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f} on validation images of five folds",
+        f"with scale jitter, by {ahead('jitter', 'mean', 'plain')} and {ahead('jitter', 'mean', 'one size per batch')}, "
+        f"but of the plain network only by {statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f} on validation images of five folds",
         f"is ahead by {ahead('default', alone, 'plain')} and {ahead('default', alone, 'one size per batch')}; "
         f"with jitter by {ahead('jitter', alone, 'plain')}, with a loss on large objects",
         f"{one[2.0]['accuracy']:.1f} % at {one[2.0]['cost']:.2f} of the plain network's arithmetic and "
