@@ -24,8 +24,21 @@ def test_a_kept_model_is_sound(folder):
     check_folder(folder)
     assert (folder / "README.md").read_text(encoding="utf-8") == card.render(folder)
     small = folder.name.endswith("cifar10")
-    assert json.loads((folder / "results.json").read_text())["data"] == ("uoft-cs/cifar10" if small else None)
+    assert json.loads((folder / "results.json").read_text())["data"] == ("uoft-cs/cifar10" if small else "flowers")
     assert (folder / "model.safetensors").stat().st_size < 20e6
+
+
+def test_documents_quote_the_accuracies_of_the_kept_models():
+    words = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    found = {folder.name: results.read(folder).rows[-1].accuracy for folder in MODELS}
+    cifar = [
+        f"{found[name]:.2f}" for name in ("resnet20_cifar10", "wsms_resnet20_cifar10", "wsms_resnet20_sizes_cifar10")
+    ]
+    assert "have {}, {} and {} % on CIFAR-10's test images".format(*cifar) in words
+    plain, ours = (
+        f"{found[name]:.2f}" for name in ("tf_efficientnet_lite0_flowers", "wsmean_tf_efficientnet_lite0_flowers")
+    )
+    assert f"have {plain} and {ours} % on that fold's 862 test images" in words
 
 
 def test_runs_that_are_compared_differ_in_network_and_seed_alone(tmp_path):
