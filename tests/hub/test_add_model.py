@@ -31,14 +31,10 @@ def test_a_kept_model_is_sound(folder):
 def test_documents_quote_the_accuracies_of_the_kept_models():
     words = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
     found = {folder.name: results.read(folder).rows[-1].accuracy for folder in MODELS}
-    cifar = [
-        f"{found[name]:.2f}" for name in ("resnet20_cifar10", "wsms_resnet20_cifar10", "wsms_resnet20_sizes_cifar10")
-    ]
-    assert "have {}, {} and {} % on CIFAR-10's test images".format(*cifar) in words
-    plain, ours = (
-        f"{found[name]:.2f}" for name in ("tf_efficientnet_lite0_flowers", "wsmean_tf_efficientnet_lite0_flowers")
-    )
-    assert f"have {plain} and {ours} % on that fold's 862 test images" in words
+    cifar = ("resnet20_cifar10", "wsms_resnet20_cifar10", "wsms_resnet20_sizes_cifar10")
+    assert "have {:.2f}, {:.2f} and {:.2f} % on CIFAR-10's test images".format(*map(found.get, cifar)) in words
+    flowers = ("tf_efficientnet_lite0_flowers", "wsmean_tf_efficientnet_lite0_flowers")
+    assert "have {:.2f} and {:.2f} % on that fold's 862 test images".format(*map(found.get, flowers)) in words
 
 
 def test_runs_that_are_compared_differ_in_network_and_seed_alone(tmp_path):
