@@ -107,8 +107,9 @@ def photographs_statements() -> list[str]:
         f"with scale jitter, {on_border('jitter', 'reflect')} and {on_border('jitter', 'blur')}",
         f"ahead of the plain network by {ahead('default', 'mean', 'plain')} points of area and of timm's one size per "
         f"batch by {ahead('default', 'mean', 'one size per batch')}",
-        f"with scale jitter, by {ahead('jitter', 'mean', 'plain')} and {ahead('jitter', 'mean', 'one size per batch')}, "
-        f"but of the plain network only by {statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f} on validation images of five folds",
+        f"with scale jitter, by {ahead('jitter', 'mean', 'plain')} and "
+        f"{ahead('jitter', 'mean', 'one size per batch')}, but of the plain network only by "
+        f"{statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f} on validation images of five folds",
         f"is ahead by {ahead('default', alone, 'plain')} and {ahead('default', alone, 'one size per batch')}; "
         f"with jitter by {ahead('jitter', alone, 'plain')}, with a loss on large objects",
         f"{one[2.0]['accuracy']:.1f} % at {one[2.0]['cost']:.2f} of the plain network's arithmetic and "
