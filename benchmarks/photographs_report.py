@@ -26,7 +26,8 @@ from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.files import atomic_write_text
 
 ONE = SIZES.index(1.0)
-COMPARED = ("plain", "one size per batch", "one size per batch, averaged", "mean")  # with every other form
+# with every other form
+COMPARED = ("plain", "plain at 112", "one size per batch", "one size per batch, averaged", "mean")
 PARTS = {"area": slice(None), "small": slice(None, ONE + 1), "large": slice(ONE, None), "size 1": slice(ONE, ONE + 1)}
 
 

@@ -40,6 +40,7 @@ def of_tested(found: Iterable[dict[str, Any]]) -> list[str]:
 
 HEADLINE = {  # form, or way to use one, in results → in the README
     "plain": "plain",
+    "plain at 112": "plain, 112 pixels",
     "one size per batch": "plain, one size per batch",
     "mean": "**averaging, recommended**",
     "mean, stage 1 alone": "its stage 1 alone, a plain timm model",
