@@ -154,14 +154,30 @@ def test_the_tables_and_words_of_the_docs_are_the_report():
     whole = [default["size 1"]["rivals"][form][0] for form in ("plain", "one size per batch")]
     lost = [before["accuracy"] - after["accuracy"] for before, after in zip(whole, smaller, strict=True)]
     assert (below, len(one[2.0]["each fold"])) == (3, 4) and [round(loss) for loss in lost] == [8, 5]
+    rivals, area = default["size 1"]["rivals"], default["area"]
+    at64, at112 = (rivals[f"plain at {side}"][0] for side in (64, 112))
+    small = {row["allowed"]: row for row in area["cascade"]}["the small image alone"]
+    tested = json.loads((RESULTS.parent / "photographs.json").read_text())["test"]
+    (stage1,) = (row for row in tested if (row["regime"], row["form"]) == ("default", "mean, stage 1 alone"))
     statements = [
         f"At {one[1.0]['cost']:.2f} of the plain network's arithmetic the cascade is ahead of it** by {gain(one[1.0])} "
         f"points ({folds} on the four folds)",
         f"At {one[2.0]['cost']:.2f} no difference is seen: {gain(one[2.0])}, below the plain network on three of four",
         f"stage 1 alone has {alone['accuracy']:.2f} % at {alone['cost']:.2f}",
         f"trades {alone['accuracy'] - one[2.0]['accuracy']:.2f} points for half of the cost",
+        f"trained at 64 has {at64['accuracy']:.2f} % at {at64['cost']:.2f} of the arithmetic, and an area of "
+        f"{area['rivals']['plain at 64'][0]['accuracy']:.2f}",
+        f"about as good, {one['the small image alone']['accuracy']:.2f} % and {small['accuracy']:.2f} "
+        f"at {small['cost']:.2f}",
+        f"the plain network has {at112['accuracy']:.2f} %, and an area of "
+        f"{area['rivals']['plain at 112'][0]['accuracy']:.2f}",
+        "{:+.2f} [{:+.2f}, {:+.2f}] points of area".format(*stage1["against plain at 112"]["area"]).replace("-", "−"),
         f"at half of its arithmetic, {gain(with_jitter[1.0])}",
     ]
+    trained = sorted((rivals[form][0]["cost"], rivals[form][0]["accuracy"]) for form in ("plain at 64", "plain at 112"))
+    for row in default["size 1"]["cascade"]:
+        if trained[0][0] < row["cost"] < trained[1][0]:  # above the line that joins the plain networks
+            assert row["accuracy"] > np.interp(row["cost"], *zip(*trained, strict=True))
     assert [statement for statement in statements if statement not in words] == []
 
 
