@@ -3,7 +3,7 @@
 #   make train ARGS="--epochs 3 --seed 1"            settings for the training script
 #   make train RECIPE=recipes/cifar10_resnet110.yaml another recipe
 #   make train LAUNCH="accelerate launch"            your own `accelerate config`
-#   make demo PHOTOGRAPHS=flowers                    photographs of a folder or data set instead of small pictures
+#   make demo PHOTOGRAPHS=my/flowers                 photographs of flowers of your own instead of small pictures
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -57,10 +57,11 @@ sweep: $(INSTALLED)  ## run the long tests over all of timm's backbones
 
 ifdef PHOTOGRAPHS
 MODELS := local-dir:hub/models
+PICTURES := outputs/demo-$(notdir $(PHOTOGRAPHS:/=))
 demo: $(VENV)/.demo $(INSTALLED)
-	test -d outputs/demo || $(BIN)/python hub/space/make_examples.py $(PHOTOGRAPHS) --output outputs/demo
+	test -d "$(PICTURES)" || $(BIN)/python hub/space/make_examples.py "$(PHOTOGRAPHS)" --output "$(PICTURES)"
 	WSMS_MODEL=$(MODELS)/wsmean_tf_efficientnet_lite0_flowers PLAIN_MODEL=$(MODELS)/tf_efficientnet_lite0_flowers \
-		EXAMPLES=outputs/demo $(BIN)/python hub/space/app.py
+		EXAMPLES="$(PICTURES)" $(BIN)/python hub/space/app.py
 else
 demo: $(VENV)/.demo  ## see it: one picture at every size, in the browser
 	$(BIN)/python hub/space/app.py

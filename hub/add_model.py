@@ -3,7 +3,8 @@
     python hub/add_model.py RUN/model --as NAME [--beside OTHER_RUN/model] [--data uoft-cs/cifar10]
 
 The card shows the model's figures and, beside them, those of another run, such as the plain backbone's with the same
-settings. They are those of the run's own evaluation; if that served to choose anything, give those of a test split:
+settings. They are those of the run's own evaluation. If its images were used to choose settings, give the figures of a
+separate test split:
 
     python -m timm_wsms.evaluate RUN/model OTHER_RUN/model --data FOLDER --split test --json test.json
     python hub/add_model.py RUN/model --as NAME --beside OTHER_RUN/model --evaluated test.json
@@ -61,10 +62,12 @@ def add_model(
     """
     check_folder(folder)
     own = results.read(folder)
-    rows, on = own.rows, own.evaluated
+    if own.taken:
+        raise UserError(f"{folder} is a stage of a network; add the network, or publish the stage with --as-backbone")
+    rows, on = [with_image_size(row, folder) for row in own.rows], own.evaluated
     if beside:
         check_alike(folder, beside)
-        rows = [results.read(beside).rows[-1], own.rows[-1]]
+        rows = [with_image_size(results.read(beside).rows[-1], beside), rows[-1]]
     if evaluated:
         rows, on = read_evaluation(evaluated, rows[-2 if beside else -1 :], [beside, folder] if beside else [folder])
     with atomic_folder(target) as copy:
@@ -72,6 +75,12 @@ def add_model(
         results.write(copy, rows, own.hardware, data or own.data, evaluated=on)
         write_reference(copy)
         card.write(copy)
+
+
+def with_image_size(row: Row, folder: Path) -> Row:
+    """The row of a folder's model, in which older runs do not say how large its images are."""
+    size = read_json(folder / "config.json")["pretrained_cfg"]["input_size"]
+    return row if row.input_size else dataclasses.replace(row, input_size=size)
 
 
 def write_reference(folder: Path) -> None:
@@ -100,18 +109,13 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
             raise UserError(f"{file} has no figures of {missing[0]}; evaluate it with python -m timm_wsms.evaluate")
         models: list[dict[str, Any]] = [found[folder.resolve()] for folder in folders]
         counts = {model["images"] for model in models}
-        if len(counts) > 1 or any(model["left_out"] for model in models):
+        if len(counts) > 1 or content["limit"] is not None or any(model["left_out"] for model in models):
             raise UserError(f"{file}: images were left out of the evaluation; evaluate all on the same images")
-        new = [
-            dataclasses.replace(
-                row,
-                accuracy=model["top1"],
-                top5=model["top5"],
-                by_size={},
-                input_size=model["data_config"]["input_size"],
-            )
-            for row, model in zip(rows, models, strict=True)
-        ]
+        new = []
+        for row, model in zip(rows, models, strict=True):
+            if list(row.input_size or []) != list(model["data_config"]["input_size"]):
+                raise UserError(f"{file}: {model['model']} was evaluated at another image size; leave out --input_size")
+            new.append(dataclasses.replace(row, accuracy=model["top1"], top5=model["top5"], by_size={}))
         return new, results.Evaluated(content["split"], counts.pop())
 
 

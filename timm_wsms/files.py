@@ -95,10 +95,15 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], **metadata: str) -> str:
-    """Writes tensors, made contiguous (safetensors refuses channels-last ones), and returns the file's SHA-256."""
-    data = save(
+def tensor_bytes(tensors: Mapping[str, torch.Tensor], **metadata: str) -> bytes:
+    """A safetensors file's content; the tensors are made contiguous, since safetensors refuses channels-last ones."""
+    return save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt", **metadata}
     )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], **metadata: str) -> str:
+    """Writes tensors and returns the file's SHA-256."""
+    data = tensor_bytes(tensors, **metadata)
     path.write_bytes(data)  # not `save_file`, whose own error hides that the disk is full
     return hashlib.sha256(data).hexdigest()

@@ -96,11 +96,10 @@ def main() -> None:
     style = HERE / "style.css"
     examples = find_examples()
     page = build(load_pair(), examples)
-    folders = [str(path.parent) for path in examples[:1]]  # Gradio serves no others
     page.launch(
         theme=theme,
         css_paths=style,
-        allowed_paths=folders,
+        allowed_paths=[str(path.resolve()) for path in examples],  # Gradio serves no others
         max_file_size="20mb",
         footer_links=[],
         run_history=False,

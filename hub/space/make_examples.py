@@ -14,8 +14,10 @@ import numpy as np
 
 from timm_wsms import cli_errors
 from timm_wsms.data import load_split
+from timm_wsms.data.decode import BadImageError
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.options import Options
+from timm_wsms.files import atomic_folder
 
 
 def save_examples(options: Options, folder: Path) -> list[Path]:
@@ -35,11 +37,14 @@ def save_examples(options: Options, folder: Path) -> list[Path]:
         raise UserError(f"{folder} is not empty; name another folder with --output")
     split = load_split(options.data_settings())
     classes, places = np.unique(split.labels, return_index=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{split.class_names[label].replace('/', '-')}.png" for label in classes]
-    for path, place in zip(paths, places, strict=True):
-        split.image(place).save(path)
-    return paths
+    names = [f"{split.class_names[label].replace('/', '-')}.png" for label in classes]
+    with atomic_folder(folder) as new:
+        for name, place in zip(names, places, strict=True):
+            try:
+                split.image(place).save(new / name)
+            except BadImageError as error:
+                raise UserError(f"{error} Fix it, or remove it from the data set.") from error
+    return [folder / name for name in names]
 
 
 def main() -> None:

@@ -38,6 +38,6 @@ def test_the_images_have_a_column_where_their_sizes_differ():
         Row("b", 1, 1, 50.0, input_size=[3, 128, 128]),
     ]
     lines = markdown_table([*rows, Row("c", 1, 1, 50.0)]).splitlines()
-    assert lines[0].startswith("| model | images | parameters")
+    assert lines[0].startswith("| model | image size | parameters")
     assert [line.split(" | ")[1] for line in lines[2:]] == ["112×96", "128×128", "–"]
-    assert "images" not in text_table(rows[:1])
+    assert "image size" not in text_table(rows[:1])

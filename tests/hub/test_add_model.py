@@ -26,6 +26,8 @@ def test_a_kept_model_is_sound(folder):
     small = folder.name.endswith("cifar10")
     assert json.loads((folder / "results.json").read_text())["data"] == ("uoft-cs/cifar10" if small else "flowers")
     assert (folder / "model.safetensors").stat().st_size < 20e6
+    shown = load_file(folder / "test" / "tensors.safetensors")["input"]
+    assert torch.equal(shown, torch.randn(shown.shape, generator=torch.Generator().manual_seed(0)))  # no pictures
 
 
 def test_documents_quote_the_accuracies_of_the_kept_models():
@@ -58,10 +60,10 @@ def evaluation_of(**top1):
     """What timm_wsms.evaluate --json writes, of models kept in the repository."""
     models = [
         {"model": f"local-dir:{ROOT / 'hub' / 'models' / name}", "images": 3925, "left_out": 0, "top1": value,
-         "top5": value + 9, "data_config": {"input_size": [3, side, side]}}
-        for side, (name, value) in zip((32, 40), top1.items(), strict=False)
+         "top5": value + 9, "data_config": {"input_size": [3, 32, 32]}}
+        for name, value in top1.items()
     ]  # fmt: skip
-    return {"data": "somewhere", "split": "test", "precision": "no", "models": models}
+    return {"data": "somewhere", "split": "test", "limit": None, "precision": "no", "models": models}
 
 
 def test_figures_of_a_test_split_take_the_place_of_the_runs_own(tmp_path):
@@ -73,8 +75,7 @@ def test_figures_of_a_test_split_take_the_place_of_the_runs_own(tmp_path):
     words = " ".join(text.split())
     assert "Top-1 accuracy 71.25 %, top-5 80.25 % on the 3,925 images of the split `test`" in words
     table = [line for line in text.splitlines() if line.startswith(("| resnet20", "| wsm"))]
-    assert [line.split(" | ")[1:5:3] for line in table] == [["40×40", "66.50"], ["32×32", "71.25"]]
-    assert "on the same data, at another image size (perhaps" in words
+    assert [line.split(" | ")[3] for line in table] == ["66.50", "71.25"]
     assert "value: 71.25" in text and "split: test" in text
     check_folder(target)
     recorded = load_file(target / "test" / "tensors.safetensors")
@@ -90,12 +91,15 @@ def test_figures_that_are_missing_or_of_other_images_are_refused(tmp_path):
     file = tmp_path / "test.json"
     whole = evaluation_of(**{ours.name: 71.25, plain.name: 66.5})
     fewer = {**whole, "models": [whole["models"][0], {**whole["models"][1], "images": 3924}]}
+    resized = {**whole, "models": [{**one, "data_config": {"input_size": [3, 40, 40]}} for one in whole["models"]]}
     bad = {**whole, "models": [whole["models"][0], {**whole["models"][1], "left_out": 1}]}
     for content, words in (
         (evaluation_of(**{ours.name: 71.25}), f"has no figures of {plain}; evaluate it"),
         (fewer, "evaluate all on the same images"),
         (bad, "evaluate all on the same images"),
-        ({"models": 3}, "test.json"),
+        ({**whole, "limit": 3925}, "evaluate all on the same images"),
+        (resized, "resnet20_cifar10 was evaluated at another image size; leave out --input_size"),
+        ({"models": 3}, "test.json does not hold what it should"),
     ):
         file.write_text(json.dumps(content))
         with pytest.raises(UserError, match=words):

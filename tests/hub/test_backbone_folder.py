@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from benchmarks.reliability import file_systems
 from tests.helpers.networks import EXACT, images, randomize
@@ -23,11 +24,12 @@ from timm_wsms import cli_errors
 from timm_wsms.data import DataSettings, load_splits
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import Row
+from timm_wsms.files import write_tensors
 from timm_wsms.hub import backbone_folder, results, verify
 from timm_wsms.hub import publish as publishing
-from timm_wsms.hub.verify_folder import check_folder
+from timm_wsms.hub.verify_folder import TENSORS, check_folder
 from timm_wsms.publish import REMEDIES
-from timm_wsms.training.checkpoint_folder import run_hash, save_model_folder
+from timm_wsms.training.checkpoint_folder import reference_images, reference_tensors, run_hash, save_model_folder
 from timm_wsms.training.settings import Settings, dump
 
 torch.set_num_threads(1)
@@ -63,7 +65,7 @@ def folder_of(path, name="wsmean_test_resnet", alone=ALONE, bias=0.0, **kwargs):
     last = {"epoch": 2, "test_top1": OWN.accuracy, "test_top5": 99.0} | ({"backbone": alone} if alone else {})
     (path / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n" + json.dumps(last) + "\n")
     config = {**timm.data.resolve_model_data_config(model), "input_size": (3, 32, 32), "crop_pct": 1.0}
-    save_model_folder(model, path, config, DIGITS, images(32), run=run_hash(path))
+    save_model_folder(model, path, config, DIGITS, reference_images((3, 32, 32)), run=run_hash(path))
     results.write(path, [PLAIN, OWN], HARDWARE)
     return path
 
@@ -253,3 +255,36 @@ def test_no_room_in_tmpdir_is_told_with_the_remedy_and_leaves_nothing_there(fold
         assert [path.name for path in place.iterdir()] == ["filler"]
     remedies = "free some space, then run it again, or set TMPDIR to a folder on another disk"
     assert cli_errors.explain(caught.value, REMEDIES) == f"the disk is full; {remedies}"
+
+
+def test_pictures_of_an_older_run_are_not_published(folder):
+    """Its test tensors hold two of its test images; they are replaced by noise, in the stage's folder too."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert publishing.contents(folder, "me/model", model)[TENSORS] == folder / TENSORS  # noise already
+    write_tensors(folder / TENSORS, reference_tensors(model, images(32)))
+    noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    sent = load(publishing.contents(folder, "me/model", model)[TENSORS])
+    assert torch.equal(sent["input"], noise)
+    with torch.no_grad():
+        torch.testing.assert_close(sent["logits"], model(noise), **EXACT)
+    assert torch.equal(load_file(written(folder) / TENSORS)["input"], noise)
+
+
+def test_figures_of_a_later_evaluation_stay_apart_from_the_run_s(folder):
+    """The run's own figure of the stage is of other images."""
+    evaluated = results.Evaluated("test", 3925)
+    results.write(folder, [PLAIN, replace(OWN, accuracy=60.0)], HARDWARE, evaluated=evaluated)
+    plain = written(folder)
+    found = results.read(plain)
+    assert found.evaluated == evaluated and [row.accuracy for row in found.rows[1:]] == [60.0, None]
+    check_folder(plain)
+
+
+def test_what_was_evaluated_later_is_verified_on_that_split(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(verify, "load_split", lambda data, seed: asked.append(data.test_split) or 1 / 0)
+    for evaluated, split in ((None, "test"), (results.Evaluated("test[:50%]", 30), "test[:50%]")):
+        results.write(folder, [PLAIN, OWN], HARDWARE, evaluated=evaluated)
+        with pytest.raises(ZeroDivisionError):
+            verify.figures(None, folder, "digits")
+        assert asked[-1] == split

@@ -60,7 +60,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
     """Header and rows as strings; a dash where a model has no value for a size."""
     sizes = sorted({size for row in rows for size in row.by_size})
     top5 = ["top-5 %"] * any(row.top5 is not None for row in rows)
-    images = ["images"] * (len({tuple(row.input_size) for row in rows if row.input_size}) > 1)
+    images = ["image size"] * (len({tuple(row.input_size) for row in rows if row.input_size}) > 1)
     header = ["model", *images, "parameters", "multiplications", "accuracy %", *top5, *[f"{size} px" for size in sizes]]
     return [header] + [
         [

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 
 from timm_wsms import evaluation
@@ -16,10 +15,10 @@ from timm_wsms.errors import UserError
 from timm_wsms.evaluation import Row
 from timm_wsms.foreign import read_last_line, understood
 from timm_wsms.hub import card, results
-from timm_wsms.hub.verify_folder import TENSORS, load
+from timm_wsms.hub.verify_folder import load
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.plain import check_plain, to_backbone
-from timm_wsms.training.checkpoint_folder import RUN, run_hash, save_model_folder
+from timm_wsms.training.checkpoint_folder import RUN, reference_images, run_hash, save_model_folder
 
 OF_THE_RUN = (*RUN, summary.FILE, "curves.png")  # files that tell how the network was trained
 
@@ -48,15 +47,17 @@ def write(folder: Path, target: Path, stage: int = 1, figures: dict[str, Any] | 
     for name in OF_THE_RUN:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
-    example = load_file(folder / TENSORS)["input"]
+    example = reference_images(network.pretrained_cfg["input_size"])
     if isinstance(network, WsmsMeanNet):
         example = network.stage_images(example)[stage - 1]
     config, names = resolve_model_data_config(plain), plain.pretrained_cfg.get("label_names", [])
     save_model_folder(plain, target, config, names, example, run=run_hash(target))
     found = results.read(folder)
     taken = results.Taken(network.pretrained_cfg["architecture"], stage, network.factors()[stage - 1])
-    rows = [*found.rows, row(plain, found.rows[-1].model, stage, figures or measured(folder, stage))]
-    results.write(target, rows, found.hardware, found.data, taken)
+    if figures is None:  # what the run measured is of the images that the network's row is of, or not known
+        figures = {} if found.evaluated else measured(folder, stage)
+    rows = [*found.rows, row(plain, found.rows[-1].model, stage, figures)]
+    results.write(target, rows, found.hardware, found.data, taken, found.evaluated)
     if rows[-1].by_size:
         evaluation.plot_sizes({one.model: one.by_size for one in rows if one.by_size}, target / "scale.png")
     card.write(target)

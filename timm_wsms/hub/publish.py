@@ -15,17 +15,22 @@ import tempfile
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
+from safetensors.torch import load_file
 
 from timm_wsms.errors import UserError
+from timm_wsms.files import tensor_bytes
 from timm_wsms.hub import backbone_folder, card, diff, register, results, verify
 from timm_wsms.hub.client import Remote, look, look_if_there, retried
 from timm_wsms.hub.errors import in_one_line
-from timm_wsms.hub.verify_folder import FILES, check_folder
+from timm_wsms.hub.verify_folder import FILES, TENSORS, check_folder
 from timm_wsms.network.plain import to_backbone
+from timm_wsms.training.checkpoint_folder import reference_images, reference_tensors
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def publish(folder: Path, options: Options) -> str:
     if options.data:
         raise UserError("--data is for measuring what --as-backbone publishes; leave it out")
     model = check_folder(folder)
-    files = contents(folder, options.repo)
+    files = contents(folder, options.repo, model)
     if options.register:
         register.check_default(model, folder, options.register)
     api = HfApi()
@@ -128,9 +133,15 @@ def check_tag(api: HfApi, options: Options, before: Remote | None, files: dict[s
         raise UserError(f"{options.repo} has a tag {options.tag} already, of another commit; choose another name")
 
 
-def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
-    """File in the repo → what goes there: files of the folder, and the card filled for this repo."""
+def contents(folder: Path, repo: str, model: Any) -> dict[str, Path | bytes]:
+    """File in the repo → what goes there: files of the folder, and the card filled for this repo.
+
+    Folders of older runs recorded outputs for two of their test images, which may be private: these are replaced.
+    """
     files: dict[str, Path | bytes] = {name: folder / name for name in FILES if (folder / name).is_file()}
+    images = reference_images(model.pretrained_cfg["input_size"])
+    if not torch.equal(load_file(folder / TENSORS)["input"], images):
+        files[TENSORS] = tensor_bytes(reference_tensors(model, images))
     return {**files, "README.md": card.render(folder, repo).encode()}
 
 

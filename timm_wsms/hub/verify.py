@@ -101,7 +101,7 @@ def download(repo: str, revision: str | None, cache: str) -> tuple[Path, str]:
 
 
 def figures(model: Any, folder: Path, source: str) -> dict[str, Any]:
-    """Accuracy in percent, on the test split that a run's settings name, of another source of the same images.
+    """Accuracy in percent on the split that a folder's figures are of, of another source of the same images.
 
     Args:
         model: Any timm model; the images are prepared by timm's transform, for the size that it says.
@@ -116,6 +116,9 @@ def figures(model: Any, folder: Path, source: str) -> dict[str, Any]:
     settings = read_yaml(folder / "settings.yaml")
     with understood(folder / "settings.yaml"):
         chosen = {key: settings["data"].get(key) for key in FROM_SETTINGS if settings["data"].get(key) is not None}
+        if evaluated := results.read(folder).evaluated:
+            chosen.pop("holdout", None)
+            chosen["test_split"] = evaluated.split
         data, seed = DataSettings(source=source, **chosen), int(settings["seed"])
     split = load_split(data, seed=seed)
     accelerator = Accelerator(mixed_precision="no")

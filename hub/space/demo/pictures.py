@@ -23,7 +23,7 @@ def find_examples() -> list[Path]:
     Raises:
         UserError: The folder has no pictures.
     """
-    folder = Path(os.environ.get("EXAMPLES", EXAMPLES))
+    folder = Path(os.environ.get("EXAMPLES") or EXAMPLES)
     found = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if not found:
         raise UserError(f"there are no pictures in {folder}; python hub/space/make_examples.py puts some there")
