@@ -109,7 +109,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = {}
     for name, (found, arrays) in read_records().items():
-        if not found["form"].startswith("mean"):
+        if not found["form"].startswith("mean") or found.get("data", "flowers") != "flowers":
             continue
         logits = torch.from_numpy(arrays["validation_logits"]).double()
         labels = torch.from_numpy(arrays["validation_labels"])

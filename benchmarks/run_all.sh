@@ -45,10 +45,31 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 # Photographs: the runs take some 15 minutes each on one core; each command does what no record is there for
 "$PYTHON" -m benchmarks.photographs_data --flowers "$FLOWERS" --imagenette "$IMAGENETTE"
 "$PYTHON" -m benchmarks.photographs screen
+# Validation and test images of each fold; "screen" has trained some of these on fold 0.
+while IFS='|' read -r data form regime lr folds; do
+  for fold in $folds; do
+    for split in "" --tested; do
+      "$PYTHON" -m benchmarks.photographs one --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" $split
+    done
+  done
+done <<'RUNS'
+flowers|plain|default|2e-3|0 1 2 3 4
+flowers|one size per batch|default|2e-3|0 1 2 3 4
+flowers|mean|default|1e-3|0 1 2 3 4
+flowers|plain at 112|default|2e-3|0 2 3 4
+flowers|plain at 64|default|2e-3|0 2 3 4
+flowers|plain, larger image|default|2e-3|0
+flowers|plain|jitter|1e-3|0 1 2 3 4
+flowers|one size per batch|jitter|1e-3|0 2 3 4
+flowers|mean|jitter|1e-3|0 1 2 3 4
+imagenette|plain|default|2e-3|0
+imagenette|mean|default|2e-3|0
+RUNS
 "$PYTHON" -m benchmarks.photographs_report
-"$PYTHON" -m benchmarks.photographs_plot # pictures of the README and docs/cascade.md
 "$PYTHON" -m benchmarks.photographs_cascade
-"$PYTHON" -m benchmarks.photographs_borders --folds 2
+"$PYTHON" -m benchmarks.photographs_plot # pictures of the README and docs/cascade.md
+"$PYTHON" -m benchmarks.photographs_borders --folds 2 3 4
+"$PYTHON" -m benchmarks.photographs_borders --folds 2 3 4 --regime jitter
 "$PYTHON" -m benchmarks.photographs_calibration
 
 # Every backbone

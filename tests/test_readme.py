@@ -105,12 +105,12 @@ def photographs_statements() -> list[str]:
         f"with its object at {small:.2f} to {large:.2f} times its size",
         "with a 95 % bootstrap interval over images",
         f"it is {on_border('default', 'reflect')} points on the image's reflection, less than",
-        f"with scale jitter, {on_border('jitter', 'reflect')} and {on_border('jitter', 'blur')}",
+        f"with scale jitter the gains are {on_border('jitter', 'reflect')} and {on_border('jitter', 'blur')}",
         f"ahead of the plain network by {ahead('default', 'mean', 'plain')} points of area and of timm's one size per "
         f"batch by {ahead('default', 'mean', 'one size per batch')}",
-        f"with scale jitter, by {ahead('jitter', 'mean', 'plain')} and "
-        f"{ahead('jitter', 'mean', 'one size per batch')}, but of the plain network only by "
-        f"{statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f} on validation images of five folds",
+        f"with scale jitter, the leads are {ahead('jitter', 'mean', 'plain')} and "
+        f"{ahead('jitter', 'mean', 'one size per batch')}; on the validation images of five folds, the lead over the "
+        f"plain network is only {statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f}",
         f"trained at the same 112 pixels by {ahead('default', alone, 'plain at 112')}, and with jitter of one at 128 "
         f"by {ahead('jitter', alone, 'plain')}, with a loss on large objects",
         f"averaging is behind the plain network by {-mean:.2f} ({-high:.2f} to {-low:.2f}) points",
