@@ -67,8 +67,13 @@ def evaluate(names: list[str], options: AccuracyOptions) -> None:
             figures = {name: value for name, value in result.items() if name != "per_class"}
             leaderboard.append(options.append, leaderboard.entry("accuracy", options.data, {**figures, **shared}))
         if options.json and accelerator.is_main_process:
-            shared = {"data": options.data, "split": split.name, "limit": options.limit}
-            what = {**shared, "precision": options.precision, "models": results}
+            what = {
+                "data": options.data,
+                "split": split.name,
+                "limit": options.limit,
+                "precision": options.precision,
+                "models": results,
+            }
             atomic_write_text(Path(options.json), json.dumps(what, indent=2, ensure_ascii=False) + "\n")
     accelerator.print(f"\n{evaluation.text_table(rows)}\n\n{class_table(results)}")
     if options.cascade is not None and not any("cascade" in result for result in results):
