@@ -108,7 +108,7 @@ def test_the_document_has_what_was_tested():
         assert f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" in words
     assert f"on {rows['mean']['images']:,} test images by" in words
     at_equal_cost = rows["mean, stage 1 alone"]["against plain at 112"]["area"]
-    assert "it is ahead by {:+.2f} [{:+.2f}, {:+.2f}].".format(*at_equal_cost) in words
+    assert "chosen at 128, it is ahead by {:+.2f} [{:+.2f}, {:+.2f}].".format(*at_equal_cost) in words
     jitter = {row["form"]: row for row in report["test"] if row["regime"] == "jitter"}
     for form, other in (
         ("mean", "plain"),
