@@ -74,6 +74,7 @@ def test_figures_of_a_test_split_take_the_place_of_the_runs_own(tmp_path):
     text = (target / "README.md").read_text(encoding="utf-8")
     words = " ".join(text.split())
     assert "Top-1 accuracy 71.25 %, top-5 80.25 % on the 3,925 images of the split `test`" in words
+    assert "measured after training." in words  # that of the run has the same name
     table = [line for line in text.splitlines() if line.startswith(("| resnet20", "| wsm"))]
     assert [line.split(" | ")[3] for line in table] == ["66.50", "71.25"]
     assert "value: 71.25" in text and "split: test" in text

@@ -84,6 +84,7 @@ def values(folder: Path) -> dict[str, Any]:
     own = found.rows[-1]
     trained = found.taken.network if found.taken else config["architecture"]
     name, identifier = data_set(found.data or settings["data"]["source"])
+    run_split = summary.evaluated_split(folder / summary.FILE) or settings["data"]["test_split"]
     known = {
         "architecture": config["architecture"],
         "staged": config["architecture"].startswith(STAGED),
@@ -104,18 +105,12 @@ def values(folder: Path) -> dict[str, Any]:
         "top5": own.top5 if found.taken or found.evaluated else last["test_top5"],
         "data_name": name,
         "data_found": summary.card_lines(folder / summary.FILE),
-        "test_split": _test_split(folder, found, settings),
+        "test_split": found.evaluated.split if found.evaluated else run_split,
+        "run_split": run_split,
         "base_model": base_model(settings),
         "has_scale_plot": (folder / "scale.png").is_file(),
     }
     return {**known, "front_matter": Markdown(_front_matter(known, identifier).to_yaml())}
-
-
-def _test_split(folder: Path, found: results.Results, settings: dict[str, Any]) -> str:
-    """The split that the accuracies are of."""
-    if found.evaluated:
-        return found.evaluated.split
-    return summary.evaluated_split(folder / summary.FILE) or settings["data"]["test_split"]
 
 
 def _front_matter(known: dict[str, Any], data_id: str | None) -> ModelCardData:
