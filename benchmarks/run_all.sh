@@ -92,7 +92,7 @@ MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 \
 	"$PYTHON" -m benchmarks.speed.forward_by_stage --models swin_tiny_patch4_window7_224 --compiled 1
 "$PYTHON" -m benchmarks.speed.training_loop --source "$CIFAR10"
 "$PYTHON" -m benchmarks.speed.input_pipeline --source "$CIFAR10"
-"$PYTHON" -m benchmarks.speed.cascade # wants the networks that benchmarks.photographs trained
+"$PYTHON" -m benchmarks.speed.cascade # wants the folds of benchmarks.photographs_data
 "$PYTHON" -m benchmarks.speed.data_parallel
 
 # Nothing is lost

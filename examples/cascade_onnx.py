@@ -16,11 +16,11 @@ import torch
 import timm_wsms
 
 
-def export(cascade: timm_wsms.Cascade, size: tuple[int, int, int], folder: Path) -> list[str]:
+def export(stages: list[torch.nn.Module], size: tuple[int, int, int], folder: Path) -> list[str]:
     """Writes a graph for each stage, in the order in which they run; any batch size, one image size (C, H, W)."""
     like, dynamic = torch.zeros(2, *size), ({0: torch.export.Dim("batch")},)
-    paths = [str(folder / f"stage{number}.onnx") for number in range(1, len(cascade.stages) + 1)]
-    for stage, path in zip(cascade.stages, paths, strict=True):
+    paths = [str(folder / f"stage{number}.onnx") for number in range(1, len(stages) + 1)]
+    for stage, path in zip(stages, paths, strict=True):
         torch.onnx.export(stage, (like,), path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
     return paths
 
@@ -28,8 +28,14 @@ def export(cascade: timm_wsms.Cascade, size: tuple[int, int, int], folder: Path)
 class OnnxCascade:
     """What `timm_wsms.Cascade` computes: images (B, C, H, W) → logits (B, classes), averaged over the stages taken."""
 
-    def __init__(self, paths: list[str], confidence: list[float], temperatures: list[float]):
-        self.sessions = [onnxruntime.InferenceSession(path) for path in paths]
+    def __init__(
+        self,
+        paths: list[str],
+        confidence: list[float],
+        temperatures: list[float],
+        options: onnxruntime.SessionOptions | None = None,
+    ):
+        self.sessions = [onnxruntime.InferenceSession(path, options) for path in paths]
         self.thresholds = [*zip(confidence, temperatures, strict=True), (0.0, 1.0)]  # at the last exit all leave
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -50,7 +56,7 @@ def main(folder: str, output: str = ".", images: int = 8) -> None:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     cascade = timm_wsms.Cascade(model, confidence=0.8)
     x = torch.randn(images, *model.pretrained_cfg["input_size"])
-    paths = export(cascade, x.shape[1:], Path(output))
+    paths = export(cascade.stages, x.shape[1:], Path(output))
     found = OnnxCascade(paths, cascade.confidence, cascade.temperatures)(x.numpy())
     print(f"largest difference from PyTorch: {np.abs(found - cascade(x).numpy()).max():.1e}\n{cascade.summary()}")
 

@@ -88,7 +88,7 @@ def test_a_cascade_in_onnxruntime_answers_as_in_pytorch(tmp_path):
     """Each stage is a graph; images that leave early and images that go on, alone and in a batch."""
     model = timm.create_model(f"local-dir:{ROOT}/hub/models/wsms_resnet20_sizes_cifar10", pretrained=True).eval()
     cascade = timm_wsms.Cascade(model, confidence=0.6, temperatures=1.5)
-    paths = cascade_onnx.export(cascade, (3, 32, 32), tmp_path)
+    paths = cascade_onnx.export(cascade.stages, (3, 32, 32), tmp_path)
     run = cascade_onnx.OnnxCascade(paths, cascade.confidence, cascade.temperatures)
     x = 2 * torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for images in (x, x[:1]):

@@ -1,28 +1,31 @@
-"""Wall-clock time of the small image first, beside the plain backbone's, on photographs that decide how many go on.
+"""Wall-clock time of the small image first, beside the plain network's: eager, compiled, in onnxruntime.
 
     export OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000   # memory is kept between calls
     taskset -c 0 python -m benchmarks.speed.cascade
 
-Networks are those that benchmarks/photographs.py trained on a fold and kept: the plain one at 128 pixels, and the
-averaging one at 112 with the thresholds that its validation images chose (benchmarks/photographs_cascade.py). They take
-turns on the same test images, which are decoded before, in batches of 64 and one by one; every round begins with
-another form, and a ratio is the median of the rounds' own. Beside it stands the ratio of multiplications.
-Writes benchmarks/results/cascade_speed.json.
+The networks are the pair in hub/models: the plain one at 128 pixels, and the averaging one at 112, with the thresholds
+that the validation images of their fold chose (benchmarks/photographs_cascade.py). They take turns on the fold's test
+images (`python -m benchmarks.photographs_data` prepares them), which are decoded before, in batches of 64 and one by
+one. Every round begins with another form, and a ratio is the median of the rounds' own, of times in the same runtime.
+Beside it stands the ratio of multiplications. Writes benchmarks/results/cascade_speed.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 
 import timm_wsms
 from benchmarks.common.environment import ROOT, record
@@ -32,26 +35,32 @@ from benchmarks.photographs_cost import PLAIN, SIDE, count
 from benchmarks.photographs_records import read_records
 from timm_wsms.data import DataSettings, data_config, load_split, make_loader
 from timm_wsms.files import atomic_write_text
+from timm_wsms.network.exits import NEVER
 
-IMAGES = {64: 256, 1: 32}  # size of a batch → test images
-NAMES = {"mean": "all stages"}  # form → in the document
+KEPT = {"plain": "tf_efficientnet_lite0_flowers", "mean": "wsmean_tf_efficientnet_lite0_flowers"}  # in hub/models
+RUN = Run("mean", "jitter", "1e-3", 2, False)  # what the averaging one is, with its validation images
+IMAGES = {64: 256, 1: 64}  # size of a batch → test images
+ALL = "all stages"
 MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
 OUT = ROOT / "benchmarks" / "results" / "cascade_speed.json"
 
+Form = Callable[[Tensor], Any]
+Levels = Mapping[str, tuple[list[float], list[float]]]  # name → thresholds and temperatures of all exits but the last
 
-def cascades_of(run: Run, mean: Any) -> dict[str, timm_wsms.Cascade]:
-    """A cascade for each allowed fall, with the threshold of the fold's validation images at size 1."""
+
+def levels_of(run: Run) -> dict[str, tuple[list[float], list[float]]]:
+    """Thresholds for each allowed fall at size 1, as the validation images of the run's fold choose them."""
     found, arrays = read_records()[run.trained]
     exits, costs = exits_of(found, torch.from_numpy(arrays["validation_logits"]).double())
     labels = torch.from_numpy(arrays["validation_labels"])
-    made = {}
+    levels = {ALL: ([NEVER] * (len(exits) - 1), [1.0] * (len(exits) - 1))}
     for allowed in DROPS:
         heats, level = choose(exits, labels, costs, AT["size 1"], allowed)
-        made[f"cascade, {allowed:g} point{'s' * (allowed != 1)} allowed"] = timm_wsms.Cascade(mean, level, heats)
-    return made
+        levels[f"cascade, {allowed:g} point{'s' * (allowed != 1)} allowed"] = [level] * len(heats), heats
+    return levels
 
 
-def batches_of(run: Run, model: Any, number: int, size: int) -> list[torch.Tensor]:
+def batches_of(run: Run, model: Any, number: int, size: int) -> list[Tensor]:
     """Test images as the model takes them, an even sample, channels last."""
     settings = DataSettings(str(run.source), test_split="test", crop_pct=1.0)
     loader = make_loader(load_split(settings), settings, data_config(model, settings), batch_size=64, train=False)
@@ -60,90 +69,147 @@ def batches_of(run: Run, model: Any, number: int, size: int) -> list[torch.Tenso
     return [part.contiguous(memory_format=torch.channels_last) for part in images.split(size)]
 
 
-def compare(forms: Mapping[str, tuple[Any, Sequence[torch.Tensor]]], rounds: int) -> dict[str, list[float]]:
+def at(cascade: timm_wsms.Cascade, level: tuple[list[float], list[float]]) -> Form:
+    """The cascade with these thresholds and temperatures; all forms of it share its stages, and so their graphs."""
+
+    def forward(images: Tensor) -> Tensor:
+        cascade.confidence, cascade.temperatures = level
+        return cascade(images)
+
+    return forward
+
+
+def eager(plain: Any, mean: Any, levels: Levels, sides: Mapping[str, int]) -> dict[str, Form]:
+    cascade = timm_wsms.Cascade(mean)
+    return {"plain": plain, **{name: at(cascade, level) for name, level in levels.items()}}
+
+
+def compiled(plain: Any, mean: Any, levels: Levels, sides: Mapping[str, int]) -> dict[str, Form]:
+    """The plain network is one graph, and each stage is one."""
+    torch.compiler.reset()
+    plain, cascade = copy.deepcopy(plain), timm_wsms.Cascade(copy.deepcopy(mean))
+    plain.compile()
+    for stage in cascade.stages:
+        stage.compile()
+    return {"plain": plain, **{name: at(cascade, level) for name, level in levels.items()}}
+
+
+def in_onnxruntime(plain: Any, mean: Any, levels: Levels, sides: Mapping[str, int]) -> dict[str, Form]:
+    """The same graphs in onnxruntime, with one thread."""
+    import onnxruntime
+
+    from examples.cascade_onnx import OnnxCascade, export
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        paths = export(timm_wsms.Cascade(mean).stages, (3, sides["mean"], sides["mean"]), Path(folder))
+        made = {
+            name: OnnxCascade(paths, *level, options)  # it has read the files when it is made
+            for name, level in levels.items()
+        }
+        (path,) = export([plain], (3, sides["plain"], sides["plain"]), Path(folder))
+        alone = OnnxCascade([path], [], [], options).sessions[0]
+    (given,) = alone.get_inputs()
+    forms: dict[str, Form] = {"plain": lambda images: alone.run(None, {given.name: images.numpy()})[0]}
+    return forms | {name: lambda images, run=run: run(images.numpy()) for name, run in made.items()}
+
+
+RUNTIMES = {"eager": eager, "compiled": compiled, "onnxruntime": in_onnxruntime}
+
+
+def compare(forms: Mapping[str, tuple[Form, Sequence[Tensor]]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each form for all of its batches, in every round but a first one that does not count."""
     times: dict[str, list[float]] = {name: [] for name in forms}
     for turn in range(rounds + 1):
         order = [*forms][turn % len(forms) :] + [*forms][: turn % len(forms)]
         for name in order:
-            model, batches = forms[name]
+            forward, batches = forms[name]
             start = time.perf_counter()
             for batch in batches:
-                model(batch)
+                forward(batch)
             if turn:
                 times[name].append(time.perf_counter() - start)
     return times
 
 
-@torch.inference_mode()
-def measure(fold: int, batch_size: int, images: int, rounds: int) -> dict[str, Any]:
-    """All forms on one fold's test images."""
-    runs = {"plain": Run("plain", "default", "2e-3", fold, True), "mean": Run("mean", "default", "1e-3", fold, True)}
-    models = {}
-    for name, run in runs.items():
-        models[name] = timm.create_model(f"local-dir:{run.folder / 'model'}", pretrained=True).eval()
-        models[name].to(memory_format=torch.channels_last)
-    batches = {name: batches_of(run, models[name], images, batch_size) for name, run in runs.items()}
-    cascades = cascades_of(runs["mean"], models["mean"])
-    forms = {name: (model, batches[name]) for name, model in models.items()}
-    forms |= {name: (model, batches["mean"]) for name, model in cascades.items()}
-    times = compare(forms, rounds)
-    plain, side = count(PLAIN, SIDE), batches["mean"][0].shape[-1]
-    found: dict[str, Any] = {}
-    for name, taken in times.items():
-        ratios = [one / base for one, base in zip(taken, times["plain"], strict=True)]
-        row = {"time": round(statistics.median(ratios), 3), "each": [round(ratio, 3) for ratio in ratios]}
-        if name in cascades:
-            cost = spent(cascades[name], batches["mean"])
-            row["arithmetic"] = round(cost * count(PLAIN, side) / plain, 3)
-        else:
-            row["arithmetic"] = (
-                1.0 if name == "plain" else round(sum(count(PLAIN, size) for size in (side, side // 2)) / plain, 3)
-            )
-        found[name] = row
-    return found
+@torch.no_grad()
+def measure(runtime: str, networks: Mapping[str, Any], levels: Levels, size: int, images: int, rounds: int) -> Any:
+    """Times of all forms in one runtime, relative to the plain network's there, and whether logits are PyTorch's.
+
+    Args:
+        runtime: Of `RUNTIMES`.
+        networks: "plain" and "mean", in eval mode.
+        levels: Of the cascade.
+        size: Of a batch.
+        images: Number of test images.
+        rounds: That count.
+    """
+    batches = {name: batches_of(RUN, network, images, size) for name, network in networks.items()}
+    sides = {name: found[0].shape[-1] for name, found in batches.items()}
+    made = RUNTIMES[runtime](networks["plain"], networks["mean"], levels, sides)
+    taken = compare(
+        {name: (form, batches["plain" if name == "plain" else "mean"]) for name, form in made.items()}, rounds
+    )
+    rows: dict[str, Any] = {}
+    for name, seconds in taken.items():
+        ratios = [one / base for one, base in zip(seconds, taken["plain"], strict=True)]
+        rows[name] = {
+            "time": round(statistics.median(ratios), 3),
+            "each": [round(ratio, 3) for ratio in ratios],
+            "ms_per_image": round(1000 * statistics.median(seconds) / images, 3),
+        }
+    expected, found = networks["mean"](batches["mean"][0]), torch.as_tensor(made[ALL](batches["mean"][0]))
+    return {"largest_difference_of_logits": float((found - expected).abs().max()), "forms": rows}
 
 
-def spent(cascade: timm_wsms.Cascade, batches: Sequence[torch.Tensor]) -> float:
-    """Mean arithmetic of the images, relative to the backbone on an image of the same size."""
-    costs = torch.tensor([0.0, *cascade.costs(batches[0].shape[1:])])
-    exits = []
-    for batch in batches:
-        cascade(batch)
-        exits.append(cascade.last_exits)
-    return costs[torch.cat(exits)].mean().item()
+@torch.no_grad()
+def arithmetic(mean: Any, levels: Levels, batches: Sequence[Tensor]) -> dict[str, float]:
+    """Mean arithmetic of the images in each form, relative to the plain network on its own image."""
+    cascade, side = timm_wsms.Cascade(mean), batches[0].shape[-1]
+    costs, spent = torch.tensor([0.0, *cascade.costs(batches[0].shape[1:])]), {"plain": 1.0}
+    for name, level in levels.items():
+        exits = []
+        for batch in batches:
+            at(cascade, level)(batch)
+            exits.append(cascade.last_exits)
+        spent[name] = round(costs[torch.cat(exits)].mean().item() * count(PLAIN, side) / count(PLAIN, SIDE), 3)
+    return spent
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
-    """The rows of docs/performance.md: medians over the folds of the folds' medians, and the range of all rounds."""
-    folds = list(report["folds"].values())
+    """The rows of docs/performance.md: for each size of a batch the arithmetic, and the time in each runtime."""
     rows = []
-    for form in folds[0]["batches of 64"]:
+    for form in next(iter(report["batches"].values()))["arithmetic"]:
         cells = []
-        for batches in folds[0]:
-            found = [fold[batches][form] for fold in folds]
-            time, cost = (statistics.median(row[what] for row in found) for what in ("time", "arithmetic"))
-            rounds = [ratio for row in found for ratio in row["each"]]
-            spread = "" if form == "plain" else f" ({min(rounds):.2f} to {max(rounds):.2f})"
-            cells += [f"× {cost:.2f}", f"× {time:.2f}{spread}"]
-        rows.append(f"| {NAMES.get(form, form)} | {' | '.join(cells)} |")
+        for found in report["batches"].values():
+            times = [found[runtime]["forms"][form] for runtime in RUNTIMES]
+            cells.append(f"× {found['arithmetic'][form]:.2f}")
+            cells += [f"× {row['time']:.2f}" for row in times]
+        rows.append(f"| {form} | {' | '.join(cells)} |")
     return rows
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folds", type=int, nargs="+", default=[2, 3, 4])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(argv)
-    report: dict[str, Any] = {"what": __doc__.splitlines()[0], "rounds": options.rounds}
-    report |= {"images": IMAGES, "environment": {name: os.environ.get(name) for name in MALLOC}, "folds": {}}
-    for fold in options.folds:
-        report["folds"][fold] = {
-            f"batches of {size}": measure(fold, size, images, options.rounds) for size, images in IMAGES.items()
-        }
-        print(fold, json.dumps(report["folds"][fold], indent=1))
-        atomic_write_text(options.out, json.dumps({**report, **record()}, indent=1) + "\n")
+    networks: dict[str, Any] = {}
+    for name, folder in KEPT.items():
+        networks[name] = timm.create_model(f"local-dir:{ROOT / 'hub' / 'models' / folder}", pretrained=True).eval()
+        networks[name].to(memory_format=torch.channels_last)
+    levels = levels_of(RUN)
+    report: dict[str, Any] = {"what": __doc__.splitlines()[0], "rounds": options.rounds, "images": IMAGES}
+    report |= {"environment": {name: os.environ.get(name) for name in MALLOC}, "batches": {}}
+    for size, images in IMAGES.items():
+        batches = batches_of(RUN, networks["mean"], images, size)
+        rows: dict[str, Any] = {"arithmetic": arithmetic(networks["mean"], levels, batches)}
+        report["batches"][f"batches of {size}" if size > 1 else "one by one"] = rows
+        for runtime in RUNTIMES:
+            rows[runtime] = measure(runtime, networks, levels, size, images, options.rounds)
+            print(size, runtime, json.dumps(rows[runtime], indent=1), flush=True)
+            atomic_write_text(options.out, json.dumps({**report, **record()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
