@@ -35,6 +35,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+import yaml
 from filelock import FileLock, Timeout
 
 from benchmarks.common.environment import ROOT, record
@@ -279,6 +280,7 @@ def measure(run: Run) -> None:
             "settings": run.settings(),
         },
         "multiplications": multiplications(model, model.pretrained_cfg["input_size"]),
+        "precision": yaml.safe_load((run.folder / "model" / "settings.yaml").read_text())["precision"],  # of training
         **{"epochs": len(epochs), "train_loss": [round(epoch["train_loss"], 4) for epoch in epochs]},
         "train_minutes": round(sum(epoch["seconds"] for epoch in epochs) / 60, 1),
         "evaluation_minutes": round((time.perf_counter() - started) / 60, 1),

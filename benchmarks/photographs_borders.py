@@ -82,6 +82,8 @@ def report(regime: str) -> dict[str, Any]:
     """Accuracy of each form at sizes up to 1 on each border, and the differences in area, of the same images."""
     hits = {border: read_hits(regime, border) for border in BORDERS}
     folds = sorted({fold for _, fold in hits["blur"]} & {fold for _, fold in hits["reflect"]})
+    if not folds:
+        raise SystemExit(f"no fold was evaluated on all borders; run this with --regime {regime} --folds 2 3 4")
     found: dict[str, Any] = {"folds": folds, "sizes": SMALL, "borders": {}}
     for border in BORDERS:
         rows = {}

@@ -28,7 +28,7 @@ from timm_wsms.files import atomic_folder, write_tensors
 from timm_wsms.foreign import clean, read_json, understood
 from timm_wsms.hub import card, results
 from timm_wsms.hub.verify_folder import TENSORS, check_folder
-from timm_wsms.training.checkpoint_folder import reference_images, reference_tensors
+from timm_wsms.training.checkpoint_folder import reference_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = (
@@ -73,7 +73,8 @@ def add_model(
     with atomic_folder(target) as copy:
         shutil.copytree(folder, copy, dirs_exist_ok=True)
         results.write(copy, rows, own.hardware, data or own.data, evaluated=on)
-        write_reference(copy)
+        # written again, of noise: folders of older runs hold two of the run's test images
+        write_tensors(copy / TENSORS, reference_tensors(timm.create_model(f"local-dir:{copy}", pretrained=True)))
         card.write(copy)
 
 
@@ -81,13 +82,6 @@ def with_image_size(row: Row, folder: Path) -> Row:
     """The row of a folder's model, in which older runs do not say how large its images are."""
     size = read_json(folder / "config.json")["pretrained_cfg"]["input_size"]
     return row if row.input_size else dataclasses.replace(row, input_size=size)
-
-
-def write_reference(folder: Path) -> None:
-    """Writes the test tensors again, of noise: folders of older runs hold two of the run's test images."""
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    images = reference_images(model.pretrained_cfg["input_size"])
-    write_tensors(folder / TENSORS, reference_tensors(model, images))
 
 
 def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[list[Row], results.Evaluated]:

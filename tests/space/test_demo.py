@@ -79,9 +79,13 @@ def test_examples_of_ones_own(monkeypatch, tmp_path):
     monkeypatch.setenv("EXAMPLES", str(tmp_path))
     with pytest.raises(UserError, match=f"no pictures in {tmp_path}; python hub/space/make_examples.py"):
         find_examples()
-    for name in ("b.JPG", "a.png", "notes.txt", "c.webp"):
-        (tmp_path / name).touch()
+    for name in ("b.JPG", "a.png", "c.webp"):
+        Image.new("RGB", (20, 30)).save(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
     assert [path.name for path in find_examples()] == ["a.png", "b.JPG", "c.webp"]
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=f"{tmp_path}/a.png: This file is no picture"):
+        find_examples()
 
 
 def test_examples_are_made_of_the_first_image_of_each_class(tmp_path, monkeypatch):

@@ -139,9 +139,8 @@ def contents(folder: Path, repo: str, model: Any) -> dict[str, Path | bytes]:
     Folders of older runs recorded outputs for two of their test images, which may be private: these are replaced.
     """
     files: dict[str, Path | bytes] = {name: folder / name for name in FILES if (folder / name).is_file()}
-    images = reference_images(model.pretrained_cfg["input_size"])
-    if not torch.equal(load_file(folder / TENSORS)["input"], images):
-        files[TENSORS] = tensor_bytes(reference_tensors(model, images))
+    if not torch.equal(load_file(folder / TENSORS)["input"], reference_images(model.pretrained_cfg["input_size"])):
+        files[TENSORS] = tensor_bytes(reference_tensors(model))
     return {**files, "README.md": card.render(folder, repo).encode()}
 
 

@@ -66,11 +66,12 @@ def reference_images(input_size: Sequence[int]) -> torch.Tensor:
     return torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
 
 
-def reference_tensors(model: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
+def reference_tensors(model: Any, images: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Returns `input`, `features`, `pre_logits` and `logits` of a float32 pass in eval mode on the CPU.
 
-    Features that are no single tensor are left out.
+    Features that are no single tensor are left out. By default the images are `reference_images` of the model's size.
     """
+    images = reference_images(model.pretrained_cfg["input_size"]) if images is None else images
     # In the memory order of a model that was just loaded; another may choose other kernels, with other roundings.
     model = copy.deepcopy(model).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()
     images = images.cpu()

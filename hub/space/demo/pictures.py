@@ -21,12 +21,17 @@ def find_examples() -> list[Path]:
     """The pictures of the folder that EXAMPLES names, else those that come with the demo, by name.
 
     Raises:
-        UserError: The folder has no pictures.
+        UserError: The folder has no pictures, or one that cannot be shown.
     """
     folder = Path(os.environ.get("EXAMPLES") or EXAMPLES)
     found = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if not found:
         raise UserError(f"there are no pictures in {folder}; python hub/space/make_examples.py puts some there")
+    for path in found:
+        try:
+            open_picture(path)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
     return found
 
 
