@@ -73,7 +73,7 @@ def ways_to_use(run: dict[str, Any]) -> dict[str, tuple[Sequence[int], float]]:
 
 
 def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
-    """One row per form and regime: its best learning rate, areas, stages alone, and the difference from plain."""
+    """One row per form and regime: its best learning rate, areas, stages alone, and differences from plain and mean."""
     found = []
     for regime in REGIMES:
         best: dict[str, dict[str, Any]] = {}
@@ -99,6 +99,7 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
                 "fold": one["fold"],
                 "images": hits.shape[1],
                 "multiplications_M": round(one["multiplications"] / 1e6, 1),
+                "arithmetic": round(one["multiplications"] / plain_cost(one.get("data", "flowers")), 3),
                 "top1": (100 * hits.mean(1)).round(2).tolist(),
                 **{name: round(float(values.mean()), 2) for name, values in areas(hits).items()},
                 "stages_alone": [
@@ -106,8 +107,10 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
                     for stage in range(len(arrays[f"{split}_logits"]))
                 ],
             }
-            if "plain" in best and form != "plain":
-                row["against_plain"] = compared(correct(best["plain"]["arrays"], split, [0]), hits)
+            for other in ("plain", "mean"):
+                if other in best and form != other:
+                    stored = best[other]["arrays"]
+                    row[f"against_{other}"] = compared(correct(stored, split, main_stages(other, stored, split)), hits)
             found.append(row)
     return found
 
@@ -166,6 +169,26 @@ def tested(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dic
     return found
 
 
+def jitter_gains(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What scale jitter changes for each form, on the same test images: its areas less those with the crop alone."""
+    before, after = (runs_chosen(records, regime, "test") for regime in ("default", "jitter"))
+    found: dict[str, Any] = {}
+    for form in before.keys() & after.keys():
+        folds = sorted(before[form].keys() & after[form].keys())
+        one, other = (
+            np.concatenate(
+                [
+                    correct(runs[form][n]["arrays"], "test", main_stages(form, runs[form][n]["arrays"], "test"))
+                    for n in folds
+                ],
+                1,
+            )
+            for runs in (before, after)
+        )
+        found[form] = {"folds": folds, "images": one.shape[1], **compared(one, other)}
+    return dict(sorted(found.items()))
+
+
 def over_folds(records: Sequence[dict[str, Any]], split: str = "validation") -> list[dict[str, Any]]:
     """Each form against the plain network and one size per batch on every fold, its learning rate chosen on fold 0."""
     found = []
@@ -212,6 +235,7 @@ def main() -> None:
     report = {
         **{"what": __doc__.splitlines()[0], "sizes": SIZES, "screening": screened},
         **{"folds": over_folds(flowers), "test_folds": over_folds(flowers, "test"), "test": tested(flowers)},
+        **{"jitter_gains": jitter_gains(flowers)},
         **{"imagenette": rows([one for one in imagenette if one["fold"] == 0], "validation")},
         **{"imagenette_test": tested(imagenette, "imagenette")},
         **record(),

@@ -65,6 +65,57 @@ def of_headline(found: Iterable[dict[str, Any]]) -> list[str]:
     return lines
 
 
+CHOICES = {  # form, or way to use one, in results → in docs/choosing.md
+    "mean": "averaging, `wsmean_<backbone>`",
+    "mean, stage 1 alone": "its stage 1, a plain timm model",
+    "one size per batch": "plain, one size per batch",
+}
+
+
+def of_choices(found: Iterable[dict[str, Any]]) -> list[str]:
+    """The lines of docs/choosing.md: differences from the plain network of the same training, and their intervals."""
+    rows = {(row["regime"], row["form"]): row for row in found}
+    lines = []
+    for regime, trained in reversed(TRAINED.items()):
+        for form, name in CHOICES.items():
+            gains = rows[regime, form]["against plain"]
+            cells = [f"× {rows[regime, form]['arithmetic']:.2f}"]
+            cells += [
+                "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gains[part]) for part in ("area", "small", "large", "size 1")
+            ]
+            lines.append(f"| {trained} | {name} | {' | '.join(cells)} |".replace("-", "−"))
+    return lines
+
+
+TRIED = {  # form in results → in docs/choosing.md
+    "plain longer": "plain, 5 epochs instead of 4",
+    "plain, larger image": "plain, 136 pixels",
+    "lite1": "the next larger backbone, EfficientNet-Lite1",
+    "one size per batch": "one size per batch: 96, 128 or 160 pixels",
+    "mean, one size per batch": "averaging, trained at one size per batch: 84, 112 or 140 pixels",
+    "mean, distilled": "averaging, its mean distilled into each stage (`stage_distill: 1`, temperature 2)",
+    "mean, consistent": "averaging, features of the stages pulled together (`stage_consistency: 1`)",
+    "mean of three": "averaging three sizes, `pyramid=[1, 0.71, 0.5]`, 96 pixels",
+    "mean of larger": "averaging with a larger image, `pyramid=[1.41, 1, 0.71]`, 64 pixels",
+    "concat": "concatenating, the paper's form, 112 pixels",
+}
+
+
+def of_tried(found: Iterable[dict[str, Any]]) -> list[str]:
+    """The lines of docs/choosing.md: what was trained once beside the plain network and the recommended form."""
+    rows = {row["form"]: row for row in found if row["regime"] == "default"}
+    lines = []
+    for form, name in TRIED.items():
+        if form in rows:
+            row = rows[form]
+            cells = [f"× {row['arithmetic']:.2f}", f"{row['size 1']:.1f}"]
+            cells += [f"{row[part]:.2f}" for part in ("area", "small", "large")]
+            for other in ("plain", "mean"):
+                cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*row[f"against_{other}"]["area"]))
+            lines.append(f"| {name} | {' | '.join(cells)} |".replace("-", "−").replace("−Lite", "-Lite"))
+    return lines
+
+
 def mean_and_deviation(values: Sequence[float]) -> str:
     """As documents write it."""
     return f"{np.mean(values):+.2f} ± {np.std(values, ddof=1):.2f}"

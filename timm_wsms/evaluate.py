@@ -55,6 +55,7 @@ def evaluate(names: list[str], options: AccuracyOptions) -> None:
     if options.cascade is not None:
         split, held_out, remark = cascade.divide(split, options.data_settings(), options.seed)
         accelerator.print(f"cascade: {remark}")
+        cascade.check(names, options, held_out, accelerator)
     results, rows = [], []
     for name in names:
         result, row = measure(name, split, options, accelerator, held_out)
@@ -76,10 +77,6 @@ def evaluate(names: list[str], options: AccuracyOptions) -> None:
             }
             atomic_write_text(Path(options.json), json.dumps(what, indent=2, ensure_ascii=False) + "\n")
     accelerator.print(f"\n{evaluation.text_table(rows)}\n\n{class_table(results)}")
-    if options.cascade is not None and not any("cascade" in result for result in results):
-        raise UserError(
-            "--cascade needs a network of averaged logits, such as one of wsmean_<name>; name one, or omit it"
-        )
     if options.cascade is not None and options.output and accelerator.is_main_process:
         title = f"{len(split)} images of {split.name}"
         evaluation.plot_costs(*cascade.curves_and_points(results), Path(options.output) / "cascade.png", title)

@@ -39,6 +39,8 @@ def check_input(
         ) from error
     finally:
         network.train(was_training)
+    if not isinstance(logits, torch.Tensor):
+        raise UserError(f"{name} returns a {type(logits).__name__}, not logits; leave out features_only")
     if logits.shape != (1, num_classes):
         raise UserError(
             f"{name} returns an output of shape {tuple(logits.shape)} for one image, not (1, {num_classes})"

@@ -39,7 +39,7 @@ def run(tmp_path_factory):
     """The output of a training run with seed 1 on a few digits."""
     AcceleratorState._reset_state(reset_partial_state=True)
     output = tmp_path_factory.mktemp("run") / "digits"
-    few = ["--data.train_limit", "64", "--data.test_split", FIRST, "--batch_size", "16", "--lr", "0.05"]
+    few = ["--data.train_limit", "128", "--data.test_split", FIRST, "--batch_size", "16", "--lr", "0.05"]
     train_accelerate.main(
         [
             "--model",
@@ -319,7 +319,9 @@ def test_a_place_that_cannot_be_written_to_is_told_first(run, tmp_path, capsys, 
     for option, place in (("--json", tmp_path / "file" / "x.json"), ("--output", tmp_path / "file")):
         assert "choose another --json or --output" in refused(capsys, *digits(run / "model"), option, str(place))
 
-    assert "is a folder; name a file" in refused(capsys, *digits(run / "model"), "--json", str(tmp_path))
+    for option in ("--json", "--append"):
+        told = refused(capsys, *digits(run / "model"), option, str(tmp_path))
+        assert f"{option} {tmp_path} is a folder; name a file" in told
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write wherever the disk lets it
     line = refused(capsys, *digits(run / "model"), "--output", str(tmp_path / "new"))
     assert "nothing can be written to" in line and "choose another --json or --output" in line

@@ -112,12 +112,13 @@ def test_swept_thresholds_begin_with_the_first_exit_and_end_with_the_last():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["plain", "--cascade", "1"], "--cascade needs a network of averaged logits"),
+        (["plain", "--cascade", "40"], "--cascade needs a network of averaged logits"),
         (["ours", "--cascade", "0"], "--cascade is 0"),
         (["ours", "--cascade", "1"], "20 images are too few .* at least 544"),
     ],
 )
-def test_what_does_not_do_is_refused(folders, words, message):
+def test_what_does_not_do_is_refused_before_anything_is_evaluated(folders, words, message, monkeypatch):
+    monkeypatch.setattr(evaluate, "measure", None)
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(UserError, match=message):
         evaluate.main([str(folders / words[0]), "--data", "digits", "--limit", "40", *words[1:]])

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -177,7 +178,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"there is no .*calibrate"):
         Cascade.from_folder(tmp_path, model)
     Cascade(network("three"), 0.5).save(tmp_path)
-    with pytest.raises(UserError, match="confidence must be"):
+    with pytest.raises(UserError, match=r"of a pyramid of .0\.6, 1\.0, 1\.5"):
         Cascade.from_folder(tmp_path, model)
     values = json.loads((tmp_path / "cascade.json").read_text())
     for text in ("{", "[]", "{}", "3"):
@@ -187,6 +188,31 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     (tmp_path / "cascade.json").write_text(json.dumps({**values, "confidence": 0.5, "temperatures": 1}))
     with pytest.raises(UserError, match=r"of a pyramid of .0\.6, 1\.0, 1\.5"):
         Cascade.from_folder(tmp_path, model)
+
+
+def test_a_threshold_that_is_none_is_refused_with_the_name_of_its_file(tmp_path):
+    Cascade(network()).save(tmp_path)
+    values = json.loads((tmp_path / "cascade.json").read_text())
+    (tmp_path / "cascade.json").write_text(json.dumps({**values, "confidence": [float("nan")]}))
+    with pytest.raises(UserError, match=f"{tmp_path}/cascade.json: confidence must be one number"):
+        Cascade.from_folder(tmp_path, network())
+    with pytest.raises(UserError, match=r"there is no folder .*save the model there first"):
+        Cascade(network()).save(tmp_path / "other")
+
+
+def test_another_backbone_is_noticed():
+    model = network()
+    cascade = Cascade(model, 2.0)
+    cascade(pictures(2))
+    model.backbone = copy.deepcopy(model.backbone)
+    with pytest.raises(UserError, match="another backbone since"):
+        cascade(pictures(2))
+    assert torch.equal(Cascade(model, 2.0)(pictures(2)), model(pictures(2)))
+
+
+def test_numbers_of_numpy_are_numbers():
+    cascade = Cascade(network(), np.float32(0.5), [np.int64(2)])
+    assert (cascade.confidence, cascade.temperatures) == ([0.5], [2.0])
 
 
 def test_copies_and_changes_of_the_model_are_followed():
@@ -212,6 +238,7 @@ def test_copies_and_changes_of_the_model_are_followed():
         (lambda: network().train(), r"model.eval\(\)"),
         (lambda: timm.create_model("wsmean_test_resnet", num_classes=0).eval(), "reset_classifier"),
         (lambda: timm.create_model("wsms_test_resnet", fusion="mean", pyramid=[1]).eval(), "two stages"),
+        (lambda: timm.create_model("wsmean_test_resnet", num_classes=1).eval(), "two classes or more"),
     ],
 )
 def test_other_models_are_refused(change, message):
@@ -220,7 +247,7 @@ def test_other_models_are_refused(change, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("confidence", [-0.1, float("nan"), float("inf"), True, "0.9", [0.5, 0.5], [], None])
+@pytest.mark.parametrize("confidence", [-0.1, float("nan"), float("inf"), 10**400, True, "0.9", [0.5, 0.5], [], None])
 def test_thresholds_that_are_none_are_refused(confidence):
     with pytest.raises(UserError, match="confidence must be one number, or 1, one for every exit but the last"):
         Cascade(network(), confidence)
@@ -248,12 +275,35 @@ def test_training_is_refused():
         ([], "no batches"),
         ([torch.zeros(2, 3, 32, 32)], "two tensors; not Tensor"),
         ([(torch.zeros(2, 3, 32, 32), torch.zeros(3, dtype=torch.int64))], "class numbers"),
+        ([(torch.zeros(2, 3, 32, 32), torch.zeros(2))], "labels must be class numbers, .*; not torch.float32"),
         ([(torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))], "2 images are too few .* at least 544"),
     ],
 )
 def test_batches_that_do_not_do(given, message):
     with pytest.raises(UserError, match=message):
         Cascade(network()).calibrate(given)
+
+
+@pytest.mark.parametrize("wrong", [-100, -1, 5])
+def test_labels_that_are_no_class_are_refused(wrong):
+    labels = torch.arange(60) % 5
+    labels[17] = wrong
+    with pytest.raises(UserError, match=rf"1 of 60 labels are no class of 0 to 4, such as {wrong}; leave out"):
+        Cascade(network()).calibrate([(pictures(60), labels)], 20.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+def test_labels_of_other_integers_are_the_same(dtype):
+    given, labels = pictures(60), torch.arange(60) % 5
+    expected = Cascade(network()).calibrate([(given, labels)], 20.0)
+    assert Cascade(network()).calibrate([(given[:0], labels[:0]), (given, labels.to(dtype))], 20.0) == expected
+
+
+def test_logits_that_are_not_finite_are_refused():
+    given = pictures(60)
+    given[3, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match="logits of 1 of 60 images are not finite"):
+        Cascade(network()).calibrate([(given, torch.arange(60) % 5)], 20.0)
 
 
 def test_an_image_that_is_too_small_is_refused_before_the_first_stage():

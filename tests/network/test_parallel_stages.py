@@ -114,6 +114,10 @@ def test_what_is_refused_is_one_line_that_says_what_to_do():
     with pytest.raises(timm_wsms.UserError, match="for inference"):
         fast.train()
     assert not fast.training and not model.training
+    model.train()
+    with pytest.raises(timm_wsms.UserError, match="for inference"):
+        fast(x)
+    model.eval()
     with pytest.raises(timm_wsms.UserError, match="at least 1"):
         timm_wsms.parallel_stages(model, 0)
     with pytest.raises(timm_wsms.UserError, match="not ResNet"):

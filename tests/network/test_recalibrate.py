@@ -148,6 +148,7 @@ def test_forms_of_a_batch():
         ((x, labels) for x in plain),
         [[x, labels] for x in plain],
         [Batch(labels, x, labels) for x in plain],
+        [plain[0][:0], *plain],
     ):
         model = network()
         recalibrate(model, form)
@@ -218,8 +219,13 @@ def test_logits_in_eval_mode_come_closer_to_those_of_training():
 def test_mistakes():
     model = network()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(timm_wsms.UserError, match="there are no batches"):
-        recalibrate(model, [])
+    for nothing in ([], [torch.zeros(0, 3, 32, 32)]):
+        with pytest.raises(timm_wsms.UserError, match="there are no images"):
+            recalibrate(model, nothing)
+    broken = images()[0].clone()
+    broken[0, 0, 0, 0] = float("nan")
+    with pytest.raises(timm_wsms.UserError, match="not finite reached a norm, so nothing was replaced"):
+        recalibrate(model, [images()[0], broken])
     with pytest.raises(timm_wsms.UserError, match=r"float images .* not torch.uint8 \(2, 3, 32, 32\)"):
         recalibrate(model, [torch.zeros(2, 3, 32, 32, dtype=torch.uint8)])
     with pytest.raises(timm_wsms.UserError, match="not str"):

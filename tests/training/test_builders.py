@@ -93,6 +93,17 @@ def test_a_loss_of_each_stage_needs_a_network_with_predictions_of_each():
             adapt(network(name), Settings(name, stage_loss=0.5), CPU)
 
 
+def test_a_loss_of_each_stage_needs_two_stages_and_features_without_dropout():
+    one = timm.create_model("wsms_test_resnet", num_classes=5, fusion="mean", pyramid=[1])
+    for setting in ("stage_loss", "stage_distill", "stage_consistency"):
+        with pytest.raises(UserError, match=r"has a single stage here; .*pyramid \[1,0.5\]"):
+            adapt(one, Settings("wsms_test_resnet", **{setting: 1.0}), CPU)
+    dropping = timm.create_model("wsmean_test_resnet", num_classes=5, drop_rate=0.5)
+    with pytest.raises(UserError, match=r"leave out model_kwargs\.drop_rate"):
+        adapt(dropping, Settings("wsmean_test_resnet", stage_consistency=1.0), CPU)
+    adapt(dropping, Settings("wsmean_test_resnet", stage_loss=1.0), CPU)
+
+
 # --- layer decay
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,12 @@ from timm_wsms.data import DataSettings, Split, load_validation, make_loader, sa
 from timm_wsms.data.progress import progress
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.class_matching import match_classes
+from timm_wsms.evaluation.model_loading import load_model
+from timm_wsms.evaluation.options import AccuracyOptions
 from timm_wsms.evaluation.results_table import aligned
 from timm_wsms.evaluation.setup import Prepared
 from timm_wsms.network.cascade import Cascade
-from timm_wsms.network.exits import STEPS, average_exits, confidences, leave_at
+from timm_wsms.network.exits import STEPS, average_exits, check_count, confidences, leave_at
 from timm_wsms.network.mean_net import WsmsMeanNet
 
 if TYPE_CHECKING:
@@ -47,6 +49,21 @@ def divide(split: Split, settings: DataSettings, seed: int) -> tuple[Split, Spli
     )
 
 
+def check(names: Sequence[str], options: AccuracyOptions, held_out: Split, accelerator: Accelerator) -> None:
+    """Check, before anything is evaluated, that a cascade can be calibrated and measured.
+
+    Raises:
+        UserError: There are several processes, too few images to calibrate on, or no network of averaged logits.
+    """
+    if accelerator.num_processes > 1:
+        raise UserError("--cascade measures speed and runs in one process; leave out the launcher")
+    check_count(len(held_out), options.cascade or 0.0)
+    if not any(is_cascade(load_model(name, **options.model_kwargs)) for name in names):
+        raise UserError(
+            "--cascade needs a network of averaged logits, such as one of wsmean_<name>; name one, or omit it"
+        )
+
+
 def measure_cascade(
     one: Prepared,
     held_out: Split,
@@ -70,10 +87,8 @@ def measure_cascade(
         images in turn. Costs are multiplications relative to the plain backbone's.
 
     Raises:
-        UserError: The network is in several processes, or there are too few images to calibrate on.
+        UserError: There are too few images to calibrate on.
     """
-    if accelerator.num_processes > 1:
-        raise UserError("--cascade measures speed and runs in one process; leave out the launcher")
     network = one.network.eval()
     cascade = Cascade(network)
     loader = make_loader(

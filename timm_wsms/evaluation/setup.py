@@ -63,8 +63,9 @@ def start(options: Options) -> Accelerator:
     accelerator = build_accelerator(options.precision)
     if options.device not in (None, accelerator.device.type):
         raise UserError(f"--device {options.device} is not available here; Accelerate chose {accelerator.device.type}")
-    if options.json and Path(options.json).is_dir():
-        raise UserError(f"--json {options.json} is a folder; name a file")
+    for option, file in (("--json", options.json), ("--append", options.append)):
+        if file and Path(file).is_dir():
+            raise UserError(f"{option} {file} is a folder; name a file")
     folders = [Path(file).parent for file in (options.json, options.append) if file]
     folders += [Path(options.output)] if options.output else []
     for folder in folders:

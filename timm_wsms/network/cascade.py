@@ -12,7 +12,7 @@ from torch import nn
 from timm_wsms.errors import UserError
 from timm_wsms.files import atomic_write_text
 from timm_wsms.foreign import understood
-from timm_wsms.network.cascade_checks import check_model, images_and_labels, one_per_exit
+from timm_wsms.network.cascade_checks import check_model, check_stages, images_and_labels, one_per_exit
 from timm_wsms.network.exits import Calibration, average_exits, choose_thresholds, confidences
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.pyramid import check_size
@@ -90,9 +90,10 @@ class Cascade(nn.Module):
         """(B, in_chans, H, W) → mean logits of the stages that each image has taken (B, num_classes).
 
         Raises:
-            UserError: If the network was put into training mode, or the image is too small.
+            UserError: If the network was put into training mode or given another backbone, or the image is too small.
         """
         check_model(self.model)
+        check_stages(self.model, (stage.part for stage in self.stages))
         self.model.follow()
         check_size(x, min(stage.factor for stage in self.stages), len(self.stages))
         images, undecided = x, torch.arange(len(x), device=x.device)
@@ -175,7 +176,8 @@ class Cascade(nn.Module):
             What was found; its `exits` and `drop` are of the images that thresholds were tested on.
 
         Raises:
-            UserError: If there are too few images, with the number needed, or a batch has no labels.
+            UserError: If there are too few images, with the number needed, a batch has no labels or one that is no
+                class, or logits are not finite.
         """
         check_model(self.model)
         logits, labels = [], []
@@ -193,7 +195,13 @@ class Cascade(nn.Module):
     # ---- files
 
     def save(self, folder: str | Path) -> None:
-        """Write thresholds and temperatures to `cascade.json` in a checkpoint folder, beside the model's weights."""
+        """Write thresholds and temperatures to `cascade.json` in a checkpoint folder, beside the model's weights.
+
+        Raises:
+            UserError: If there is no such folder.
+        """
+        if not Path(folder).is_dir():
+            raise UserError(f"there is no folder {folder}; save the model there first")
         values = {
             "factors": [stage.factor for stage in self.stages],
             "confidence": self.confidence,
@@ -210,7 +218,8 @@ class Cascade(nn.Module):
             model: Its model, if it is loaded already.
 
         Raises:
-            UserError: If there is no such file, it is damaged, or it is of another pyramid than the model's.
+            UserError: If there is no such file, it is damaged, holds a threshold or a temperature that is not valid, or
+                is of another pyramid than the model's.
         """
         path = Path(folder) / FILE
         try:
@@ -220,7 +229,12 @@ class Cascade(nn.Module):
         except FileNotFoundError as error:
             raise UserError(f"there is no {path}; calibrate a cascade and save it there first") from error
         network: Any = model or timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        cascade = cls(network, confidence, temperatures)
+        cascade = cls(network)
         if factors != [stage.factor for stage in cascade.stages]:
             raise UserError(f"{path} is of a pyramid of {str(factors)[:60]}, which the model has not; calibrate again")
+        try:
+            cascade.confidence = one_per_exit("confidence", confidence, len(factors) - 1, 0)
+            cascade.temperatures = one_per_exit("temperatures", temperatures, len(factors) - 1, 1e-6)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; calibrate and save again") from error
         return cascade

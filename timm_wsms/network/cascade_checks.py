@@ -1,7 +1,8 @@
 """What a cascade refuses: other models, thresholds that are none, batches without labels."""
 
-import sys
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ def check_model(model: Any) -> None:
         raise UserError("a cascade needs two stages or more; give the network a pyramid such as [1, 0.5]")
     if not model.num_classes or model.global_pool == "":
         raise UserError("a cascade needs a classifier; call model.reset_classifier(num_classes, 'avg')")
+    if model.num_classes == 1:
+        raise UserError("a cascade needs two classes or more: the softmax of a single logit is always 1")
+
+
+def check_stages(model: WsmsMeanNet, parts: Iterable[Any]) -> None:
+    """Raise a UserError if a model has other stages than those that a cascade was made of."""
+    if {id(part) for part in parts} != {id(part) for part in (model.backbone, *model.stages.values())}:
+        raise UserError("the model has got another backbone since the cascade was made; make a new cascade of it")
 
 
 def one_per_exit(name: str, given: Any, count: int, least: float) -> list[float]:
@@ -32,17 +41,27 @@ def one_per_exit(name: str, given: Any, count: int, least: float) -> list[float]
         UserError: If there is another number of them, or one is below the least.
     """
     values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
-    fine = all(type(value) in (int, float) and least <= value <= sys.float_info.max for value in values)
-    if not fine or len(values) != count:
+    numbers = [as_number(value) for value in values]
+    if not all(least <= number < math.inf for number in numbers) or len(numbers) != count:
         what = "numbers of 0 or more" if least == 0 else "positive numbers"
         raise UserError(
             f"{name} must be one number, or {count}, one for every exit but the last, {what}; not {str(given)[:60]}"
         )
-    return [float(value) for value in values]
+    return numbers
+
+
+def as_number(value: Any) -> float:
+    """One real number, Python's or NumPy's; NaN for anything else."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def images_and_labels(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a batch holds.
+    """What a batch holds, the labels as int64.
 
     Raises:
         UserError: If it holds something else.
@@ -51,8 +70,10 @@ def images_and_labels(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(x, torch.Tensor) for x in pair)):
         raise UserError(f"a batch must be (images, labels), two tensors; not {type(batch).__name__}")
     images, labels = pair
-    if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
+    if labels.is_floating_point() or labels.is_complex():
+        raise UserError(f"labels must be class numbers, integers of shape (B,); not {labels.dtype}")
+    if images.ndim != 4 or labels.shape != images.shape[:1]:
         raise UserError(
             f"a batch must be images (B, C, H, W) and class numbers (B,); not {(*images.shape,)} and {(*labels.shape,)}"
         )
-    return images, labels
+    return images, labels.long()

@@ -6,6 +6,7 @@ confidence reaches its threshold; confidence is the largest probability after th
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -149,6 +150,22 @@ def images_needed(max_drop: float) -> int:
     return math.ceil(high * FITTED / (FITTED - 1))
 
 
+def check_count(images: int, max_drop: float) -> None:
+    """Check that with so many images a threshold could pass the test.
+
+    Raises:
+        UserError: If `max_drop` is no number of points, or there are too few images; with the number needed.
+    """
+    if not (isinstance(max_drop, Real) and 0 < max_drop < 100):
+        raise UserError(f"max_drop is {max_drop!r}; give points of accuracy between 0 and 100, such as 1")
+    needed = images_needed(max_drop)
+    if images < needed:
+        raise UserError(
+            f"{images} images are too few to show that accuracy falls by at most {max_drop:g} points; give at "
+            f"least {needed}, or a larger max_drop"
+        )
+
+
 def choose_thresholds(logits: torch.Tensor, labels: torch.Tensor, max_drop: float = 1.0) -> Calibration:
     """The smallest threshold at which accuracy is shown to fall by at most `max_drop` points.
 
@@ -165,15 +182,20 @@ def choose_thresholds(logits: torch.Tensor, labels: torch.Tensor, max_drop: floa
         max_drop: In points of accuracy.
 
     Raises:
-        UserError: If `max_drop` is no number of points, or there are too few images for any threshold to pass.
+        UserError: If `max_drop` is no number of points, there are too few images for any threshold to pass, a label is
+            no class, or logits are not finite.
     """
-    if not 0 < max_drop < 100:
-        raise UserError(f"max_drop is {max_drop}; give points of accuracy between 0 and 100, such as 1")
-    needed = images_needed(max_drop)
-    if len(labels) < needed:
+    check_count(len(labels), max_drop)
+    outside = labels[(labels < 0) | (labels >= logits.shape[-1])]
+    if len(outside):
         raise UserError(
-            f"{len(labels)} images are too few to show that accuracy falls by at most {max_drop:g} points; give at "
-            f"least {needed}, or a larger max_drop"
+            f"{len(outside)} of {len(labels)} labels are no class of 0 to {logits.shape[-1] - 1}, such as "
+            f"{int(outside[0])}; leave out images without a label"
+        )
+    broken = int((~logits.isfinite()).any(-1).any(0).sum())
+    if broken:
+        raise UserError(
+            f"the logits of {broken} of {len(labels)} images are not finite; check these images, or use a wider dtype"
         )
     fitted = torch.arange(len(labels), device=labels.device) % FITTED == 0
     temperatures = [fit_temperature(exit_logits[fitted], labels[fitted]) for exit_logits in logits[:-1]]

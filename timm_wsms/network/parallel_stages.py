@@ -17,6 +17,7 @@ from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.wsms_net import WsmsNet
 
 NOT_COMPILED = "parallel_stages runs threads, which do not compile; compile the model itself"
+NOT_TRAINED = "parallel_stages is for inference; call model.eval() first, and train the model itself"
 
 
 def parallel_stages(model: MultiStageNet, threads_per_stage: int = 1) -> "ParallelStages":
@@ -71,7 +72,7 @@ class ParallelStages(nn.Module):
             UserError: In training mode.
         """
         if mode:
-            raise UserError("parallel_stages is for inference; call model.eval() first, and train the model itself")
+            raise UserError(NOT_TRAINED)
         super().train(mode)
         return self
 
@@ -88,7 +89,12 @@ class ParallelStages(nn.Module):
         """(B, in_chans, H, W) → (B, num_classes), what the model gives; without gradients.
 
         `torch.compile` leaves it as it is.
+
+        Raises:
+            UserError: If the model was put into training mode since.
         """
+        if self.model.training:
+            raise UserError(NOT_TRAINED)
         with torch.no_grad(), _threads_in_operators(self.threads_per_stage):
             if isinstance(self.model, WsmsMeanNet):
                 return self._mean(self.model, x)

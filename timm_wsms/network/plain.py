@@ -1,6 +1,7 @@
 """Back to the plain backbone: one stage of a trained network as a timm model, which costs what the backbone costs."""
 
 import copy
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def check_plain(model: Any, stage: int = 1, drop_integration: bool = False) -> N
             "and not built with features_only=True"
         )
     count = len(model.factors())
-    if type(stage) is not int or not 1 <= stage <= count:
+    if not isinstance(stage, Integral) or isinstance(stage, bool) or not 1 <= stage <= count:
         raise UserError(f"stage must be 1 to {count}, the stages of this network; not {stage!r}")
     if not isinstance(model, WsmsNet) or model.integration is None:
         return

@@ -38,8 +38,8 @@ def recalibrate(model: MultiStageNet | WsmsFeatures, batches: Iterable[Any]) -> 
         The number of norms whose statistics were replaced.
 
     Raises:
-        UserError: If there are no batches, no images in a batch, or no batch norms to recalibrate. The network is then
-            as it was.
+        UserError: If there are no images, a batch holds something else, values that reach a norm are not finite, or
+            there are no batch norms to recalibrate. The network is then as it was.
     """
     network = model.model if isinstance(model, WsmsFeatures) else model
     if not isinstance(network, MultiStageNet):
@@ -63,6 +63,11 @@ def recalibrate(model: MultiStageNet | WsmsFeatures, batches: Iterable[Any]) -> 
         for module, mode in modes.items():
             module.training = mode
     reached = {norm: moments for norm, moments in gathered.items() if moments.count}
+    if not all(moments.is_finite() for moments in reached.values()):
+        raise UserError(
+            "values that are not finite reached a norm, so nothing was replaced; check the images for NaN and "
+            "infinity, or recalibrate in float32"
+        )
     for norm, moments in reached.items():
         moments.store(norm)
     return len(reached)
@@ -82,6 +87,8 @@ def _run(forward: Callable[[torch.Tensor], Any], batches: Iterable[Any], like: t
         if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.ndim == 4):
             found = f"{images.dtype} {(*images.shape,)}" if isinstance(images, torch.Tensor) else type(images).__name__
             raise UserError(f"a batch must be or begin with float images (B, C, H, W), normalized; not {found}")
+        if not len(images):
+            continue
         try:
             forward(images.to(like.device, like.dtype))
         except UserError:
@@ -90,7 +97,7 @@ def _run(forward: Callable[[torch.Tensor], Any], batches: Iterable[Any], like: t
             raise UserError(f"a batch of {len(images)} is too small to take a variance ({error})") from error
         empty = False
     if empty:
-        raise UserError("there are no batches to recalibrate on; give an iterable with at least one")
+        raise UserError("there are no images to recalibrate on; give an iterable of batches")
 
 
 class _Moments:
@@ -111,6 +118,9 @@ class _Moments:
         self.squares = self.squares + variance * added + difference.square() * (self.count * added / total)
         self.mean = self.mean + difference * (added / total)
         self.batches, self.count = self.batches + 1, total
+
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.mean).all() and torch.isfinite(self.squares).all())
 
     def store(self, norm: Any) -> None:
         norm.running_mean.copy_(self.mean)

@@ -132,6 +132,16 @@ def adapt(network: nn.Module, settings: Settings, device: torch.device) -> nn.Mo
                 f"{settings.model} has no predictions per stage; leave out stage_loss, stage_distill and "
                 "stage_consistency, or choose a wsms_ model with --model_kwargs.fusion mean"
             )
+        if len(network.factors()) == 1:
+            raise UserError(
+                f"{settings.model} has a single stage here; leave out stage_loss, stage_distill and "
+                "stage_consistency, or give it a pyramid of two sizes, such as --model_kwargs.pyramid [1,0.5]"
+            )
+        if settings.stage_consistency and getattr(network.backbone, "drop_rate", 0):
+            raise UserError(
+                "stage_consistency compares features behind the classifier's dropout, which drops others in each "
+                "stage; leave out model_kwargs.drop_rate"
+            )
         network.set_stagewise_training(features=settings.stage_consistency > 0)
     return placed(network, settings, device)
 
