@@ -57,6 +57,7 @@ REGIMES = {
     "narrow": ("--data.timm.scale", "[0.8, 1.0]"),
     "default": (),  # timm's random-resized crop
     "jitter": ("--data.scale_jitter", "[0.5, 2]"),
+    "20 epochs": ("--epochs", "20", "--eval_every", "20"),  # with timm's random-resized crop
 }
 WSMS = "wsms_tf_efficientnet_lite0"
 MEAN = ("--model_kwargs.fusion", "mean", "--model_kwargs.unshared_norms", "statistics", "--stage_loss", "1")
@@ -92,7 +93,6 @@ FLOWERS = {
     "mean of larger": Form(WSMS, 64, (*MEAN, "--model_kwargs.pyramid", "[1.41, 1, 0.71]")),
 }
 RESNET = "wsms_resnet10t"
-LONG = ("--epochs", "20", "--eval_every", "20")
 IMAGENETTE = {
     "plain": Form("resnet10t", 128, weights=None),
     "plain, larger image": Form("resnet10t", 144, weights=None),
@@ -102,8 +102,6 @@ IMAGENETTE = {
     "concat": Form(RESNET, 112, weights=None),
     "mean": Form(RESNET, 112, TWO, None),
     "mean, distilled": Form(RESNET, 112, FLOWERS["mean, distilled"].words, None),
-    "plain, 20 epochs": Form("resnet10t", 128, LONG, None),
-    "mean, 20 epochs": Form(RESNET, 112, (*TWO, *LONG), None),
 }
 FORMS = {"flowers": FLOWERS, "imagenette": IMAGENETTE}
 # (form, regime, learning rate), in the order of their importance

@@ -39,18 +39,18 @@ def run(tmp_path_factory):
     """The output of a training run with seed 1 on a few digits."""
     AcceleratorState._reset_state(reset_partial_state=True)
     output = tmp_path_factory.mktemp("run") / "digits"
-    few = ["--data.train_limit", "128", "--data.test_split", FIRST, "--batch_size", "16", "--lr", "0.05"]
+    few = ["--data.train_limit", "256", "--data.test_split", FIRST, "--batch_size", "16", "--lr", "0.02"]
     train_accelerate.main(
         [
             "--model",
             "wsms_resnet20_cifar",
             *few,
             "--epochs",
-            "15",
+            "8",
             "--eval_every",
-            "15",
+            "8",
             "--checkpoint_every",
-            "15",
+            "8",
             "--seed",
             "1",
             "--output",
