@@ -106,7 +106,7 @@ def test_it_gives_what_the_training_run_measured(run, tmp_path, capsys):
 def test_a_run_leaves_what_it_found_in_the_data(run):
     found = json.loads((run / "data.json").read_text())
     assert json.loads((run / "model" / "data.json").read_text()) == found
-    assert found["source"] == "digits" and found["splits"]["train"]["images"] == 64
+    assert found["source"] == "digits" and found["splits"]["train"]["images"] == 256
     assert found["splits"]["test"]["name"] == FIRST and found["splits"]["test"]["images"] == LIMIT
 
 
