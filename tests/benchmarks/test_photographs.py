@@ -120,6 +120,23 @@ def test_the_document_has_what_was_tested():
     ):
         gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*jitter[form][f"against {other}"]["area"]).replace("-", "−")
         assert gain in words
+    long = {
+        row["form"]: row["against plain"]
+        for row in report["imagenette_test"]
+        if row["regime"] == "20 epochs" and row["form"] != "plain"
+    }
+    short = {
+        row["form"]: row["against plain"]
+        for row in report["imagenette_test"]
+        if row["regime"] == "default" and row["form"] != "plain"
+    }
+    for gains, form in itertools.product((long, short), ("mean", "mean, stage 1 alone")):
+        parts = ("area", "small", "large", "size 1") if form == "mean" or gains is long else ("area",)
+        for part in parts:
+            assert "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gains[form][part]).replace("-", "−") in words
+    for row in report["imagenette"]:
+        if len(row["area_by_learning_rate"]) > 1:
+            assert photographs_tables.spread(row) in words
     backbone = timm.create_model("tf_efficientnet_lite0", num_classes=5).eval()
     large, small, half = (multiplications(backbone, (3, side, side)) for side in (128, 112, 56))
     for form, expected in {"plain": large, "mean": small + half, "mean, stage 1 alone": small}.items():
