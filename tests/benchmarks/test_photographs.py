@@ -120,20 +120,19 @@ def test_the_document_has_what_was_tested():
     ):
         gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*jitter[form][f"against {other}"]["area"]).replace("-", "−")
         assert gain in words
-    long = {
-        row["form"]: row["against plain"]
-        for row in report["imagenette_test"]
-        if row["regime"] == "20 epochs" and row["form"] != "plain"
-    }
-    short = {
-        row["form"]: row["against plain"]
-        for row in report["imagenette_test"]
-        if row["regime"] == "default" and row["form"] != "plain"
-    }
-    for gains, form in itertools.product((long, short), ("mean", "mean, stage 1 alone")):
-        parts = ("area", "small", "large", "size 1") if form == "mean" or gains is long else ("area",)
+    found = {(row["regime"], row["form"]): row for row in report["imagenette_test"]}
+    every = ("area", "small", "large", "size 1")
+    for regime, form, other, parts in (
+        ("default", "mean", "plain", every),
+        ("default", "mean", "plain at 112", ["area"]),
+        ("default", "mean, stage 1 alone", "plain", ["area"]),
+        ("default", "plain at 112", "plain", ["area"]),
+        ("20 epochs", "mean", "plain", every),
+        ("20 epochs", "mean, stage 1 alone", "plain", every),
+    ):
         for part in parts:
-            assert "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gains[form][part]).replace("-", "−") in words
+            gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*found[regime, form][f"against {other}"][part])
+            assert gain.replace("-", "−") in words
     for row in report["imagenette"]:
         if len(row["area_by_learning_rate"]) > 1:
             assert photographs_tables.spread(row) in words
