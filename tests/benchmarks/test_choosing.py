@@ -50,6 +50,7 @@ def test_all_forms_that_were_tried_are_in_the_table():
     """But those that the first table or another document shows: the plain network's own sizes, and the form itself."""
     elsewhere = {"plain", "mean", "plain at 112", "plain at 96", "plain at 64"}
     assert SCREENED.keys() - elsewhere == photographs_tables.TRIED.keys() & SCREENED.keys()
+    assert all(SCREENED[form]["against_mean"]["area"][0] < 0 for form in photographs_tables.TRIED if form in SCREENED)
     assert len(photographs_tables.of_tried(REPORT["screening"])) == len(SCREENED.keys() - elsewhere)
 
 
