@@ -119,10 +119,10 @@ SCREEN = [
     ("mean of larger", "default", "1e-3"),
     ("mean, consistent", "default", "1e-3"),
     ("mean of three", "default", "1e-3"),
-    ("plain longer", "default", "1e-3"),
+    ("plain longer", "default", "2e-3"),
     ("mean, distilled", "jitter", "1e-3"),
     ("one size per batch", "jitter", "1e-3"),
-    ("lite1", "default", "1e-3"),
+    ("lite1", "default", "2e-3"),
     ("concat", "default", "1e-3"),
 ]
 

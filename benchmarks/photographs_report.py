@@ -175,15 +175,10 @@ def jitter_gains(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for form in before.keys() & after.keys():
         folds = sorted(before[form].keys() & after[form].keys())
+        stored = ([runs[form][fold]["arrays"] for fold in folds] for runs in (before, after))
         one, other = (
-            np.concatenate(
-                [
-                    correct(runs[form][n]["arrays"], "test", main_stages(form, runs[form][n]["arrays"], "test"))
-                    for n in folds
-                ],
-                1,
-            )
-            for runs in (before, after)
+            pooled([correct(arrays, "test", main_stages(form, arrays, "test")) for arrays in each], "flowers")
+            for each in stored
         )
         found[form] = {"folds": folds, "images": one.shape[1], **compared(one, other)}
     return dict(sorted(found.items()))

@@ -33,7 +33,7 @@ def of_tested(found: Iterable[dict[str, Any]]) -> list[str]:
         cells = [row["regime"], row["form"], str(row["images"]), *top1, *parts]
         for other in ("plain", "one size per batch"):
             against = row.get(f"against {other}")
-            cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*against["area"]) if against else "")
+            cells.append(interval(against["area"]) if against else "")
         lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
     return lines
 
@@ -60,7 +60,7 @@ def of_headline(found: Iterable[dict[str, Any]]) -> list[str]:
                 cells = [f"× {row['arithmetic']:.2f}", f"{row['images']:,}"]
                 cells += [*(f"{row['top1'][size]:.1f}" for size in HEADLINE_SIZES), f"{row['area']:.2f}"]
                 against = row.get("against plain")
-                cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*against["area"]) if against else "")
+                cells.append(interval(against["area"]) if against else "")
                 lines.append(f"| {trained} | {name} | {' | '.join(cells)} |".replace("-", "−"))
     return lines
 
@@ -80,9 +80,7 @@ def of_choices(found: Iterable[dict[str, Any]]) -> list[str]:
         for form, name in CHOICES.items():
             gains = rows[regime, form]["against plain"]
             cells = [f"× {rows[regime, form]['arithmetic']:.2f}"]
-            cells += [
-                "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gains[part]) for part in ("area", "small", "large", "size 1")
-            ]
+            cells += [interval(gains[part]) for part in ("area", "small", "large", "size 1")]
             lines.append(f"| {trained} | {name} | {' | '.join(cells)} |".replace("-", "−"))
     return lines
 
@@ -110,10 +108,16 @@ def of_tried(found: Iterable[dict[str, Any]]) -> list[str]:
             row = rows[form]
             cells = [f"× {row['arithmetic']:.2f}", f"{row['size 1']:.1f}"]
             cells += [f"{row[part]:.2f}" for part in ("area", "small", "large")]
-            for other in ("plain", "mean"):
-                cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*row[f"against_{other}"]["area"]))
-            lines.append(f"| {name} | {' | '.join(cells)} |".replace("-", "−").replace("−Lite", "-Lite"))
+            cells += [interval(row[f"against_{other}"]["area"]) for other in ("plain", "mean")]
+            numbers = " | ".join(cells).replace("-", "−")
+            lines.append(f"| {name} | {numbers} |")
     return lines
+
+
+def interval(gain: Sequence[float]) -> str:
+    """A mean and the ends of its interval, as documents write it."""
+    mean, low, high = gain
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -126,9 +130,7 @@ def of_screening(found: Iterable[dict[str, Any]]) -> list[str]:
     lines = []
     for row in found:
         start = f"{row['regime']} | {row['form']} | {float(row['lr']):g}"
-        against = [
-            f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in row.get("against_plain", {}).values()
-        ]
+        against = [interval(gain) for gain in row.get("against_plain", {}).values()]
         top1 = [f"{value:.1f}" for value in row["top1"]]
         parts = [f"{row[name]:.2f}" for name in ("area", "small", "large")]
         cells = [start, f"{row['multiplications_M']:.1f} M", *top1, *parts, *(against[:1] or [""])]

@@ -64,6 +64,11 @@ flowers|one size per batch|jitter|1e-3|0 2 3 4
 flowers|mean|jitter|1e-3|0 1 2 3 4
 imagenette|plain|default|2e-3|0
 imagenette|mean|default|2e-3|0
+imagenette|plain|default|4e-3|0
+imagenette|mean|default|4e-3|0
+imagenette|plain at 112|default|4e-3|0
+imagenette|plain|20 epochs|4e-3|0
+imagenette|mean|20 epochs|4e-3|0
 RUNS
 "$PYTHON" -m benchmarks.photographs_report
 "$PYTHON" -m benchmarks.photographs_cascade

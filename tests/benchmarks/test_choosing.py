@@ -31,7 +31,8 @@ def statements() -> list[str]:
         f"{tested['default', 'mean']['images']:,} with",
         f"{gain('plain', 'area')} points of area for the plain one and {gain('mean', 'area')} for averaging",
         f"at size 1 {gain('plain', 'size 1')} and {gain('mean', 'size 1')} (the same {gains['plain']['images']:,} test",
-        f"evaluated on its {SCREENED['plain']['images']} validation images. The plain network has an area of "
+        f"evaluated on its {SCREENED['plain']['images']} validation images.",
+        "The plain network has an area of "
         f"{SCREENED['plain']['area']:.2f} there, averaging {SCREENED['mean']['area']:.2f}",
         f"with half and with twice its learning rate, averaging itself has {rates['5e-4']:.2f} and {rates['2e-3']:.2f}",
     ]
@@ -52,6 +53,14 @@ def test_all_forms_that_were_tried_are_in_the_table():
     assert SCREENED.keys() - elsewhere == photographs_tables.TRIED.keys() & SCREENED.keys()
     assert all(SCREENED[form]["against_mean"]["area"][0] < 0 for form in photographs_tables.TRIED if form in SCREENED)
     assert len(photographs_tables.of_tried(REPORT["screening"])) == len(SCREENED.keys() - elsewhere)
+
+
+def test_the_learning_rates_are_those_that_it_says():
+    rates = {form: [*row["area_by_learning_rate"]] for form, row in SCREENED.items()}
+    assert (len(rates["plain"]), len(rates["mean"]), len(rates["one size per batch"])) == (4, 3, 3)
+    for form in photographs_tables.TRIED.keys() & SCREENED.keys() - {"one size per batch"}:
+        own = "mean" if form.startswith(("mean", "concat")) else "plain"
+        assert rates[form] == [SCREENED[own]["lr"]]
 
 
 def test_what_scale_jitter_gains_is_of_the_same_images():

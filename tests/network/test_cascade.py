@@ -205,7 +205,7 @@ def test_another_backbone_is_noticed():
     cascade = Cascade(model, 2.0)
     cascade(pictures(2))
     model.backbone = copy.deepcopy(model.backbone)
-    with pytest.raises(UserError, match="another backbone since"):
+    with pytest.raises(UserError, match="another backbone than"):
         cascade(pictures(2))
     assert torch.equal(Cascade(model, 2.0)(pictures(2)), model(pictures(2)))
 
@@ -288,7 +288,7 @@ def test_batches_that_do_not_do(given, message):
 def test_labels_that_are_no_class_are_refused(wrong):
     labels = torch.arange(60) % 5
     labels[17] = wrong
-    with pytest.raises(UserError, match=rf"1 of 60 labels are no class of 0 to 4, such as {wrong}; leave out"):
+    with pytest.raises(UserError, match=rf"1 of 60 labels are outside the classes 0 to 4, such as {wrong}; leave out"):
         Cascade(network()).calibrate([(pictures(60), labels)], 20.0)
 
 

@@ -31,7 +31,7 @@ def check_model(model: Any) -> None:
 def check_stages(model: WsmsMeanNet, parts: Iterable[Any]) -> None:
     """Raise a UserError if a model has other stages than those that a cascade was made of."""
     if {id(part) for part in parts} != {id(part) for part in (model.backbone, *model.stages.values())}:
-        raise UserError("the model has got another backbone since the cascade was made; make a new cascade of it")
+        raise UserError("the model has another backbone than when the cascade was made; make a new cascade")
 
 
 def one_per_exit(name: str, given: Any, count: int, least: float) -> list[float]:

@@ -189,7 +189,7 @@ def choose_thresholds(logits: torch.Tensor, labels: torch.Tensor, max_drop: floa
     outside = labels[(labels < 0) | (labels >= logits.shape[-1])]
     if len(outside):
         raise UserError(
-            f"{len(outside)} of {len(labels)} labels are no class of 0 to {logits.shape[-1] - 1}, such as "
+            f"{len(outside)} of {len(labels)} labels are outside the classes 0 to {logits.shape[-1] - 1}, such as "
             f"{int(outside[0])}; leave out images without a label"
         )
     broken = int((~logits.isfinite()).any(-1).any(0).sum())

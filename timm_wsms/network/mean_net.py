@@ -27,8 +27,8 @@ class StageOutputs(NamedTuple):
 
     Attributes:
         logits: (S, B, num_classes), stage 1's first.
-        features: What the classifiers take, (S, B, head_hidden_size); None if it was not asked for. With `drop_rate`,
-            the dropout behind them draws anew: `logits` saw others dropped.
+        features: What the classifiers take, (S, B, head_hidden_size); None if it was not asked for. With `drop_rate`
+            they have a dropout mask of their own, not that of `logits`.
     """
 
     logits: torch.Tensor

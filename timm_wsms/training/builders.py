@@ -139,8 +139,8 @@ def adapt(network: nn.Module, settings: Settings, device: torch.device) -> nn.Mo
             )
         if settings.stage_consistency and getattr(network.backbone, "drop_rate", 0):
             raise UserError(
-                "stage_consistency compares features behind the classifier's dropout, which drops others in each "
-                "stage; leave out model_kwargs.drop_rate"
+                "stage_consistency compares features after dropout, whose mask differs from stage to stage; leave out "
+                "model_kwargs.drop_rate"
             )
         network.set_stagewise_training(features=settings.stage_consistency > 0)
     return placed(network, settings, device)
