@@ -97,6 +97,7 @@ IMAGENETTE = {
     "plain": Form("resnet10t", 128, weights=None),
     "plain, larger image": Form("resnet10t", 144, weights=None),
     "plain at 112": Form("resnet10t", 112, weights=None),
+    "plain longer": Form("resnet10t", 128, ("--epochs", "6", "--eval_every", "6"), None),
     "next larger backbone": Form("resnet14t", 128, weights=None),
     "one size per batch": Form("resnet10t", 128, ("--data.train_sizes", "[96, 128, 160]"), None),
     "concat": Form(RESNET, 112, weights=None),
