@@ -86,6 +86,7 @@ FLOWERS = {
     "concat": Form(WSMS, 112),
     "mean": Form(WSMS, 112, TWO),
     "mean at 96": Form(WSMS, 96, TWO),
+    "mean at 128": Form(WSMS, 128, TWO),  # whose stage 1 alone costs as much as "plain"
     "mean, one size per batch": Form(WSMS, 112, (*TWO, "--data.train_sizes", "[84, 112, 140]")),
     "mean, distilled": Form(WSMS, 112, (*TWO, "--stage_distill", "1", "--stage_distill_temperature", "2")),
     "mean, consistent": Form(WSMS, 112, (*TWO, "--stage_consistency", "1")),
@@ -102,6 +103,7 @@ IMAGENETTE = {
     "one size per batch": Form("resnet10t", 128, ("--data.train_sizes", "[96, 128, 160]"), None),
     "concat": Form(RESNET, 112, weights=None),
     "mean": Form(RESNET, 112, TWO, None),
+    "mean at 128": Form(RESNET, 128, TWO, None),
     "mean, distilled": Form(RESNET, 112, FLOWERS["mean, distilled"].words, None),
 }
 FORMS = {"flowers": FLOWERS, "imagenette": IMAGENETTE}
