@@ -25,7 +25,6 @@ from accelerate import Accelerator
 
 from timm_wsms import cli_errors
 from timm_wsms.data.progress import progress as progress_bar
-from timm_wsms.evaluation import Row
 from timm_wsms.files import atomic_folder
 from timm_wsms.hub import card, publish, results
 from timm_wsms.training import report
@@ -64,26 +63,26 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # 2. Training, one model after the other.
-    rows: list[Row] = []
+    found = report.Results()
     with lock_run_folder(output, accelerator), ShutdownSignal() as shutdown:
         elastic.mark(output, accelerator)
         for run in runs:
             accelerator.print(report.start_line(run, accelerator))
             # One accelerator per model, since it holds a gradient scaler with a state of its own.
-            rows += train(run, rows, build_accelerator(run.settings), shutdown)
+            train(run, found, build_accelerator(run.settings), shutdown)
 
     # 3. Results.
     accelerator.end_training()
     if accelerator.is_main_process:
-        report.print_results(rows, output)
+        report.print_results(found, output)
         if settings.hub.push:
             folder = output / "model"
             print(f"Publishing it; if that fails: python hub/publish.py {folder} --repo {settings.hub.push}")
             publish.publish(folder, publish.Options(settings.hub.push, settings.hub.private, settings.hub.tag))
 
 
-def train(run: Run, rows: list[Row], accelerator: Accelerator, shutdown: ShutdownSignal) -> list[Row]:
-    """Trains one model, evaluates it and its stage 1, writes their folders; `rows` are those of the models before."""
+def train(run: Run, found: report.Results, accelerator: Accelerator, shutdown: ShutdownSignal) -> None:
+    """Trains one model, evaluates it and its stage 1, writes their folders, and adds their results to `found`."""
     settings = run.settings
     trainer = Trainer(run, accelerator)
     watchdog = Watchdog(accelerator, settings.hang_timeout, names=process_names(accelerator))
@@ -107,21 +106,22 @@ def train(run: Run, rows: list[Row], accelerator: Accelerator, shutdown: Shutdow
             conclude_epoch(trainer, state, sync, track)
         checkpoints.save(state)
 
-        figures, row = report.evaluate_final(trainer)
-        of_stage1, alone = report.evaluate_stage1(trainer)
-        state.metrics[-1] |= figures | of_stage1
+        final, stage1 = report.evaluate_final(trainer), report.evaluate_stage1(trainer)
+        state.metrics[-1] |= final.metrics | (stage1.metrics if stage1 else {})
         report.write_metrics(run.output, state, accelerator)
+        rows = [*found.rows, final.row]
         if accelerator.is_main_process:
             with atomic_folder(run.output / "model") as folder:
-                report.write_model_files(folder, trainer, state, [*rows, row])
-                results.write(folder, [*rows, row], describe_environment(accelerator.num_processes, accelerator.device))
+                report.write_model_files(folder, trainer, state, rows)
+                results.write(folder, rows, describe_environment(accelerator.num_processes, accelerator.device))
                 card.write(folder)
-            if alone:
+            if stage1:
                 report.write_backbone(run.output)
-        report.print_accuracy(run, [row, *alone], accelerator)
+        evaluated = [final, stage1] if stage1 else [final]
+        found.add(evaluated, run)
+        report.print_accuracy(run, [one.row for one in evaluated], accelerator)
         accelerator.wait_for_everyone()
         track(state.metrics[-1])
-    return [row, *alone]
 
 
 def conclude_epoch(trainer: Trainer, state: RunState, sync: StepSync, track: Callable[[dict], None]) -> None:

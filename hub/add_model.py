@@ -109,7 +109,7 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
         for row, model in zip(rows, models, strict=True):
             if list(row.input_size or []) != list(model["data_config"]["input_size"]):
                 raise UserError(f"{file}: {model['model']} was evaluated at another image size; leave out --input_size")
-            new.append(dataclasses.replace(row, accuracy=model["top1"], top5=model["top5"], by_size={}))
+            new.append(dataclasses.replace(row, accuracy=model["top1"], top5=model["top5"], by_size={}, by_factor={}))
         return new, results.Evaluated(content["split"], counts.pop())
 
 

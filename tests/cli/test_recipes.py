@@ -21,7 +21,7 @@ from timm_wsms.data import data_config, load_splits, make_loader, train_transfor
 from timm_wsms.training import checkpoint
 from timm_wsms.training.builders import build_optimizer
 from timm_wsms.training.schedule import Schedule
-from timm_wsms.training.settings import Settings, parse
+from timm_wsms.training.settings import Settings, parse, plan
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 NAMES = [path.stem for path in RECIPES]
@@ -135,6 +135,17 @@ def test_fine_tuning_trains_the_recommended_form_from_timms_weights(name, head_i
     assert timm.get_pretrained_cfg(settings.model).hf_hub_id == "timm/resnet50.a1_in1k"
     assert (settings.stage_loss, settings.head_init_scale, settings.freeze) == (1, head_init_scale, "none")
     assert settings.data.scale_jitter == ((0.5, 2) if name == "finetune_folder" else None)  # not run on ImageNet
+
+
+def test_a_folder_is_all_that_its_recipe_needs():
+    settings = settings_of("finetune_folder", "--model", "wsmean_convnext_tiny", "--model_kwargs.drop_path_rate", "0.1")
+    baseline, own = plan(settings)
+    arguments = {"pretrained": True, "drop_path_rate": 0.1}
+    assert (baseline.model, baseline.model_kwargs, baseline.stage_loss) == ("convnext_tiny", arguments, 0)
+    assert (own.model, own.model_kwargs, own.stage_loss) == ("wsmean_convnext_tiny", arguments, 1)
+    assert settings.data.holdout == "auto"
+    assert len(settings.eval_object_sizes) == 7 and 1 in settings.eval_object_sizes
+    assert plan(settings_of("finetune_folder", "--baseline", "null"))[0].model == settings_of("finetune_folder").model
 
 
 def test_imagenet_is_seen_as_in_fb_resnet_torch(data):

@@ -11,7 +11,7 @@ import yaml
 from timm_wsms.errors import UserError
 from timm_wsms.training.environment import versions
 from timm_wsms.training.resume_check import changed_versions, check_same_run
-from timm_wsms.training.settings import Settings, dump, parse, parser, portable
+from timm_wsms.training.settings import Settings, dump, parse, parser, plan, portable
 
 
 @pytest.fixture
@@ -215,7 +215,8 @@ def test_only_harmless_settings_may_change_when_a_run_is_resumed(tmp_path):
     assert told == ["data.workers 2 → 7", "lr 0.1 → 0.2"]
     assert check_same_run(parse([*same, "--output", "x", "--resume", "auto"]), saved) == []
     elsewhere = ["--trackers", "[tensorboard]", "--eval_every", "3", "--grad_checkpointing", "true"]
-    assert len(check_same_run(parse([*same, *elsewhere]), saved)) == 3
+    elsewhere += ["--eval_object_sizes", "[0.5]"]
+    assert len(check_same_run(parse([*same, *elsewhere]), saved)) == 4
     for changing in (
         ["--freeze", "backbone"],
         ["--early_stop", "2"],
@@ -235,6 +236,18 @@ def test_only_harmless_settings_may_change_when_a_run_is_resumed(tmp_path):
         check_same_run(parse([*same, "--mixup", "0.5"]), saved)
     with pytest.raises(UserError, match="missing"):
         check_same_run(parse(same), Path(tmp_path / "nothing.yaml"))
+
+
+def test_a_baseline_may_be_the_models_backbone():
+    arguments = ["--model_kwargs", "{fusion: mean, pyramid: [1, 0.5], drop_rate: 0.1}"]
+    arguments += ["--baseline_kwargs.drop_rate", "0.2", "--stage_distill", "1"]
+    settings = parse(["--model", "wsms_resnet18", "--baseline", "auto", *arguments])
+    baseline, own = plan(settings)
+    assert (baseline.model, baseline.model_kwargs) == ("resnet18", {"drop_rate": 0.2})
+    assert (baseline.stage_distill, baseline.baseline, own) == (0, None, settings)
+    for name in ("resnet18", "local-dir:wsms_resnet18", "hf-hub:me/wsms_resnet18"):
+        with pytest.raises(UserError, match="name the baseline, or leave it out with --baseline null"):
+            plan(parse(["--model", name, "--baseline", "auto"]))
 
 
 def test_a_resumed_run_says_which_packages_have_changed(tmp_path):

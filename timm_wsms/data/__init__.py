@@ -2,7 +2,7 @@
 
 from timm_wsms.data.loader import Batch, Loader, make_loader
 from timm_wsms.data.settings import DataSettings, TimmAugmentation
-from timm_wsms.data.sources import load_data, load_split, load_splits, load_validation
+from timm_wsms.data.sources import load_data, load_split, load_splits, load_validation, resolve_holdout
 from timm_wsms.data.split import Split
 from timm_wsms.data.stream import Stream
 from timm_wsms.data.transforms import data_config, eval_transform, train_transform
@@ -21,5 +21,6 @@ __all__ = [
     "load_splits",
     "load_validation",
     "make_loader",
+    "resolve_holdout",
     "train_transform",
 ]

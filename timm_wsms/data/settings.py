@@ -53,9 +53,9 @@ class DataSettings:
     test_split: str = "test"
     """Name of the split to evaluate on. If there is no `test`, a validation split is taken, under any of its usual
     names. Of both splits a part can be taken: `train[:80%]`, `train[80%:]`."""
-    holdout: float | None = None
+    holdout: float | Literal["auto"] | None = None
     """Evaluate on this part of the training split instead, such as 0.2, drawn by the seed from each class, and train on
-    the rest."""
+    the rest. `auto`: 0.2 if the source has no test or validation split, and none otherwise."""
     image_column: str | None = None
     """The column of images; by default the only one there is."""
     label_column: str | None = None

@@ -16,6 +16,25 @@ from timm_wsms.data.stream import Stream, open_streams
 from timm_wsms.data.summary import look_at
 from timm_wsms.errors import UserError
 
+AUTO_HOLDOUT = 0.2  # of the training images
+
+
+def resolve_holdout(settings: DataSettings) -> DataSettings:
+    """Replaces `holdout: auto` with what it means for the source, so that the settings of a run say what was done.
+
+    Raises:
+        UserError: the source cannot be opened.
+    """
+    if settings.holdout != "auto":
+        return settings
+    missing = False
+    if settings.source != "digits" and not settings.streaming and settings.test_split == DataSettings.test_split:
+        try:
+            pick_split(open_source(settings).splits, settings, "test_split")
+        except NoSuchSplitError:
+            missing = True
+    return replace(settings, holdout=AUTO_HOLDOUT if missing else None)
+
 
 def load_data(settings: DataSettings, seed: int) -> tuple[Split, Split] | tuple[Stream, Stream]:
     """What `load_splits` does; or, if `streaming` is set, opens streams (the embedded digits never are).
@@ -48,6 +67,7 @@ def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
         UserError: if the source, a split or a column is missing, the images have a single class, or one cannot be
             decoded.
     """
+    settings = resolve_holdout(settings)
     _check(settings)
     wanted = ("train_split", "test_split") if settings.holdout is None else ("train_split",)
     opened = _open(settings, seed, wanted)
@@ -82,6 +102,7 @@ def load_split(settings: DataSettings, *, limit: int | None = None, seed: int = 
     Raises:
         UserError: as there.
     """
+    settings = resolve_holdout(settings)
     _check(settings)
     if limit is not None and limit < 1:
         raise UserError(f"{settings.option('limit')} is {limit}; give at least 1.")
@@ -171,7 +192,7 @@ def _parts(wholes: dict[str, Split], names: dict[str, str], settings: DataSettin
 
 def _hold_out(train: Split, settings: DataSettings, seed: int) -> tuple[Split, Split]:
     """What is left to train on, and what is kept back to evaluate on."""
-    assert settings.holdout is not None
+    assert isinstance(settings.holdout, float)
     rest, kept = sampling.holdout(train.labels, settings.holdout, seed)
     if not len(kept) or not len(rest):
         raise UserError(
@@ -195,7 +216,7 @@ def _check(settings: DataSettings) -> None:
         value = getattr(settings, key)
         if value is not None and value < least:
             raise UserError(f"{settings.option(key)} is {value}; give at least {least}.")
-    if settings.holdout is not None and not 0 < settings.holdout < 1:
+    if isinstance(settings.holdout, (int, float)) and not 0 < settings.holdout < 1:
         raise UserError(
             f"{settings.option('holdout')} is {settings.holdout:g}; give a part between 0 and 1, such as 0.2."
         )

@@ -7,7 +7,7 @@ this folder, for the commands, do.
 from timm_wsms.evaluation.accuracy import Predictions, accuracy_by_size, predict, top1, top5
 from timm_wsms.evaluation.cost import multiplications, parameters
 from timm_wsms.evaluation.per_class import ClassResult, by_class, confusion, mistakes, write_classes
-from timm_wsms.evaluation.plots import plot_confusion, plot_costs, plot_curves, plot_mistakes, plot_sizes
+from timm_wsms.evaluation.plots import plot_confusion, plot_costs, plot_curves, plot_mistakes, plot_rows, plot_sizes
 from timm_wsms.evaluation.results_table import Row, aligned, image_count, markdown_table, text_table
 from timm_wsms.evaluation.stages.cam import stage_heat_maps
 from timm_wsms.object_scaling import rescale_object
@@ -29,6 +29,7 @@ __all__ = [
     "plot_costs",
     "plot_curves",
     "plot_mistakes",
+    "plot_rows",
     "plot_sizes",
     "predict",
     "rescale_object",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from timm_wsms.evaluation.plot_style import COLORS, curve_style, dress_axes, make_figure, save_figure
+from timm_wsms.evaluation.plot_style import COLORS, curve_style, dress_axes, dress_size_axes, make_figure, save_figure
+from timm_wsms.evaluation.results_table import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,13 +43,36 @@ def plot_curves(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str 
     return save_figure(figure, path, title)
 
 
-def plot_sizes(curves: Mapping[str, Mapping[int, float]], path: str | Path, title: str = "") -> Path:
-    """Draws accuracy against the object's size, one curve a model.
+def plot_rows(rows: Sequence[Row], path: str | Path) -> Path | None:
+    """Draws the accuracy against object size of the models in a table of results.
 
     Args:
-        curves: Model's name → object size in pixels → accuracy in percent.
+        rows: In pixels if the last row has such sizes, else relative to the test image's own.
+        path: PNG file to write.
+
+    Returns:
+        `path`; None, and nothing is drawn, if the last row has no sizes.
+    """
+    if rows[-1].by_size:
+        return plot_sizes({row.model: row.by_size for row in rows if row.by_size}, path)
+    if rows[-1].by_factor:
+        return plot_sizes({row.model: row.by_factor for row in rows if row.by_factor}, path, relative=True)
+    return None
+
+
+def plot_sizes(
+    curves: Mapping[str, Mapping[Any, float]],
+    path: str | Path,
+    title: str = "",
+    relative: bool = False,
+) -> Path:
+    """Draws accuracy against object size, one curve per model.
+
+    Args:
+        curves: Model's name → object size, a number → accuracy in percent.
         path: PNG file to write.
         title: On which data.
+        relative: Sizes are relative to the test image's own; otherwise they are in pixels.
 
     Returns:
         `path`.
@@ -59,8 +83,12 @@ def plot_sizes(curves: Mapping[str, Mapping[int, float]], path: str | Path, titl
         sizes = sorted(by_size)
         axes.plot(sizes, [by_size[size] for size in sizes], label=name, **curve_style(number, len(sizes)))
     axes.set_ylabel("accuracy (%)")
-    axes.set_xticks(sorted({size for by_size in curves.values() for size in by_size}))
-    dress_axes(axes, "object size (pixels)")
+    sizes = sorted({size for by_size in curves.values() for size in by_size})
+    if relative:
+        dress_size_axes(axes, sizes)
+    else:
+        axes.set_xticks(sizes)
+        dress_axes(axes, "object size (pixels)")
     return save_figure(figure, path, title)
 
 

@@ -20,6 +20,7 @@ class Row:
         by_size: Object size in pixels → top-1 in percent; empty where sizes are not known.
         top5: Top-5 in percent; None, and there is no such column.
         input_size: (C, H, W) of its images; a column where they differ.
+        by_factor: Object size relative to the test image's own → top-1 in percent; empty where it was not measured.
     """
 
     model: str
@@ -29,6 +30,7 @@ class Row:
     by_size: dict[int, float] = field(default_factory=dict)
     top5: float | None = None
     input_size: Sequence[int] | None = None
+    by_factor: dict[float, float] = field(default_factory=dict)
 
 
 def text_table(rows: Sequence[Row]) -> str:
@@ -59,9 +61,11 @@ def image_count(measured: int, left_out: int) -> str:
 def _cells(rows: Sequence[Row]) -> list[list[str]]:
     """Header and rows as strings; a dash where a model has no value for a size."""
     sizes = sorted({size for row in rows for size in row.by_size})
+    factors = sorted({factor for row in rows for factor in row.by_factor})
     top5 = ["top-5 %"] * any(row.top5 is not None for row in rows)
     images = ["image size"] * (len({tuple(row.input_size) for row in rows if row.input_size}) > 1)
-    header = ["model", *images, "parameters", "multiplications", "accuracy %", *top5, *[f"{size} px" for size in sizes]]
+    header = ["model", *images, "parameters", "multiplications", "accuracy %", *top5]
+    header += [*(f"{size} px" for size in sizes), *(f"× {factor:.2g}" for factor in factors)]
     return [header] + [
         [
             row.model,
@@ -71,6 +75,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
             "–" if row.accuracy is None else f"{row.accuracy:.2f}",
             *["–" if row.top5 is None else f"{row.top5:.2f}" for _ in top5],
             *[f"{row.by_size[size]:.1f}" if size in row.by_size else "–" for size in sizes],
+            *[f"{row.by_factor[factor]:.1f}" if factor in row.by_factor else "–" for factor in factors],
         ]
         for row in rows
     ]

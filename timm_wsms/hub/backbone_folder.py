@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def write(folder: Path, target: Path, stage: int = 1, figures: dict[str, Any] | 
         folder: The network's checkpoint folder, as a run leaves it.
         target: An empty folder.
         stage: Number of the stage, counted from 1.
-        figures: What the stage alone achieves on the test images (`test_top1`, `test_top5`, `by_size`); None: for stage
-            1 what the run measured, if it did, and for others it is not known.
+        figures: What the stage alone achieves on the test images (`test_top1`, `test_top5`, `by_size`,
+            `by_factor`); None: for stage 1 what the run measured, if it did, and for others it is not known.
 
     Raises:
         UserError: The folder holds no network with such a stage, or plain timm doesn't have its backbone.
@@ -56,10 +57,9 @@ def write(folder: Path, target: Path, stage: int = 1, figures: dict[str, Any] | 
     taken = results.Taken(network.pretrained_cfg["architecture"], stage, network.factors()[stage - 1])
     if figures is None:  # what the run measured is of the images that the network's row is of, or not known
         figures = {} if found.evaluated else measured(folder, stage)
-    rows = [*found.rows, row(plain, found.rows[-1].model, stage, figures)]
+    rows = [*found.rows, row(plain, found.rows[-1].model, stage, figures, plain.pretrained_cfg["input_size"])]
     results.write(target, rows, found.hardware, found.data, taken, found.evaluated)
-    if rows[-1].by_size:
-        evaluation.plot_sizes({one.model: one.by_size for one in rows if one.by_size}, target / "scale.png")
+    evaluation.plot_rows(rows, target / "scale.png")
     card.write(target)
 
 
@@ -85,21 +85,23 @@ def measured(folder: Path, stage: int) -> dict[str, Any]:
         return dict(last.get("backbone", {})) if stage == 1 else {}
 
 
-def row(plain: Any, network: str, stage: int, figures: dict[str, Any]) -> Row:
+def row(plain: Any, network: str, stage: int, figures: dict[str, Any], input_size: Sequence[int]) -> Row:
     """The row of a stage alone in the table of results.
 
     Args:
         plain: The stage as a timm model.
         network: The network's name in the table.
         stage: Its number.
-        figures: `test_top1`, `test_top5` and `by_size`; without them the accuracy is not known.
+        figures: `test_top1`, `test_top5`, `by_size` and `by_factor`; without them the accuracy is not known.
+        input_size: (C, H, W) of its images.
     """
     return Row(
         f"stage {stage} of {network}",
         evaluation.parameters(plain),
-        evaluation.multiplications(plain, plain.pretrained_cfg["input_size"]),
+        evaluation.multiplications(plain, input_size),
         figures.get("test_top1"),
         {int(size): accuracy for size, accuracy in figures.get("by_size", {}).items()},
         figures.get("test_top5"),
-        plain.pretrained_cfg["input_size"],
+        input_size,
+        {float(factor): accuracy for factor, accuracy in figures.get("by_factor", {}).items()},
     )

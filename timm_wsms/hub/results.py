@@ -86,14 +86,9 @@ def read(folder: Path) -> Results:
     """
     content = clean(read_json(folder / FILE))
     with understood(folder / FILE):
-        # JSON has no integers as keys
-        rows = [
-            Row(**{**row, "by_size": {int(size): value for size, value in row["by_size"].items()}})
-            for row in content["rows"]
-        ]
-        if not rows or not all(
-            _is_number(one) for row in rows for one in (row.accuracy, row.top5, *row.by_size.values())
-        ):
+        rows = [_row(row) for row in content["rows"]]
+        figures = ((row.accuracy, row.top5, *row.by_size.values(), *row.by_factor.values()) for row in rows)
+        if not rows or not all(_is_number(one) for of_row in figures for one in of_row):
             raise ValueError("accuracies must be numbers")
         taken, evaluated = content.get("taken"), content.get("evaluated")
         return Results(
@@ -103,6 +98,13 @@ def read(folder: Path) -> Results:
             Taken(**taken) if taken else None,
             Evaluated(**evaluated) if evaluated else None,
         )
+
+
+def _row(content: dict[str, Any]) -> Row:
+    """A row from JSON, whose keys are always strings."""
+    by_size = {int(size): value for size, value in content["by_size"].items()}
+    by_factor = {float(factor): value for factor, value in content.get("by_factor", {}).items()}
+    return Row(**{**content, "by_size": by_size, "by_factor": by_factor})
 
 
 def _is_number(value: Any) -> bool:

@@ -1,6 +1,10 @@
 """What a run measures, prints and writes: accuracies, metrics.jsonl, tables, and the files of its model folder."""
 
+import dataclasses
+import itertools
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +13,10 @@ from torch import nn
 
 from timm_wsms import evaluation
 from timm_wsms.data import Loader, summary
+from timm_wsms.evaluation.object_size.curve import SizePredictions, check_factors, compare, predict_sizes, size_curve
+from timm_wsms.evaluation.object_size.plots import plot_size_curves
+from timm_wsms.evaluation.object_size.table import size_table
+from timm_wsms.evaluation.object_size.trained_range import trained_sizes
 from timm_wsms.files import atomic_folder, atomic_write_text
 from timm_wsms.hub import backbone_folder
 from timm_wsms.network.mean_net import WsmsMeanNet
@@ -25,6 +33,36 @@ from timm_wsms.utils import InFloat32
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+@dataclass
+class Results:
+    """What the models that a recipe asks for have achieved so far.
+
+    Attributes:
+        rows: of the table of results, in the order of training; stage 1 alone comes after its network.
+        sizes: predictions at each size of `eval_object_sizes`, by the name of the row; empty without that setting.
+        seen: smallest and largest object size in training, if known; the same for all models of a recipe.
+    """
+
+    rows: list[evaluation.Row] = field(default_factory=list)
+    sizes: dict[str, SizePredictions] = field(default_factory=dict)
+    seen: tuple[float, float] | None = None
+
+    def add(self, evaluated: Sequence["Evaluated"], run: Run) -> None:
+        """Adds a trained model, and its stage 1 if there is one."""
+        self.rows += [one.row for one in evaluated]
+        self.sizes |= {one.row.model: one.sizes for one in evaluated if one.sizes}
+        self.seen = trained_sizes(run.output, run.data_config["crop_pct"])
+
+
+@dataclass
+class Evaluated:
+    """What the evaluation of one trained model found: what it adds to the metrics, its row, and predictions by size."""
+
+    metrics: dict[str, Any]
+    row: evaluation.Row
+    sizes: SizePredictions | None
 
 
 def start_line(run: Run, accelerator: "Accelerator") -> str:
@@ -57,16 +95,13 @@ def evaluate_epoch(trainer: Trainer) -> dict[str, float]:
     return evaluate(trainer.final, loader, accelerator)[0] | _of_raw_weights(raw)
 
 
-def evaluate_final(trainer: Trainer) -> tuple[dict[str, Any], evaluation.Row]:
-    """Evaluates the final model in float32 and not compiled, as its folder will hold it.
-
-    Returns:
-        What it adds to the last epoch's metrics, and the model's row in the table of results.
-    """
+def evaluate_final(trainer: Trainer) -> Evaluated:
+    """Evaluates the final model in float32 and not compiled, as its folder will hold it."""
     run, final, accelerator = trainer.run, trainer.final, trainer.accelerator
     with torch.compiler.set_stance("force_eager"):
         figures, by_size = evaluate(InFloat32(final), run.test_loader, accelerator, run.output)
         raw = {} if final is run.network else evaluate(InFloat32(run.network), run.test_loader, accelerator)[0]
+        sizes = evaluate_sizes(final, trainer)
         row = evaluation.Row(
             portable(run.settings).model,
             evaluation.parameters(final),
@@ -75,26 +110,40 @@ def evaluate_final(trainer: Trainer) -> tuple[dict[str, Any], evaluation.Row]:
             by_size,
             figures["test_top5"],
             run.data_config["input_size"],
+            _top1(sizes),
         )
     metrics: dict[str, Any] = dict(figures)
-    if by_size:
-        metrics["by_size"] = by_size
-    return metrics | _of_raw_weights(raw), row
+    metrics |= {name: found for name, found in (("by_size", by_size), ("by_factor", row.by_factor)) if found}
+    return Evaluated(metrics | _of_raw_weights(raw), row, sizes)
 
 
-def evaluate_stage1(trainer: Trainer) -> tuple[dict[str, Any], list[evaluation.Row]]:
-    """Evaluates stage 1 alone, the plain backbone, of a final model that averages its stages' logits.
-
-    Returns:
-        What it adds to the last epoch's metrics, and its row in the table of results; nothing for other models.
-    """
+def evaluate_stage1(trainer: Trainer) -> Evaluated | None:
+    """Evaluates stage 1 alone, the plain backbone, of a model that averages its stages' logits; None for others."""
     run = trainer.run
     if not isinstance(trainer.final, WsmsMeanNet):
-        return {}, []
+        return None
     plain = to_backbone(trainer.final)
     figures, by_size = evaluate(InFloat32(plain), run.test_loader, trainer.accelerator)
-    alone: dict[str, Any] = {**figures, "by_size": by_size}
-    return {"backbone": alone}, [backbone_folder.row(plain, portable(run.settings).model, 1, alone)]
+    sizes = evaluate_sizes(plain, trainer)
+    alone: dict[str, Any] = {**figures, "by_size": by_size, "by_factor": _top1(sizes)}
+    row = backbone_folder.row(plain, portable(run.settings).model, 1, alone, run.data_config["input_size"])
+    return Evaluated({"backbone": alone}, row, sizes)
+
+
+def evaluate_sizes(model: nn.Module, trainer: Trainer) -> SizePredictions | None:
+    """A model's predictions in float32 at each size of `eval_object_sizes`; None without that setting."""
+    settings = trainer.settings
+    if settings.eval_object_sizes is None:
+        return None
+    factors, border = check_factors(settings.eval_object_sizes), settings.data.scale_border
+    return predict_sizes(InFloat32(model), trainer.run.test_loader, trainer.accelerator, factors, border, progress=True)
+
+
+def _top1(sizes: SizePredictions | None) -> dict[float, float]:
+    """Object size relative to the test image's own → top-1 in percent."""
+    if sizes is None:
+        return {}
+    return dict(zip(sizes.factors, (100 * sizes.correct.mean(1)).tolist(), strict=True))
 
 
 def evaluate(
@@ -156,8 +205,7 @@ def write_model_files(folder: Path, trainer: Trainer, state: RunState, rows: lis
     example = reference_images(run.data_config["input_size"])
     save_model_folder(trainer.final, folder, run.data_config, names, example, run=run_hash(folder))
     evaluation.plot_curves(state.metrics, folder / "curves.png", title=rows[-1].model)
-    if rows[-1].by_size:
-        evaluation.plot_sizes({row.model: row.by_size for row in rows}, folder / "scale.png")
+    evaluation.plot_rows(rows, folder / "scale.png")
 
 
 def write_backbone(output: Path) -> None:
@@ -181,14 +229,36 @@ def print_accuracy(run: Run, rows: list[evaluation.Row], accelerator: "Accelerat
         accelerator.print(f"{row.model}: {row.accuracy:.2f} % of {measured} test images")
 
 
-def print_results(rows: list[evaluation.Row], output: Path) -> None:
+def print_results(results: Results, output: Path) -> None:
     """Prints the table of all models, and how to load the last one; draws accuracy against object size."""
+    if results.sizes:
+        print_sizes(results, output)
+    rows = [dataclasses.replace(row, by_factor={}) for row in results.rows]  # which the table of sizes has shown
     print("\n" + evaluation.text_table(rows))
-    if any(row.by_size for row in rows):
-        curves = {row.model: row.by_size for row in rows}
-        print("\nAccuracy against object size:", evaluation.plot_sizes(curves, output / "scale.png"))
+    if path := evaluation.plot_rows(rows, output / "scale.png"):
+        print("\nAccuracy against object size:", path)
     folder = output / "model"
     print(f"Checkpoint folder: {folder}")
     print(f'Load it: import timm, timm_wsms; model = timm.create_model("local-dir:{folder}", pretrained=True)')
     if (plain := output / "model_backbone").is_dir():
         print(f"Its stage 1 alone, a timm model that loads without timm_wsms: {plain}")
+
+
+def print_sizes(results: Results, output: Path) -> None:
+    """Prints all models' accuracy at each object size, compared with the first's; writes a picture and the figures."""
+    curves = {name: size_curve(found) for name, found in results.sizes.items()}
+    seen = dict.fromkeys(curves, results.seen)
+    pairs = {
+        pair: compare(results.sizes[pair[0]], results.sizes[pair[1]]) for pair in itertools.combinations(curves, 2)
+    }
+    first, *others = curves
+    print(f"\nAccuracy against object size:\n{size_table(curves, seen, [pairs[first, other] for other in others])}")
+    figures = {
+        "models": [{"model": name, **dataclasses.asdict(curve)} for name, curve in curves.items()],
+        "comparisons": [
+            {"first": one, "second": two, **dataclasses.asdict(found)} for (one, two), found in pairs.items()
+        ],
+        "trained_sizes": results.seen,
+    }
+    atomic_write_text(output / "object_sizes.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    print("Picture:", plot_size_curves(curves, seen, output / "object_sizes.png"))

@@ -24,6 +24,7 @@ FREE = {
     "data.workers",
     "dry_run",
     "eval_every",
+    "eval_object_sizes",
     "grad_checkpointing",
     "hang_timeout",
     "hub.private",

@@ -1,5 +1,6 @@
 """From settings to all that a run needs, checked to fit together before anything is written."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from timm_wsms.data import Loader, Split, Stream, data_config, load_data, make_loader, summary
+from timm_wsms.data import Loader, Split, Stream, data_config, load_data, make_loader, resolve_holdout, summary
 from timm_wsms.errors import UserError
+from timm_wsms.evaluation.object_size.curve import check_factors
 from timm_wsms.model_checks import check_input
 from timm_wsms.registry.why_not import check_name
 from timm_wsms.training import checkpoint
@@ -63,15 +65,17 @@ class Run:
 
 
 def check_settings(settings: Settings) -> None:
-    """Checks what needs neither data nor a network: the output folder and the models' names.
+    """Checks what needs neither data nor a network: the output folder, the models' names, sizes of objects.
 
     Raises:
-        UserError: the folder holds another run or cannot be written to, or timm does not know a model.
+        UserError: the folder holds another run or cannot be written to, timm does not know a model, or a size is not
+            positive.
     """
     if not settings.dry_run:
         checkpoint.check_output(Path(settings.output), settings.resume)
     for one in plan(settings):
         check_name(one.model)
+    check_factors(settings.eval_object_sizes or [])
 
 
 def build_runs(settings: Settings, accelerator: "Accelerator") -> list[Run]:
@@ -81,6 +85,7 @@ def build_runs(settings: Settings, accelerator: "Accelerator") -> list[Run]:
         UserError: something cannot be loaded or built, or does not fit the rest; says what to change.
     """
     with accelerator.main_process_first():  # the others then find the data in the cache
+        settings = dataclasses.replace(settings, data=resolve_holdout(settings.data))
         splits = load_data(settings.data, settings.seed)
     found = summary.describe({"train": splits[0], "test": splits[1]}, settings.data)
     accelerator.print("\n".join(summary.lines(found)))

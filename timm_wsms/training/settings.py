@@ -12,6 +12,7 @@ import yaml
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
 from timm_wsms.foreign import read_yaml
+from timm_wsms.registry.arguments import NETWORK_ARGS, prefix_of
 from timm_wsms.training.setting_groups import (
     ABOVE_0,
     AT_LEAST_0,
@@ -40,7 +41,8 @@ class Settings:
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model, e.g. `--model_kwargs.stages 2`."""
     baseline: str | None = None
-    """A second model, trained first with the same settings and compared with `model`."""
+    """A second model, trained first with the same settings and compared with `model`. `auto`: the backbone of `model`,
+    with the keyword arguments that are the backbone's."""
     baseline_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of `baseline`."""
     data: DataSettings = field(default_factory=DataSettings)
@@ -113,6 +115,9 @@ class Settings:
     """Compile the model with `torch.compile`: a network of several stages into one graph per stage."""
     eval_every: int = field(default=1, metadata=AT_LEAST_1)
     """Number of epochs between two evaluations; the last epoch is always evaluated."""
+    eval_object_sizes: list[float] | None = None
+    """After training, also evaluate and compare the models with the object of each test image at these sizes, such as
+    [0.5, 1, 2]; 1 is as it is, and always included."""
     early_stop: int | None = field(default=None, metadata=AT_LEAST_1)
     """Number of epochs without a new best accuracy after which the run ends."""
     trackers: list[str] = field(default_factory=list)
@@ -211,13 +216,18 @@ def parse(argv: list[str] | None = None) -> Settings:
 
 
 def plan(settings: Settings) -> list[Settings]:
-    """The runs that a recipe asks for: first the baseline, if there is one, with the same settings; then the model."""
+    """The runs that a recipe asks for: first the baseline, if there is one, with the same settings; then the model.
+
+    Raises:
+        UserError: `baseline` is `auto`, but the name of the model does not say what its backbone is.
+    """
     if settings.baseline is None:
         return [settings]
+    name, arguments = _baseline(settings)
     baseline = dataclasses.replace(
         settings,
-        model=settings.baseline,
-        model_kwargs=settings.baseline_kwargs,
+        model=name,
+        model_kwargs=arguments,
         baseline=None,
         baseline_kwargs={},
         stage_loss=0.0,
@@ -226,6 +236,20 @@ def plan(settings: Settings) -> list[Settings]:
         output=str(Path(settings.output) / "baseline"),
     )
     return [baseline, settings]
+
+
+def _baseline(settings: Settings) -> tuple[str | Any, dict[str, Any]]:
+    """The name of the baseline and its keyword arguments."""
+    if settings.baseline != "auto":
+        return settings.baseline, settings.baseline_kwargs
+    prefix = prefix_of(settings.model)
+    if prefix is None:
+        raise UserError(
+            f"baseline is auto, but {settings.model} does not name its backbone, as wsmean_<backbone> does; name the "
+            "baseline, or leave it out with --baseline null"
+        )
+    arguments = {key: value for key, value in settings.model_kwargs.items() if key not in NETWORK_ARGS}
+    return settings.model.removeprefix(prefix), {**arguments, **settings.baseline_kwargs}
 
 
 def dump(settings: Settings) -> str:

@@ -116,7 +116,7 @@ def check_factors(factors: Sequence[float]) -> tuple[float, ...]:
         UserError: one of them is not positive.
     """
     if not all(0 < factor < float("inf") for factor in factors):
-        raise UserError(f"sizes must be positive factors, not {', '.join(f'{factor:g}' for factor in factors)}")
+        raise UserError(f"object sizes must be positive factors, not {', '.join(f'{factor:g}' for factor in factors)}")
     return tuple(sorted({1.0, *map(float, factors)}))
 
 
