@@ -43,7 +43,7 @@ class DataSettings:
     """Where the images come from and how they become batches."""
 
     source: str = "digits"
-    """`digits` (embedded, needs no network), a local folder (image folder or parquet files), or a Hub name."""
+    """`digits` (embedded, no download needed), a local folder (image folder or parquet files), or a Hub name."""
     digit_sizes: tuple[int, int] = (8, 32)
     """Smallest and largest side in pixels of a training digit of `digits`; its test images have all from 8 to 32."""
     config: str | None = None
@@ -60,7 +60,7 @@ class DataSettings:
     """The column of images; by default the only one there is."""
     label_column: str | None = None
     """The column of labels; by default the only one of class labels, else one called `label` or the like, else the only
-    one of integers, or of words. In an image folder: a column of its `metadata.csv`, in place of the class folders."""
+    one of integers, or strings. In an image folder: a column of its `metadata.csv`, in place of the class folders."""
     value_range: tuple[float, float] | None = None
     """The values of black and white in images of more than 8 bits a channel, such as [0, 4095]; by default as each file
     says, and an image that does not say it is an error."""

@@ -48,7 +48,7 @@ class Options:
     """The column of images; by default the only one there is."""
     label_column: str | None = None
     """The column of labels; by default the only one of class labels, else one called `label` or the like, else the only
-    one of integers, or of words. In an image folder: a column of its `metadata.csv`, in place of the class folders."""
+    one of integers, or strings. In an image folder: a column of its `metadata.csv`, in place of the class folders."""
     value_range: tuple[float, float] | None = None
     """The values of black and white in images of more than 8 bits a channel; by default as each file says."""
     num_classes: int | None = None
@@ -56,7 +56,7 @@ class Options:
     limit: int | None = None
     """Evaluate on N images only, an even sample over classes."""
     seed: int = 0
-    """Of the training run, on which the embedded digits' split depends; other sources do not."""
+    """The seed of the training run: the split of the embedded digits and the images of --holdout depend on it."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the models, e.g. `--model_kwargs.img_size 256`."""
     input_size: list[int] | None = None
@@ -100,7 +100,7 @@ class AccuracyOptions(Options):
     """The options of an evaluation of accuracy."""
 
     cascade: float | None = None
-    """Also: networks of averaged logits with the smallest image first, the larger ones only where it leaves doubt
+    """Also evaluate averaging networks with early exits: the smallest image first, larger ones only if not confident
     (`timm_wsms.Cascade`). Thresholds are chosen on a validation split, or on half of the images if there is no other,
     such that accuracy falls by at most this many points, such as 1."""
     output: str | None = None
@@ -114,15 +114,15 @@ class ScaleOptions(Options):
     factors: list[float] = field(default_factory=lambda: list(FACTORS))
     """Sizes of the object, relative to the image's own; 1 is always among them."""
     border: Border = "mean"
-    """What surrounds a smaller object: the image's mean color, the image mirrored, or the image blurred."""
+    """What surrounds a smaller object: the image's mean color, its edge color, or the image mirrored or blurred."""
     stages: bool = False
-    """Also: accuracy lost without each stage, and a heat map per stage."""
+    """Also measure the accuracy lost without each stage, and draw a heat map per stage; needs --output."""
     heat_images: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
     """The images, by their place in the split, whose heat maps `--stages` draws."""
     gallery: bool = False
     """Also: images that all models but the last miss and the last gets, beside a random draw (the paper's Fig. 5)."""
     seed: int = 0
-    """Of the bootstrap and of the gallery's draw; and of the training run, for the embedded digits."""
+    """Seed of the bootstrap and the gallery; for the embedded digits and --holdout, that of the training run."""
     json: str | None = None
     """A file for all figures."""
     output: str | None = None

@@ -191,9 +191,9 @@ def commit_once(api: HfApi, repo: str, files: dict[str, Path | bytes], before: R
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the `model` folder of a run")
-    parser.add_argument("--repo", required=True, help="owner/name on the Hub; made if it is not there")
-    parser.add_argument("--private", action="store_true", help="a repo that only its owner sees")
-    parser.add_argument("--tag", help="name this version")
+    parser.add_argument("--repo", required=True, help="owner/name on the Hub; created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="create the repo as private")
+    parser.add_argument("--tag", help="git tag for this version")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, show what would change, change nothing"
     )

@@ -76,10 +76,10 @@ class Cascade(nn.Module):
         self.spending = Spending(self.stages, self.order.index(0))
 
     def train(self, mode: bool = True) -> "Cascade":
-        """As in PyTorch, but that there is no training mode.
+        """As in PyTorch, except that there is no training mode.
 
         Raises:
-            UserError: If it is asked for.
+            UserError: If `mode` is True.
         """
         if mode:
             raise UserError("a cascade cannot be trained; train its model, with a loss per stage")

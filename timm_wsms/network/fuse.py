@@ -37,7 +37,7 @@ def fuse(model: Any, images: torch.Tensor | None = None) -> Any:
     timm's re-parameterizable blocks (RepVGG, MobileOne, LeViT …) take their deployed form; then every batch norm that
     reads the output of one convolution or linear layer, which nothing else reads, is folded into that layer's weights.
     What a norm does besides, timm's activation in `BatchNormAct2d`, stays. Norms that follow an addition, a
-    concatenation or a pooling stay too. What is read by what is seen by running the network once, since neither names
+    concatenation or a pooling stay too. One forward pass shows which layer reads which output, since neither names
     nor the order of modules tell, and torch.fx can trace neither a `WsmsNet` nor many of timm's backbones.
 
     The stages of a `WsmsNet` share convolutions but not norms, so in the copy each has weights of its own: it is faster

@@ -1,7 +1,7 @@
 """The multi-stage network of averaged logits: every stage is the whole backbone, and their logits are averaged.
 
-What an average of the predictions at several sizes says of an object doesn't depend on which stage saw it at the size
-it was learned at (scale channels; Jansson and Lindeberg, 2022); what the layers behind a concatenation say does.
+An average of predictions at several sizes does not depend on which stage saw an object at the size it was learned at
+(scale channels; Jansson and Lindeberg, 2022). The output of layers after a concatenation does.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,8 +44,8 @@ class WsmsMeanNet(MultiStageNet):
            └ × 0.25 ► stage 3: the backbone ─► logits ─┘
     ```
 
-    All parameters are shared but the norms' and those whose shape depends on the image size, in the head too. Dropout
-    draws separately for every stage.
+    All parameters are shared, in the head too, except those of norms (see `unshared_norms`) and those whose shape
+    depends on the image size. Dropout draws separately for every stage.
 
     `forward` averages logits. What asks for features gets the average of the stages' maps, each brought to stage 1's
     height and width (bilinear) and then shifted per channel so that its spatial mean stays the stage's own:

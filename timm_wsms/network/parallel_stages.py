@@ -38,8 +38,8 @@ def parallel_stages(model: MultiStageNet, threads_per_stage: int = 1) -> "Parall
 
     Args:
         model: In eval mode. It is shared, not copied.
-        threads_per_stage: Number of threads inside of operators, of each stage. While the network runs,
-            `torch.set_num_threads` holds this number, for the whole process.
+        threads_per_stage: Number of intra-op threads per stage. While the network runs, `torch.set_num_threads` is
+            set to it, for the whole process.
 
     Raises:
         UserError: If the model has no stages to run side by side, or is in training mode.
@@ -77,7 +77,7 @@ class ParallelStages(nn.Module):
         return self
 
     def compile(self, *_args: Any, **_kwargs: Any) -> None:
-        """Not here.
+        """Not supported.
 
         Raises:
             UserError: Always.

@@ -24,12 +24,12 @@ def recalibrate(model: MultiStageNet | WsmsFeatures, batches: Iterable[Any]) -> 
     Each becomes the mean and the unbiased variance of all values that reach the norm in one pass over the batches, so
     that neither the order of the images nor a smaller last batch matters. In this pass these norms normalize by
     their batch, as in training: what reaches a deeper norm then doesn't depend on the statistics that are replaced, and
-    all are done at once. What reaches it in eval mode differs a little, the less the larger the batches; some
-    64 images a batch and a thousand in all will do. All else runs as in eval mode: no dropout, and stage 1, whose
+    all are done at once. In eval mode the inputs differ a little, less with larger batches; about 64 images
+    per batch and a thousand in total are enough. Everything else runs as in eval mode: no dropout, and stage 1, whose
     statistics suit its images, keeps them. Parameters don't change.
 
     Args:
-        model: Of `wsms_<name>` or `ms_<name>`, with `features_only` or without, not wrapped (DDP, compiled). It is
+        model: A multi-stage network of any form, with `features_only` or without, not wrapped (DDP, compiled). It is
             changed in place; its mode, training or eval, stays.
         batches: Images as in training, float (B, C, H, W), or tuples or lists that hold them first, or objects that
             hold them as `.images`. Taken to the model's device and type.

@@ -33,13 +33,13 @@ class WsmsNet(FeatureMaps):
     ```
 
     Args:
-        build_backbone: Returns the backbone, a timm model. Called once without arguments, and once more a stage where
-            nothing is shared or where parameters depend on the image size: then with `img_size` and the like.
+        build_backbone: Returns the backbone, a timm model. Called once without arguments, and once more per stage
+            where nothing is shared or where parameters depend on the image size: then with `img_size` and the like.
         stages: Number of stages, S; None: 3, or the number of levels of a backbone that has fewer. 1: the backbone.
         integration: "conv1x1", "conv3x3" or "none" (paper, Fig. 3).
         integration_channels: Channels of the integrated map, c. None: f1's, or what the paper gives its own backbones.
-        residual: Add the integrated map, weighted by γ, to f1 instead of putting it in f1's place. None: True but for
-            the paper's own backbones.
+        residual: Add the integrated map, weighted by γ, to f1 instead of putting it in f1's place. None: True except
+            for the paper's own backbones.
         share_weights: False for the paper's MS-Net: the same shape, nothing shared.
         unshared_norms: Norms of which every stage has its own: "batch" (the paper), "all" or "none"; "statistics": of
             batch norms the running statistics only, while their scales and shifts are shared.

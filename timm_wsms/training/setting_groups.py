@@ -108,9 +108,9 @@ class HubSettings:
     push: str | None = None
     """Publish the model as `owner/name`, at the end."""
     private: bool = False
-    """In a repo that only its owner sees."""
+    """Create the repo as private."""
     tag: str | None = None
-    """Name this version."""
+    """A git tag for this version."""
 
 
 def check_groups(kind: Any, values: Any) -> None:

@@ -37,7 +37,7 @@ class Settings:
     """One training run."""
 
     model: str
-    """Any name timm knows after `import timm_wsms`: `wsms_<backbone>`, `ms_<backbone>` or a plain backbone."""
+    """A timm model name: `wsmean_<backbone>` (recommended), `wsms_<backbone>`, `ms_<backbone>`, or a plain backbone."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model, e.g. `--model_kwargs.stages 2`."""
     baseline: str | None = None
@@ -91,7 +91,7 @@ class Settings:
     label_smoothing: float = field(default=0.0, metadata=FRACTION_BELOW_1)
     """Label smoothing of the loss."""
     stage_loss: float = field(default=0.0, metadata=AT_LEAST_0)
-    """Weight of the mean of the stages' own losses, beside the loss of the whole `model`, which has `fusion="mean"`;
+    """Weight of the mean of the stages' losses, added to the loss of the averaged logits; needs `fusion="mean"`.
     `baseline` is trained without this and the next three."""
     stage_distill: float = field(default=0.0, metadata=AT_LEAST_0)
     """Weight of the distillation of the mean of all logits into each stage (RS-Net)."""
