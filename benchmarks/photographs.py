@@ -87,6 +87,7 @@ FLOWERS = {
     "mean": Form(WSMS, 112, TWO),
     "mean at 96": Form(WSMS, 96, TWO),
     "mean at 128": Form(WSMS, 128, TWO),  # whose stage 1 alone costs as much as "plain"
+    "mean, lite1": Form("wsms_tf_efficientnet_lite1", 112, TWO, "lite1"),
     "mean, one size per batch": Form(WSMS, 112, (*TWO, "--data.train_sizes", "[84, 112, 140]")),
     "mean, distilled": Form(WSMS, 112, (*TWO, "--stage_distill", "1", "--stage_distill_temperature", "2")),
     "mean, consistent": Form(WSMS, 112, (*TWO, "--stage_consistency", "1")),
