@@ -40,6 +40,7 @@ RIVALS = (
     *("lite1", "next larger backbone"),
 )
 BASE = "plain, 128 pixels"  # what all are compared with
+OTHERS = ("mean at 128", "mean, lite1")  # averaging networks whose cascades are shown too
 Runs = Mapping[int, dict[str, Any]]  # fold → record with its arrays
 
 
@@ -114,8 +115,14 @@ def cascade_on_fold(run: dict[str, Any], weights: torch.Tensor, allowed: float |
 
 
 def of_regime(chosen: Mapping[str, Runs], data: str) -> dict[str, Any]:
-    """The averaging network's cascade and its rivals, for accuracy at size 1 and for the area."""
-    ours, plain = chosen["mean"], chosen["plain"]
+    """The cascades of all averaging networks, each with its rivals on the same folds; that of "mean" first."""
+    others = {form: of_form(form, chosen, data) for form in OTHERS if form in chosen}
+    return {**of_form("mean", chosen, data), "others": others}
+
+
+def of_form(form: str, chosen: Mapping[str, Runs], data: str) -> dict[str, Any]:
+    """An averaging network's cascade and its rivals, for accuracy at size 1 and for the area."""
+    ours, plain = chosen[form], chosen["plain"]
     folds = sorted(ours.keys() & plain.keys())
     found: dict[str, Any] = {"folds": folds}
     thresholds: list[float | str] = [*ENDS, *DROPS]
@@ -129,10 +136,10 @@ def of_regime(chosen: Mapping[str, Runs], data: str) -> dict[str, Any]:
             row = {"allowed": allowed, "cost": round(float(spent), 4)}
             rows.append({**row, **against([weights @ right for right, _ in pairs], base, data)})
         rivals = {}
-        for form in RIVALS:
-            if set(folds) <= chosen.get(form, {}).keys():
-                of_factors = rival([chosen[form][fold] for fold in folds], weights, base)
-                rivals[form] = of_factors[:1] if form.startswith("plain at") else of_factors
+        for name in RIVALS:
+            if set(folds) <= chosen.get(name, {}).keys():
+                of_factors = rival([chosen[name][fold] for fold in folds], weights, base)
+                rivals[name] = of_factors[:1] if name.startswith("plain at") else of_factors
         alone = rival([ours[fold] for fold in folds], weights, base)[:1]
         found[what] = {"images": len(pooled(base, data)), "cascade": rows, "rivals": {**rivals, "stage 1 alone": alone}}
     return found
@@ -166,11 +173,18 @@ def against(hits: Sequence[np.ndarray], base: Sequence[np.ndarray], data: str) -
     }
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """The rows of docs/cascade.md: one per network or threshold, size 1 and area side by side."""
+def lines(found: Mapping[str, Any], rivals: Sequence[str] | None = None) -> list[str]:
+    """The rows of docs/cascade.md: one per network or threshold, size 1 and area side by side.
+
+    Args:
+        found: What `of_form` returns.
+        rivals: Of them, these; None: all.
+    """
     one, area = (found[what] for what in AT)
     rows = []
     for form, its in one["rivals"].items():
+        if rivals is not None and form not in rivals:
+            continue
         name = "plain, trained at" if form.startswith("plain at") else f"{form},"
         rows += [(f"{name} {a['pixels']} pixels", a, b) for a, b in zip(its, area["rivals"][form], strict=True)]
     for a, b in zip(one["cascade"], area["cascade"], strict=True):
@@ -199,6 +213,8 @@ def main() -> None:
             if {"mean", "plain"} <= chosen.keys():
                 report[data][regime] = of_regime(chosen, data)
                 print(data, regime, *lines(report[data][regime]), sep="\n")
+                for form, found in report[data][regime]["others"].items():
+                    print(f"{data} {regime} {form}, folds {found['folds']}", *lines(found), sep="\n")
     path = RESULTS.parent / "photographs_cascade.json"
     atomic_write_text(path, json.dumps({**report, **record()}, indent=1) + "\n")
 

@@ -27,7 +27,10 @@ from timm_wsms.files import atomic_write_text
 
 ONE = SIZES.index(1.0)
 # with every other form
-COMPARED = ("plain", "plain at 112", "one size per batch", "one size per batch, averaged", "mean")
+COMPARED = (
+    *("plain", "plain at 112", "plain longer", "one size per batch", "one size per batch, averaged", "lite1"),
+    *("mean", "mean at 128"),
+)
 PARTS = {"area": slice(None), "small": slice(None, ONE + 1), "large": slice(ONE, None), "size 1": slice(ONE, ONE + 1)}
 
 

@@ -72,6 +72,38 @@ CHOICES = {  # form, or way to use one, in results → in docs/choosing.md
 }
 
 
+EQUAL_COST = {  # form, or way to use one, in results → in docs/choosing.md
+    "plain": "plain",
+    "plain longer": "plain, trained longer",
+    "one size per batch": "plain, one size per batch",
+    "mean at 128, stage 1 alone": "**stage 1 of averaging, a plain timm model**",
+    "mean, distilled, stage 1 alone": "stage 1 of averaging with distillation, 112 pixels",
+    "mean at 128": "for comparison: averaging itself",
+}
+
+
+def of_equal_cost(found: Iterable[dict[str, Any]], regimes: dict[str, str]) -> list[str]:
+    """The lines of docs/choosing.md: networks that cost as much as the plain one where they are used.
+
+    Args:
+        found: Rows of test images.
+        regimes: Of training: name in results → in the document.
+    """
+    rows = {(row["regime"], row["form"]): row for row in found}
+    lines = []
+    for regime, trained in regimes.items():
+        for form, name in EQUAL_COST.items():
+            if row := rows.get((regime, form)):
+                cells = [trained, name, f"× {row['arithmetic']:.2f}", f"{row['images']:,}"]
+                cells += [f"{row[part]:.2f}" for part in ("size 1", "area", "small", "large")]
+                for other in ("plain", "one size per batch"):
+                    against = row.get(f"against {other}")
+                    cells.append(interval(against["area"]) if against else "")
+                cells.append(interval(row["against plain"]["size 1"]) if "against plain" in row else "")
+                lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+    return lines
+
+
 def of_choices(found: Iterable[dict[str, Any]]) -> list[str]:
     """The lines of docs/choosing.md: differences from the plain network of the same training, and their intervals."""
     rows = {(row["regime"], row["form"]): row for row in found}
