@@ -88,12 +88,13 @@ def photographs_statements() -> list[str]:
         return "{:.2f} ({:.2f} to {:.2f})".format(*tested[regime, form][f"against {other}"]["area"])
 
     default, jitter = tested["default", "mean"], tested["jitter", "mean"]
-    assert (default["folds"], jitter["folds"]) == ([0, 2, 3, 4], [2, 3, 4])
+    assert default["folds"] == jitter["folds"] == [0, 2, 3, 4]
     rivals = cascade["size 1"]["rivals"]
     plain, at64 = rivals["plain"][0], rivals["plain at 64"][0]
     one = {row["allowed"]: row for row in cascade["size 1"]["cascade"]}
     alone = "mean, stage 1 alone"
-    assert tested["jitter", alone]["against plain"]["large"][2] < 0  # a loss
+    mean, low, high = tested["jitter", alone]["against plain"]["large"]
+    assert mean < 0 < high
     imagenette = {row["regime"]: row["against plain"] for row in report["imagenette_test"] if row["form"] == "mean"}
     behind = [
         "{:.2f} ({:.2f} to {:.2f})".format(*(-x for x in (mean, high, low)))
@@ -126,7 +127,7 @@ def photographs_statements() -> list[str]:
         f"{ahead('jitter', 'mean', 'one size per batch')}; on the validation images of five folds, the lead over the "
         f"plain network is only {statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f}",
         f"trained at the same 112 pixels by {ahead('default', alone, 'plain at 112')}, and with jitter of one at 128 "
-        f"by {ahead('jitter', alone, 'plain')}, with a loss on large objects",
+        f"by {ahead('jitter', alone, 'plain')}, but not on large objects",
         f"averaging is behind the plain network by {behind[0]} points after 5 epochs and by {behind[1]} "
         "after 20, then on small objects only",
         f"{one[1.0]['accuracy']:.1f} % at {one[1.0]['cost']:.2f} of the plain network's arithmetic and "

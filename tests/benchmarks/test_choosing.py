@@ -27,8 +27,7 @@ def statements() -> list[str]:
     return [
         *photographs_tables.of_choices(REPORT["test"]),
         *photographs_tables.of_tried(REPORT["screening"]),
-        f"{tested['jitter', 'mean']['images']:,} test images with scale jitter, "
-        f"{tested['default', 'mean']['images']:,} with",
+        f"EfficientNet-Lite0 on flowers; {tested['jitter', 'mean']['images']:,} test images;",
         f"{gain('plain', 'area')} points of area for the plain one and {gain('mean', 'area')} for averaging",
         f"at size 1 {gain('plain', 'size 1')} and {gain('mean', 'size 1')} (the same {gains['plain']['images']:,} test",
         f"evaluated on its {SCREENED['plain']['images']} validation images.",

@@ -174,10 +174,11 @@ def test_the_tables_and_words_of_the_docs_are_the_report():
         f"the plain network has {at112['accuracy']:.2f} %, and an area of "
         f"{area['rivals']['plain at 112'][0]['accuracy']:.2f}",
         "{:+.2f} [{:+.2f}, {:+.2f}] points of area".format(*stage1["against plain at 112"]["area"]).replace("-", "−"),
-        f"at half of its arithmetic, {gain(with_jitter[1.0])}",
+        f"is seen at {with_jitter[1.0]['cost']:.2f} of its arithmetic, {gain(with_jitter[1.0])}",
         f"{long[0.3]['accuracy']:.2f} % at {long[0.3]['cost']:.2f} of the plain network's arithmetic**, against "
         f"{after_20['rivals']['plain'][0]['accuracy']:.2f} %: no difference is seen at size 1, {gain(long[0.3])}",
     ]
+    assert with_jitter[1.0]["against plain"][1] < 0 < with_jitter[1.0]["against plain"][2]
     assert long[0.3]["against plain"][1] < 0 < long[0.3]["against plain"][2]
     short = report["imagenette"]["default"]["size 1"]
     assert max(row["accuracy"] for row in short["cascade"]) < short["rivals"]["plain"][0]["accuracy"]
