@@ -10,11 +10,13 @@ from benchmarks.object_size import stage_one
 from benchmarks.photographs import SIZES
 from tests.helpers.paths import ROOT
 from timm_wsms import to_backbone
+from timm_wsms.foreign import read_yaml
 from timm_wsms.object_scaling import rescale_object
+from timm_wsms.training.settings import parse
 
 
 def test_hits_are_those_of_single_images():
-    ours = stage_one.load("wsms_resnet20_sizes_cifar10")
+    ours = stage_one.load(stage_one.kept("wsms_resnet20_sizes_cifar10"))
     images, labels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 6, 6])
     alone = stage_one.hits(to_backbone(ours), images, labels)
     for place, size in enumerate(SIZES):
@@ -22,6 +24,23 @@ def test_hits_are_those_of_single_images():
             with torch.no_grad():
                 logits = ours.stage_logits(rescale_object(images[image : image + 1], size))[0]  # of stage 1
             assert alone[place, image] == (logits.argmax().item() == labels[image])
+
+
+def test_what_is_trained_differs_from_the_kept_networks_in_one_thing():
+    """But for precision and compilation, which the report names."""
+    ours, plain = (
+        read_yaml(stage_one.kept(f"{name}_cifar10") / "settings.yaml") for name in ("wsms_resnet20_sizes", "resnet20")
+    )
+    found = {name: parse(words.split()) for name, words in stage_one.TRAINED.items()}
+    longer, sizes, distilled = found.values()
+    assert (longer.epochs, plain["epochs"], sizes.epochs, distilled.epochs) == (10, 8, 8, 8)
+    assert sizes.data.train_sizes == [24, 32, 40] and longer.data.train_sizes is None
+    assert distilled.stage_distill == 1 and distilled.model_kwargs == ours["model_kwargs"]
+    for settings, kept in ((longer, plain), (sizes, plain), (distilled, ours)):
+        assert (settings.model, settings.lr, settings.batch_size) == (kept["model"], kept["lr"], kept["batch_size"])
+        assert vars(settings.schedule) == kept["schedule"]
+        assert vars(settings.optimizer).items() >= kept["optimizer"].items()
+        assert (settings.seed, settings.data.augmentation) == (kept["seed"], kept["data"]["augmentation"])
 
 
 def test_differences_are_those_of_the_same_images():
