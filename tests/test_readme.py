@@ -93,7 +93,7 @@ def photographs_statements() -> list[str]:
     plain, at64 = rivals["plain"][0], rivals["plain at 64"][0]
     one = {row["allowed"]: row for row in cascade["size 1"]["cascade"]}
     alone = "mean, stage 1 alone"
-    mean, low, high = tested["jitter", alone]["against plain"]["large"]
+    mean, _, high = tested["jitter", alone]["against plain"]["large"]
     assert mean < 0 < high
     imagenette = {row["regime"]: row["against plain"] for row in report["imagenette_test"] if row["form"] == "mean"}
     behind = [
