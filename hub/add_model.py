@@ -12,6 +12,8 @@ separate test split:
 
 import argparse
 import dataclasses
+import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -22,12 +24,13 @@ import yaml
 
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms import cli_errors
+from timm_wsms.data import DataSettings, data_config
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import Row
 from timm_wsms.files import atomic_folder, write_tensors
 from timm_wsms.foreign import clean, read_json, understood
 from timm_wsms.hub import card, results
-from timm_wsms.hub.verify_folder import TENSORS, check_folder
+from timm_wsms.hub.verify_folder import TENSORS, check_files, check_folder
 from timm_wsms.training.checkpoint_folder import reference_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +69,9 @@ def add_model(
         raise UserError(f"{folder} is a stage of a network; add the network, or publish the stage with --as-backbone")
     rows, on = [with_image_size(row, folder) for row in own.rows], own.evaluated
     if beside:
+        if beside.resolve() == folder.resolve():
+            raise UserError(f"{beside} is the folder itself; give --beside the run to compare it with")
+        check_files(beside)
         check_alike(folder, beside)
         rows = [with_image_size(results.read(beside).rows[-1], beside), rows[-1]]
     if evaluated:
@@ -95,6 +101,8 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
     Raises:
         UserError: A folder was not evaluated, or on other images than another.
     """
+    if not file.is_file():
+        raise UserError(f"there is no file {file}; write it with python -m timm_wsms.evaluate --json {file}")
     content = clean(read_json(file))
     with understood(file):
         found = {Path(model["model"].removeprefix("local-dir:")).resolve(): model for model in content["models"]}
@@ -106,11 +114,22 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
         if len(counts) > 1 or content["limit"] is not None or any(model["left_out"] for model in models):
             raise UserError(f"{file}: images were left out of the evaluation; evaluate all on the same images")
         new = []
-        for row, model in zip(rows, models, strict=True):
+        for row, folder, model in zip(rows, folders, models, strict=True):
             if list(row.input_size or []) != list(model["data_config"]["input_size"]):
                 raise UserError(f"{file}: {model['model']} was evaluated at another image size; leave out --input_size")
+            if differ := evaluated_otherwise(folder, model, content["precision"]):
+                raise UserError(f"{file}: {model['model']} was evaluated with another {differ}; leave that out")
             new.append(dataclasses.replace(row, accuracy=model["top1"], top5=model["top5"], by_size={}, by_factor={}))
         return new, results.Evaluated(content["split"], counts.pop())
+
+
+def evaluated_otherwise(folder: Path, model: dict[str, Any], precision: str) -> str:
+    """The first setting with which a model was evaluated otherwise than its folder says; empty if there is none."""
+    built = timm.create_model(f"local-dir:{folder}")
+    expected = json.loads(json.dumps(data_config(built, DataSettings(), use_test_size=True)))
+    pairs = {name: (value, model["data_config"].get(name)) for name, value in expected.items()}
+    pairs |= {"precision": ("no", precision), "model_kwargs": ({}, model.get("model_kwargs", {}))}
+    return next((name for name, (one, other) in pairs.items() if one != other), "")
 
 
 def check_alike(folder: Path, beside: Path) -> None:
@@ -135,6 +154,10 @@ def main() -> None:
     parser.add_argument("--data", help="the data set's name on the Hub, if the run read it from a local folder")
     parser.add_argument("--evaluated", type=Path, help="what timm_wsms.evaluate --json has written of the folders")
     options = parser.parse_args()
+    if not re.fullmatch(r"\w[\w.-]*", options.name):
+        raise UserError(
+            f"--as is {options.name!r}; give a name for a folder under hub/models, of letters, digits, _ . -"
+        )
     target = ROOT / "hub" / "models" / options.name
     add_model(options.folder, target, options.beside, options.data, options.evaluated)
     print(target)

@@ -122,6 +122,7 @@ def measure(
         "parameters": cost[0],
         "multiplications": cost[1],
         "data_config": one.config,
+        "model_kwargs": options.model_kwargs,
         "per_class": [dataclasses.asdict(each) for each in evaluation.by_class(found, one.class_names)],
     }
     if held_out is not None and cascade.is_cascade(one.network):

@@ -27,7 +27,7 @@ from timm_wsms.evaluation.object_size.curve import SizePredictions, check_factor
 from timm_wsms.evaluation.object_size.report import Result, Results, as_json, draw, tell
 from timm_wsms.evaluation.object_size.trained_range import trained_sizes
 from timm_wsms.evaluation.options import REMEDIES, ScaleOptions, parse
-from timm_wsms.evaluation.result_cache import cached, data_fingerprint, model_hash
+from timm_wsms.evaluation.result_cache import cached, data_fingerprint, model_hash, settings_hash
 from timm_wsms.evaluation.setup import Prepared, prepare, start
 from timm_wsms.evaluation.stages.ablation import predict_without_stages, stage_drops
 from timm_wsms.evaluation.stages.cam import several_stages
@@ -145,6 +145,7 @@ def measure(
     weights = model_hash(model.network)
     key = {
         "weights": weights,
+        "settings": settings_hash(model.network),
         "classes": model.data_class,
         "data": data_fingerprint(split),
         "config": model.config,
@@ -170,7 +171,7 @@ def measure(
         drops = stage_drops(predicted, found.label, factors, options.seed)
     path = timm_name(name)
     folder = Path(path.removeprefix(LOCAL)) if path.startswith(LOCAL) else None
-    seen = trained_sizes(folder, model.config["crop_pct"]) if folder else None
+    seen = trained_sizes(folder, model.config["crop_pct"], model.config["input_size"][1]) if folder else None
     return Result(name, weights, parameters(model.network), seen, found, size_curve(found, options.seed), drops)
 
 

@@ -70,7 +70,7 @@ def _config(folder: Path, _: Path) -> None:
 
 def _card(folder: Path, _: Path) -> str:
     text = _rendered(folder)
-    trained_sizes(folder, 1.0)
+    trained_sizes(folder, 1.0, 32)
     return text
 
 

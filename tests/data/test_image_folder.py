@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timm_wsms.data import DataSettings, load_data, load_split, load_splits
+from timm_wsms.data import DataSettings, load_data, load_split, load_splits, summary
 from timm_wsms.data.image_folder import is_image_folder, read_image_folder
 from timm_wsms.errors import UserError
 
@@ -203,7 +203,15 @@ def test_any_name_of_a_folder_is_read(tmp_path, name):
         (["a.png", "b.png"], r"lie in no class folder \(a.png, b.png\).*split/class/image"),
         (["photos/train/a/1.png", "photos/test/a/1.png"], "holds one folder, and that the splits; name .*photos"),
         (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png", "dog/test/2.png"], "splits are below the classes"),
-        (["train/cat/1.png", "train/dog/1.png", "lions/1.png"], "'train' names a split .* but lions beside it"),
+        (
+            ["train/cat/1.png", "train/dog/1.png", "lions/1.png"],
+            "'train' names a split .* but lions beside it.*test_split",
+        ),
+        (
+            ["train/1.png", "val/1.png"],
+            "train, val are names of splits, but the images in them lie in no class folders",
+        ),
+        (["train/1.png", "test/1.png", "dev/1.png"], "dev, test, train are names of splits"),
         (["cat/1.png", "cat/2.png"], "single class, 'cat'"),
         (["train/cat/1.png", "test/cat/2.png"], "single class, 'cat'"),
         (["train/cat/1.png", "train/dog/1.png"], r"no split 'test' .* data\.holdout=0\.2"),
@@ -215,6 +223,20 @@ def test_a_folder_that_cannot_be_meant_is_told_in_one_line(tmp_path, files, mess
     with pytest.raises(UserError, match=message) as error:
         load_splits(DataSettings(str(tmp_path), **chosen), 0)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_classes_may_have_the_name_of_a_split_among_others(tmp_path):
+    write(tmp_path, "train/1.png", "train/2.png", "car/1.png", "car/2.png")  # vehicles
+    assert load_split(DataSettings(str(tmp_path), test_split="train")).class_names == ["car", "train"]
+
+
+def test_an_empty_folder_with_the_name_of_a_split_is_told(tmp_path):
+    write(tmp_path, "train/cat/1.png", "train/dog/1.png", "train/cat/2.png", "train/dog/2.png")
+    (tmp_path / "test").mkdir()
+    settings = DataSettings(str(tmp_path), holdout="auto")
+    train, test = load_splits(settings, 0)
+    told = "\n".join(summary.lines(summary.describe({"train": train, "test": test}, settings)))
+    assert "there are no images in folder 'test', which has the name of a split" in told
 
 
 def test_a_single_class_can_be_evaluated(tmp_path):

@@ -20,9 +20,12 @@ class Ranks(nn.Module):
         return torch.arange(float(self.count)).repeat(len(images), 1)
 
 
-@pytest.mark.parametrize("label_names", [["c", "a", "b"], {"0": "c", "1": "a", "2": "b"}])
+@pytest.mark.parametrize(
+    "label_names",
+    [["c", "a", "b"], {"0": "c", "1": "a", "2": "b"}, {"2": "b", "0": "c", "1": "a"}, {1: "a", 2: "b", 0: "c"}],
+)
 def test_the_same_names_in_another_order_are_matched_by_name(label_names):
-    model, names, remark = match_classes(Ranks(label_names), ["a", "b", "c"], 3)
+    model, names, remark = match_classes(Ranks(label_names), ["a", "b", "c"], 3)[:3]
     assert names == ["a", "b", "c"]
     assert model(torch.zeros(2, 1)).tolist() == [[1.0, 2.0, 0.0]] * 2
     assert remark is not None and "by name" in remark
@@ -31,12 +34,12 @@ def test_the_same_names_in_another_order_are_matched_by_name(label_names):
 
 def test_nothing_changes_in_the_datas_order():
     model = Ranks(["a", "b", "c"])
-    assert match_classes(model, ["a", "b", "c"], 3) == (model, ["a", "b", "c"], None)
+    assert match_classes(model, ["a", "b", "c"], 3) == (model, ["a", "b", "c"], None, True)
 
 
 def test_a_model_that_does_not_name_its_classes_is_matched_by_number_and_told():
     model = Ranks(None)
-    same, names, remark = match_classes(model, ["a", "b", "c"], 3)
+    same, names, remark = match_classes(model, ["a", "b", "c"], 3)[:3]
     assert same is model and names == ["a", "b", "c"]
     assert remark == "its checkpoint does not name its classes; they are taken to be in the data's order"
 
@@ -44,7 +47,7 @@ def test_a_model_that_does_not_name_its_classes_is_matched_by_number_and_told():
 @pytest.mark.parametrize("label_names", [["a", "x", "c"], ["a", "c", "c"]])
 def test_other_names_are_matched_by_number_and_told(label_names):
     model = Ranks(label_names)
-    same, _, remark = match_classes(model, ["a", "b", "c"], 3)
+    same, _, remark = match_classes(model, ["a", "b", "c"], 3)[:3]
     assert same is model
     assert remark is not None and "by number" in remark and f'"{label_names[1]}" is "b"' in remark
 
@@ -52,13 +55,28 @@ def test_other_names_are_matched_by_number_and_told(label_names):
 @pytest.mark.parametrize("label_names", [["a", "b"], ["a", "x", "c", "d"]])
 def test_names_of_other_number_are_told(label_names):
     model = Ranks(label_names)
-    same, _, remark = match_classes(model, ["a", "b", "c"], 3)
+    same, _, remark = match_classes(model, ["a", "b", "c"], 3)[:3]
     assert same is model
     assert remark == f"it names {len(label_names)} classes, the data 3; they are matched by number"
 
 
+@pytest.mark.parametrize("label_names", [["a", "b", "c"], ["b", "d", "a"], ["d", "b"]])
+def test_names_that_are_found_at_another_place_are_not_matched_by_number(label_names):
+    with pytest.raises(UserError, match="does not know these of the data's 3: "):
+        match_classes(Ranks(label_names), ["b", "c", "d"], 3)
+
+
+def test_a_dictionary_of_names_may_have_gaps():
+    found = match_classes(Ranks({"3": "d", "1": "b"}, 4), ["b", "d"], 4)
+    assert found.model(torch.zeros(1, 1)).tolist() == [[1.0, 3.0, 0.0, 2.0]]
+    assert found.class_names == ["b", "d", "class 0, without a name", "class 2, without a name"]
+    for wrong in ({"3": "a"}, {"-1": "a"}, {"x": "a"}):
+        with pytest.raises(UserError, match="must map numbers from 0 to 2 to names"):
+            match_classes(Ranks(wrong), ["a", "b", "c"], 3)
+
+
 def test_some_of_the_classes_are_matched_by_name_and_all_compete():
-    model, names, remark = match_classes(Ranks(["a", "b", "c", "d"], 4), ["d", "b"], 4)
+    model, names, remark = match_classes(Ranks(["a", "b", "c", "d"], 4), ["d", "b"], 4)[:3]
     assert names == ["d", "b", "a", "c"]
     assert model(torch.zeros(1, 1)).tolist() == [[3.0, 1.0, 0.0, 2.0]]
     assert remark == "the data has 2 of its 4 classes; they are matched by name, and all compete"
@@ -75,7 +93,7 @@ WORDS = ["tench", "English springer", "cassette_player", "chainsaw", "Church", "
 
 @pytest.mark.parametrize("names", [IDS, [*WORDS, "golf-ball", "parachute, chute"], ["Tinca tinca", *IDS[1:]]])
 def test_a_model_of_imagenet_knows_its_classes_by_id_and_by_name(names):
-    model, all_names, remark = match_classes(Ranks(None, 1000), names, 1000)
+    model, all_names, remark = match_classes(Ranks(None, 1000), names, 1000)[:3]
     order = model(torch.zeros(1, 1))[0].int().tolist()
     assert order[:10] == NUMBERS and sorted(order) == list(range(1000))
     assert all_names[:10] == names and len(all_names) == 1000
@@ -109,7 +127,7 @@ def test_classes_that_a_model_does_not_know_are_named(names, message):
 
 
 def test_accents_in_either_form_are_one_name():
-    model, names, remark = match_classes(Ranks(["e\u0301", "a", "b"]), ["\u00e9", "b", "a"], 3)
+    model, names, remark = match_classes(Ranks(["e\u0301", "a", "b"]), ["\u00e9", "b", "a"], 3)[:3]
     assert names == ["\u00e9", "b", "a"] and remark is not None and "by name" in remark
     assert model(torch.zeros(1, 1)).tolist() == [[0.0, 2.0, 1.0]]
 

@@ -10,7 +10,7 @@ import torch
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms.data import DataSettings, Split, load_splits
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.result_cache import cached, data_fingerprint, model_hash
+from timm_wsms.evaluation.result_cache import cached, data_fingerprint, model_hash, settings_hash
 
 
 class Computing:
@@ -89,6 +89,22 @@ def test_model_hash():
     assert model_hash(build(global_pool="max")) != own
     model.integration.norm.running_var.add_(1e-3)
     assert model_hash(model) != own
+
+
+def test_what_a_model_computes_beside_its_weights_is_told_apart():
+    def build(name="wsmean_test_resnet", **kwargs):
+        torch.manual_seed(0)
+        return timm.create_model(name, num_classes=4, **kwargs)
+
+    networks = [build(pyramid=[1, 0.5]), build(pyramid=[1, 0.7]), build(pyramid=[1, 1.4])]
+    assert len({model_hash(network) for network in networks}) == 1  # the same weights
+    assert len({settings_hash(network) for network in networks}) == 3
+    network = networks[0].eval()
+    own = settings_hash(network)
+    network(torch.zeros(1, 3, 64, 64))
+    assert settings_hash(network) == settings_hash(build()) == settings_hash(network.train()) == own
+    pools = [build("test_vit", global_pool=pool) for pool in ("avg", "max", "token")]
+    assert len({settings_hash(model) for model in pools}) == 3
 
 
 def test_data_fingerprint(tmp_path):

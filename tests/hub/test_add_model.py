@@ -58,11 +58,17 @@ def test_runs_that_are_compared_differ_in_network_and_seed_alone(tmp_path):
 
 def evaluation_of(**top1):
     """What timm_wsms.evaluate --json writes, of models kept in the repository."""
-    models = [
-        {"model": f"local-dir:{ROOT / 'hub' / 'models' / name}", "images": 3925, "left_out": 0, "top1": value,
-         "top5": value + 9, "data_config": {"input_size": [3, 32, 32]}}
-        for name, value in top1.items()
-    ]  # fmt: skip
+    models = []
+    for name, value in top1.items():
+        model = timm.create_model(f"local-dir:{ROOT / 'hub' / 'models' / name}")
+        config = json.loads(json.dumps(timm.data.resolve_model_data_config(model)))
+        one = {
+            "model": f"local-dir:{ROOT / 'hub' / 'models' / name}",
+            "images": 3925,
+            "left_out": 0,
+            "model_kwargs": {},
+        }
+        models.append({**one, "top1": value, "top5": value + 9, "data_config": config})
     return {"data": "somewhere", "split": "test", "limit": None, "precision": "no", "models": models}
 
 
@@ -92,7 +98,12 @@ def test_figures_that_are_missing_or_of_other_images_are_refused(tmp_path):
     file = tmp_path / "test.json"
     whole = evaluation_of(**{ours.name: 71.25, plain.name: 66.5})
     fewer = {**whole, "models": [whole["models"][0], {**whole["models"][1], "images": 3924}]}
-    resized = {**whole, "models": [{**one, "data_config": {"input_size": [3, 40, 40]}} for one in whole["models"]]}
+    config = whole["models"][0]["data_config"]
+
+    def of_all(**changes):
+        return {**whole, "models": [{**one, **changes} for one in whole["models"]]}
+
+    resized = of_all(data_config={**config, "input_size": [3, 40, 40]})
     bad = {**whole, "models": [whole["models"][0], {**whole["models"][1], "left_out": 1}]}
     for content, words in (
         (evaluation_of(**{ours.name: 71.25}), f"has no figures of {plain}; evaluate it"),
@@ -100,9 +111,38 @@ def test_figures_that_are_missing_or_of_other_images_are_refused(tmp_path):
         (bad, "evaluate all on the same images"),
         ({**whole, "limit": 3925}, "evaluate all on the same images"),
         (resized, "resnet20_cifar10 was evaluated at another image size; leave out --input_size"),
+        (of_all(data_config={**config, "crop_pct": 0.5}), "was evaluated with another crop_pct; leave that out"),
+        (of_all(model_kwargs={"pyramid": [1]}), "was evaluated with another model_kwargs; leave that out"),
+        ({**whole, "precision": "bf16"}, "was evaluated with another precision; leave that out"),
         ({"models": 3}, "test.json does not hold what it should"),
     ):
         file.write_text(json.dumps(content))
         with pytest.raises(UserError, match=words):
             add_model(ours, tmp_path / "added", plain, evaluated=file)
     assert not (tmp_path / "added").exists()
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    ours = ROOT / "hub" / "models" / "wsms_resnet20_cifar10"
+    for arguments, words in (
+        ({"beside": tmp_path / "nowhere"}, "there is no folder .*nowhere"),
+        ({"beside": ours}, "is the folder itself; give --beside the run to compare it with"),
+        ({"evaluated": tmp_path / "nothing.json"}, "there is no file .*nothing.json; write it with"),
+    ):
+        with pytest.raises(UserError, match=words):
+            add_model(ours, tmp_path / "added", **arguments)
+    assert not (tmp_path / "added").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../other", "a/b", "/tmp", ".hidden"])
+def test_a_name_is_one_folder_below_hub_models(name, monkeypatch):
+    """Whatever is at the target is replaced, so it must not be anything else."""
+    monkeypatch.setattr("sys.argv", ["add_model.py", "folder", "--as", name])
+    called = []
+    monkeypatch.setitem(script["main"].__globals__, "add_model", lambda *arguments: called.append(arguments))
+    with pytest.raises(UserError, match="give a name for a folder under hub/models"):
+        script["main"]()
+    assert not called
+    monkeypatch.setattr("sys.argv", ["add_model.py", "folder", "--as", "mine_1.0"])
+    script["main"]()
+    assert called[0][1] == ROOT / "hub" / "models" / "mine_1.0"

@@ -212,13 +212,32 @@ def test_its_accuracy_is_measured_through_timms_transform(folder, tmp_path, monk
     assert verify.verify(str(unknown), "digits")[-1].endswith("it does not say what it should be")
 
 
+def test_images_of_other_classes_are_not_measured(folder, tmp_path):
+    for name in ("p", "q"):
+        for number in range(4):
+            path = tmp_path / "images" / "test" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(path)
+    with pytest.raises(UserError, match=r"has other classes than the model|has 10 classes, but the data has 2"):
+        publishing.take_stage(folder, tmp_path, 2, str(tmp_path / "images"))
+    for place in range(2, 10):  # ten classes, of which it knows two, at other places
+        names = ["1", "0", *map(str, "cdefghij")]
+        path = tmp_path / "ten" / "test" / names[place] / "a.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(path)
+    for name in ("8", "9"):
+        shutil.copytree(tmp_path / "ten" / "test" / "c", tmp_path / "ten" / "test" / name)
+    with pytest.raises(UserError, match=r"other classes|does not know these of the data's 10"):
+        publishing.take_stage(folder, tmp_path, 2, str(tmp_path / "ten"))
+
+
 @pytest.mark.parametrize("model", [1, 2])
 def test_another_accuracy_than_the_runs_is_refused(folder, model):
     plain = written(folder)
     found = results.read(plain)
     found.rows[model] = Row(**{**vars(found.rows[model]), "accuracy": 99.0})
     results.write(plain, found.rows, HARDWARE, taken=found.taken)
-    with pytest.raises(UserError, match=r"says 99\.0 %, metrics\.jsonl (71\.5|81\.25) %"):
+    with pytest.raises(UserError, match=r"says test_top1 99\.0, metrics\.jsonl (71\.5|81\.25)"):
         check_folder(plain)
 
 
@@ -239,7 +258,7 @@ def test_timms_own_architectures_are_known():
 
 def test_a_folder_of_a_plain_model_has_no_stages(folder):
     plain = Path(shutil.copytree(written(folder), folder.with_name("copy")))
-    with pytest.raises(UserError, match="takes a network that timm_wsms built, not ResNet"):
+    with pytest.raises(UserError, match=r"plain timm model already, .* leave out --as-backbone"):
         publishing.publish(plain, publishing.Options(REPO, as_backbone=1, dry_run=True))
 
 

@@ -96,6 +96,32 @@ def another_accuracy(folder):
     (folder / "results.json").write_text(json.dumps(content))
 
 
+def of_pretrained_cfg(**changes):
+    """Changes in config.json what it says of images and classes, as an editor would."""
+
+    def change(folder):
+        content = json.loads((folder / "config.json").read_text())
+        content["pretrained_cfg"] |= changes
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return change
+
+
+def other_order_of_labels(folder):
+    content = json.loads((folder / "config.json").read_text())
+    names = content["label_names"]
+    (folder / "data.json").write_text(json.dumps({"classes": names}))
+    check_folder(folder)
+    content["label_names"] = [names[1], names[0], *names[2:]]
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def another_top5(folder):
+    content = json.loads((folder / "results.json").read_text())
+    content["rows"][-1]["top5"] = 12.0
+    (folder / "results.json").write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -109,7 +135,20 @@ def another_accuracy(folder):
         (another_shape, "does not load"),
         (one_weight_off, "the model's logits are not those recorded"),
         (not_finite, "the model's logits are not those recorded"),
-        (another_accuracy, "says 99.0 %, metrics.jsonl 86.32 %"),
+        (another_accuracy, "says test_top1 99.0, metrics.jsonl 86.32"),
+        (another_top5, "says test_top5 12.0, metrics.jsonl"),
+        (other_order_of_labels, "has other label_names than the classes in data.json; restore it"),
+        (of_pretrained_cfg(mean=[0.5]), "mean [0.5] must have one value for each of 3 channels"),
+        (of_pretrained_cfg(std=[0.2, 0.0, 0.2]), "std [0.2, 0.0, 0.2] must be positive"),
+        (of_pretrained_cfg(crop_pct=5), "crop_pct 5 must be above 0 and at most 1"),
+        (of_pretrained_cfg(interpolation="foo"), "config says of its images"),
+        (of_pretrained_cfg(crop_mode="foo"), "crop_mode 'foo' is none of center, squash, border"),
+        (
+            lambda folder: (
+                shutil.move(folder, folder.parent / "x") and shutil.copytree(folder.parent / "x", folder / "model")
+            ),
+            "is the folder of a run; give",
+        ),
         (shutil.rmtree, "there is no folder"),
     ],
 )

@@ -6,6 +6,7 @@ import torch
 
 from tests.helpers.checkpoints import checkpoint_of, images, logits_differ, run, start, trained, write
 from tests.helpers.tiers import slow_except
+from timm_wsms.errors import UserError
 from timm_wsms.network.position_tables import resample
 
 SWIN = {"embed_dim": 24, "depths": (1, 1, 2, 1), "window_size": 4}
@@ -146,3 +147,33 @@ def test_load_state_dict_of_a_backbone_keeps_what_is_shared_shared(assign):
     assert stage.bn1.weight.data_ptr() != model.backbone.bn1.weight.data_ptr()
     assert stage.bn1.running_mean.data_ptr() != model.backbone.bn1.running_mean.data_ptr()
     assert logits_differ(model, backbone, False, images()) == 0
+
+
+@pytest.mark.parametrize("form", ["wsmean_", "wsms_", "ms_"])
+def test_a_part_of_a_backbones_state_dict_is_taken_as_timm_takes_it(form):
+    """The usual way to fine-tune: all but the classifier, with strict=False."""
+    backbone = trained("test_resnet")
+    part = {key: tensor for key, tensor in backbone.state_dict().items() if not key.startswith("fc.")}
+    plain, model = (timm.create_model(name, num_classes=5) for name in ("test_resnet", f"{form}test_resnet"))
+    classifier = model.get_classifier().weight.detach().clone()
+    found, expected = model.load_state_dict(part, strict=False), plain.load_state_dict(part, strict=False)
+    assert (
+        found.missing_keys
+        == [f"backbone.{key}" for key in expected.missing_keys]
+        == ["backbone.fc.weight", "backbone.fc.bias"]
+    )
+    assert found.unexpected_keys == expected.unexpected_keys == []
+    assert torch.equal(model.get_classifier().weight, classifier)
+    plain.fc.load_state_dict(model.get_classifier().state_dict())
+    with torch.no_grad():
+        stage1 = model.eval().stage_logits(images())[0] if form == "wsmean_" else model.eval()(images())
+        torch.testing.assert_close(stage1, plain.eval()(images()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["wsmean_", "wsms_"])
+def test_running_statistics_of_each_stages_own_do_not_load_where_they_are_shared(form):
+    source, shared = (timm.create_model(f"{form}test_resnet", unshared_norms=norms) for norms in ("statistics", "none"))
+    shared.load_state_dict(source.state_dict())  # so far they are equal
+    source.train()(images())
+    with pytest.raises(UserError, match=r"another stages\.2\..*running_mean than .*, which this network shares"):
+        shared.load_state_dict(source.state_dict())

@@ -122,9 +122,10 @@ def read_image_folder(folder: Path, settings: DataSettings) -> ImageFolder:
     if not splits:
         found = ImageFolder({"train": _read_split(folder, folder, settings, seen)})
         _check_splits_above_classes(folder, found.splits["train"])
+        _check_splits_without_classes(folder, found.splits["train"], named)
     else:
         found = ImageFolder({name: _read_split(folder / name, folder, settings, seen) for name in splits})
-        _look_beside(folder, splits, found)
+        _look_beside(folder, splits, found, settings)
     _check_classes(folder, found, settings)
     for name, split in found.splits.items():
         found.remarks += [f"split {name}: {remark}" for remark in split.remarks]
@@ -187,7 +188,7 @@ def _holds_classes(folder: Path) -> bool:
     return any(is_folder(entry) or entry.name in METADATA for entry in entries)
 
 
-def _look_beside(folder: Path, splits: list[str], found: ImageFolder) -> None:
+def _look_beside(folder: Path, splits: list[str], found: ImageFolder, settings: DataSettings) -> None:
     """What lies beside the folders of splits is passed over; unless it may be classes beside a class called `train`."""
     outside = FolderSplit()
     with_images = []
@@ -198,13 +199,17 @@ def _look_beside(folder: Path, splits: list[str], found: ImageFolder) -> None:
             outside.leave_out(why_no_image(Path(entry.path)) or "images beside the folders of splits", entry.name)
             continue
         images = sum(path.suffix.lower() in suffixes() for path, _ in walk(Path(entry.path)))
+        if not images and entry.name.casefold() in SPLIT_WORDS:
+            found.remarks.append(f"there are no images in folder {entry.name!r}, which has the name of a split")
         if images:
             with_images.append(entry.name)
             outside.leave_out("folders beside those of splits", f"{entry.name} ({images} images)")
+    options = f"{settings.option('train_split')} or {settings.option('test_split')}"
     if with_images and len(splits) == 1:
         raise UserError(
             f"{folder}: folder {splits[0]!r} names a split and holds folders of classes, but {_few(with_images)} beside"
-            f" it hold images too; move them into {splits[0]}, or out of {folder}."
+            f" it hold images too; move them into {splits[0]}, or out of {folder}, or say with {options} that they"
+            " are splits."
         )
     found.beside = outside.passed_over
 
@@ -223,6 +228,16 @@ def _check_splits_above_classes(folder: Path, split: FolderSplit) -> None:
         raise UserError(
             f"{folder}: the splits are below the classes ({names[0]}/{min(below[names[0]])}); an image folder is"
             " split/class/image."
+        )
+
+
+def _check_splits_without_classes(folder: Path, split: FolderSplit, named: set[str]) -> None:
+    """Refuses `train/image` and `test/image`: these are splits without labels, not classes."""
+    names = sorted(set(split.classes))
+    if names and not split.labelled and all(is_split_name(name, named) for name in names):
+        raise UserError(
+            f"{folder}: {_few(names)} are names of splits, but the images in them lie in no class folders. An image"
+            " folder is split/class/image; or put a metadata.csv (file_name,label) beside the images."
         )
 
 

@@ -17,6 +17,7 @@ from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
 from timm_wsms.foreign import understood
 
+CROP_MODES = ("center", "squash", "border")  # timm's; it takes any other for the first
 LARGEST_SIDE = 2**13  # pixels of an image's shorter side before the center crop: more would only fill the memory
 
 
@@ -58,6 +59,8 @@ def _data_config(model: torch.nn.Module, settings: DataSettings, use_test_size: 
         raise UserError(f"{option('std')} {list(config['std'])} must be positive.")
     if not 0 < config["crop_pct"] <= 1:
         raise UserError(f"{option('crop_pct')} {config['crop_pct']} must be above 0 and at most 1.")
+    if config["crop_mode"] not in CROP_MODES:
+        raise UserError(f"crop_mode {str(config['crop_mode'])[:60]!r} is none of {', '.join(CROP_MODES)}; fix it.")
     if max(size) / config["crop_pct"] > LARGEST_SIDE:  # the image is resized to this side before it is cropped
         raise UserError(f"{option('crop_pct')} {config['crop_pct']} of {list(size)} is too small; raise it.")
     return config

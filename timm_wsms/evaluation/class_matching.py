@@ -33,11 +33,13 @@ class Matched(NamedTuple):
         model: the model, wrapped if the order is another.
         class_names: one per logit: the data's classes, then those of the model that the data has not.
         remark: what a user should know; None if there is nothing.
+        by_name: each of the data's classes is one of the model's by name; False: they are taken to be so by number.
     """
 
     model: nn.Module
     class_names: list[str]
     remark: str | None = None
+    by_name: bool = True
 
 
 def match_classes(model: Any, class_names: Sequence[str], num_classes: int) -> Matched:
@@ -53,11 +55,11 @@ def match_classes(model: Any, class_names: Sequence[str], num_classes: int) -> M
         num_classes: the model's.
 
     Raises:
-        UserError: the model and the data have different numbers of classes, and names do not match them; or its names
-            are no words.
+        UserError: the model and the data have different numbers of classes, and names do not match them; names match
+            some of them, at other places; or its names are no words.
     """
     data = [composed(name) for name in class_names]
-    names = _label_names(model.pretrained_cfg.get("label_names"))
+    names = label_names(model.pretrained_cfg.get("label_names"), num_classes)
     if names == data:
         return Matched(model, data)
     own = names or _imagenet_names(num_classes)
@@ -67,24 +69,47 @@ def match_classes(model: Any, class_names: Sequence[str], num_classes: int) -> M
     if len(data) != num_classes:
         raise UserError(_no_match(data, names, num_classes))
     if names is None:
-        return Matched(
-            model, data, "its checkpoint does not name its classes; they are taken to be in the data's order"
-        )
+        remark = "its checkpoint does not name its classes; they are taken to be in the data's order"
+        return Matched(model, data, remark, by_name=False)
+    if any(name in names and names[place : place + 1] != [name] for place, name in enumerate(data)):
+        raise UserError(_no_match(data, names, num_classes))
     if len(names) != len(data):
-        return Matched(model, data, f"it names {len(names)} classes, the data {len(data)}; they are matched by number")
+        remark = f"it names {len(names)} classes, the data {len(data)}; they are matched by number"
+        return Matched(model, data, remark, by_name=False)
     one = next(pair for pair in zip(names, data, strict=True) if pair[0] != pair[1])
     example = " is ".join(printable(json.dumps(name, ensure_ascii=False)) for name in one)
-    return Matched(model, data, f"its class names are not the data's; they are matched by number ({example})")
+    remark = f"its class names are not the data's; they are matched by number ({example})"
+    return Matched(model, data, remark, by_name=False)
 
 
-def _label_names(found: Any) -> list[str] | None:
-    """The names in a model's config, a list or a dictionary; None if there are none."""
-    names = list(found.values()) if isinstance(found, dict) else found
-    if not names:
+def label_names(found: Any, num_classes: int) -> list[str] | None:
+    """The names in a model's config, in the order of its logits; None if there are none.
+
+    Args:
+        found: as timm has it, a list, or a dictionary from number to name, which may have gaps.
+        num_classes: the model's.
+
+    Raises:
+        UserError: they are no words, or numbers are none of the model's.
+    """
+    if not found:
         return None
+    names = _in_order(found, num_classes) if isinstance(found, dict) else found
     if not isinstance(names, (list, tuple)) or not all(type(name) in (str, int) for name in names):
         raise UserError("names its classes by something else than words; fix label_names in its config.json")
     return [composed(str(name)) for name in names]
+
+
+def _in_order(found: dict[Any, Any], num_classes: int) -> list[Any]:
+    """A dictionary's names by number, of which JSON makes words."""
+    if not all(re.fullmatch(r"\d+", str(number)) and int(number) < num_classes for number in found):
+        raise UserError(
+            f"label_names in its config.json must map numbers from 0 to {num_classes - 1} to names; fix them"
+        )
+    names = [f"class {number}, without a name" for number in range(num_classes)]
+    for number, name in found.items():
+        names[int(number)] = name
+    return names
 
 
 def _reordered(model: Any, data: list[str], order: list[int], own: list[str]) -> Matched:

@@ -168,4 +168,6 @@ def parse(argv: list[str] | None, kind: type[T], command: str, description: str)
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         raise UserError(str(error)) from None
     values = namespace.as_dict()
+    if not 0 <= values["seed"] < 2**32:  # what NumPy takes
+        raise UserError(f"--seed is {values['seed']}, but must be from 0 to {2**32 - 1}")
     return values.pop("models"), kind(**values)

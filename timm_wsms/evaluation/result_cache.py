@@ -69,6 +69,23 @@ def model_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def settings_hash(model: nn.Module) -> str:
+    """SHA-256 of what a model computes beside its weights, such as its pyramid or its pooling: of all attributes of its
+    modules that are numbers, words, or lists of such.
+    """
+    digest = hashlib.sha256()
+    for path, module in model.named_modules():
+        plain = {name: value for name, value in vars(module).items() if name != "training" and _is_plain(value)}
+        digest.update(json.dumps([path, type(module).__qualname__, plain], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 def data_fingerprint(split: Split) -> str:
     """SHA-256 of a split's images and labels: of the pixels that are kept decoded; of files, their sizes and times of
     change; of other images, `datasets`' own fingerprint.

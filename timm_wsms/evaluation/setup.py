@@ -86,7 +86,7 @@ def prepare(name: str, split: Split, options: Options, accelerator: Accelerator)
     """
     model = load_model(name, **options.model_kwargs)
     try:
-        ordered, class_names, remark = match_classes(model, split.class_names, model.num_classes)
+        matched = match_classes(model, split.class_names, model.num_classes)
     except UserError as error:
         raise UserError(
             f"{name} {error} (split {split.name!r} of {options.data}); name a model or a --label_column that fits, or "
@@ -100,8 +100,8 @@ def prepare(name: str, split: Split, options: Options, accelerator: Accelerator)
     check_input(model, name, config["input_size"], model.num_classes, option)
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes, "device": accelerator.device}
     loader = make_loader(split, settings, config, batch_size=options.batch_size, train=False, **share)
-    ordered.to(accelerator.device)
+    ordered = matched.model.to(accelerator.device)
     if options.channels_last:
         ordered.to(memory_format=torch.channels_last)
     order = getattr(ordered, "order", torch.arange(model.num_classes))
-    return Prepared(model, ordered, order.argsort().tolist(), class_names, config, loader, remark)
+    return Prepared(model, ordered, order.argsort().tolist(), matched.class_names, config, loader, matched.remark)

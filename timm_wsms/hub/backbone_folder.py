@@ -17,6 +17,7 @@ from timm_wsms.evaluation import Row
 from timm_wsms.foreign import read_last_line, understood
 from timm_wsms.hub import card, results
 from timm_wsms.hub.verify_folder import load
+from timm_wsms.network.base import MultiStageNet
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.plain import check_plain, to_backbone
 from timm_wsms.training.checkpoint_folder import RUN, reference_images, run_hash, save_model_folder
@@ -69,6 +70,8 @@ def check(network: Any, stage: int = 1) -> None:
     Raises:
         UserError: Plain timm doesn't have its backbone, or it is no backbone as it is; see `to_backbone`.
     """
+    if not isinstance(network, MultiStageNet):
+        raise UserError("it is a plain timm model already, which has no stages to take out; leave out --as-backbone")
     check_plain(network, stage)
     architecture = network.backbone.pretrained_cfg["architecture"]
     if not in_timm(architecture):

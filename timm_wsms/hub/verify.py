@@ -21,6 +21,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from timm_wsms import cli_errors, evaluation
 from timm_wsms.data import DataSettings, data_config, load_split, make_loader
 from timm_wsms.errors import UserError
+from timm_wsms.evaluation.class_matching import match_classes
 from timm_wsms.foreign import read_yaml, understood
 from timm_wsms.hub import results
 from timm_wsms.hub.client import look, retried
@@ -110,6 +111,9 @@ def figures(model: Any, folder: Path, source: str) -> dict[str, Any]:
 
     Returns:
         `test_top1`, `test_top5`, and `by_size`: object size in pixels → top-1, empty where sizes are not known.
+
+    Raises:
+        UserError: The source has other classes than the model.
     """
     from accelerate import Accelerator
 
@@ -123,8 +127,12 @@ def figures(model: Any, folder: Path, source: str) -> dict[str, Any]:
     split = load_split(data, seed=seed)
     accelerator = Accelerator(mixed_precision="no")
     loader = make_loader(split, data, data_config(model, data), train=False, batch_size=256, rank=0, world_size=1)
-    model = model.to(accelerator.device)
-    found = evaluation.predict(model, loader, accelerator, len(split), progress=True)
+    matched = match_classes(model, split.class_names, model.num_classes)
+    unlike = bool(model.pretrained_cfg.get("label_names")) and not matched.by_name
+    if unlike or len(matched.class_names) != len(split.class_names):
+        raise UserError(f"{source} has other classes than the model; give a source of the images that it was tested on")
+    ordered = matched.model.to(accelerator.device)
+    found = evaluation.predict(ordered, loader, accelerator, len(split), progress=True)
     by_size = {} if split.object_sizes is None else evaluation.accuracy_by_size(found, split.object_sizes)
     return {"test_top1": evaluation.top1(found), "test_top5": evaluation.top5(found), "by_size": by_size}
 

@@ -12,14 +12,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from timm_wsms.cli_errors import is_out_of_memory
+from timm_wsms.data import DataSettings, data_config, summary
 from timm_wsms.data.folder_walk import walk
 from timm_wsms.errors import UserError
+from timm_wsms.evaluation import Row
+from timm_wsms.evaluation.class_matching import label_names
 from timm_wsms.foreign import read_json, read_last_line, understood
 from timm_wsms.hub import results
 from timm_wsms.hub.config_check import check_model_args, check_pretrained_cfg
 from timm_wsms.registry.arguments import NETWORK_ARGS, prefix_of
 from timm_wsms.registry.size_check import check_size
 from timm_wsms.training.checkpoint_folder import RUN, reference_tensors, run_hash
+from timm_wsms.utils import composed
 
 WEIGHTS, TENSORS = "model.safetensors", "test/tensors.safetensors"
 NEEDED = ("config.json", WEIGHTS, TENSORS, *RUN, results.FILE)
@@ -42,6 +46,10 @@ def check_folder(folder: Path) -> Any:
     check_config(folder)
     check_run(folder)
     model = load(folder)
+    try:
+        data_config(model, DataSettings())
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     check_outputs(model, folder)
     return model
 
@@ -50,6 +58,8 @@ def check_files(folder: Path) -> None:
     """Check that the folder holds what a published model has, and nothing else."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the `model` folder of a run")
+    if (folder / "model").is_dir() and not (folder / "config.json").exists():
+        raise UserError(f"{folder} is the folder of a run; give {folder / 'model'}")
     found = {path.relative_to(folder).as_posix() for path, _ in walk(folder)}
     inside = (folder.resolve(), folder.resolve().parent.parent / "blobs")  # where the Hub's cache has its files
     for name in sorted(found):
@@ -79,6 +89,15 @@ def check_config(folder: Path) -> None:
     check_pretrained_cfg({**described, "source": "local-dir", "num_classes": config.get("num_classes")}, arguments)
     if count is not None and count != config.get("num_classes"):
         raise UserError(f"the config names {count} labels for {str(config.get('num_classes'))[:60]} classes")
+    names = label_names(labels, config.get("num_classes", 0))
+    data = folder / summary.FILE
+    if data.is_file():
+        with understood(data):
+            classes = [composed(str(name)) for name in read_json(data)["classes"]]
+        if names != classes:
+            raise UserError(
+                f"{folder / 'config.json'} has other label_names than the classes in {data.name}; restore it"
+            )
 
 
 def check_run(folder: Path) -> None:
@@ -102,20 +121,22 @@ def check_results(folder: Path) -> None:
         return
     last = read_last_line(folder / "metrics.jsonl")
     with understood(folder / "metrics.jsonl"):
-        of_run = _told(last, found)
-    for own, told in zip(found.rows[::-1], of_run, strict=False):
-        if told != own.accuracy:
-            raise UserError(f"{folder / results.FILE} says {own.accuracy} %, metrics.jsonl {told} %")
+        alone = last.get("backbone", {}) if found.taken and found.taken.stage == 1 else {}
+        # what the run didn't measure may have been measured later
+        of_run = [alone if found.taken else {"test_top1": None, **last}, *([last] if found.taken else [])]
+        differ = [one for row, told in zip(found.rows[::-1], of_run, strict=False) for one in _differences(row, told)]
+    if differ:
+        name, own, told = differ[0]
+        raise UserError(f"{folder / results.FILE} says {name} {own}, metrics.jsonl {told}")
 
 
-def _told(last: dict[str, Any], found: results.Results) -> list[float | None]:
-    """What the last line of metrics.jsonl tells of the accuracies in the results, from the last row up."""
-    of_network = last.get("test_top1")
-    if found.taken is None:
-        return [of_network]
-    alone = last.get("backbone", {}).get("test_top1") if found.taken.stage == 1 else None
-    # what the run didn't measure may have been measured later
-    return [found.rows[-1].accuracy if alone is None else alone, of_network]
+def _differences(row: Row, told: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What a row of the results says otherwise than the run's metrics: name, the row's, the metrics'."""
+    figures: dict[str, Any] = {"test_top1": row.accuracy}
+    figures |= {"test_top5": row.top5} if row.top5 is not None else {}  # older runs have no such column
+    for name, sizes in (("by_size", row.by_size), ("by_factor", row.by_factor)):
+        figures |= {name: {str(size): value for size, value in sizes.items()}} if sizes else {}
+    return [(name, own, told[name]) for name, own in figures.items() if name in told and told[name] != own]
 
 
 def load(folder: Path) -> Any:

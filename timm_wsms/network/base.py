@@ -240,7 +240,8 @@ class MultiStageNet(nn.Module):
     def _is_saved(self, key: str) -> bool:
         path, _, name = key.rpartition(".")
         module = self.get_submodule(path)
-        return name in module._parameters or name not in module._non_persistent_buffers_set
+        # a copy is a plain set, without the tied tensors that `Ties` adds
+        return name in module._parameters or name not in module._non_persistent_buffers_set.copy()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "MultiStageNet":
         super()._apply(fn, recurse)

@@ -29,10 +29,12 @@ def start_fresh(network: MultiStageNet, name: str) -> None:
 def from_backbone(network: MultiStageNet, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Load-state-dict hook: a state dict of the backbone becomes one of the network that gives the same logits.
 
-    So `checkpoint_path` and `load_state_dict` take either. What the backbone does not have stays as it is, but γ is 0.
+    So `checkpoint_path` and `load_state_dict` take either. A part of the backbone's, such as all but its classifier, is
+    taken too: the rest is missing, as in timm. What the backbone does not have stays as it is, but γ is 0.
     """
-    keys = list(network.backbone.state_dict())
-    if not network.starts_as_backbone or any(f"{prefix}{key}" not in state_dict for key in keys):
+    keys = [key for key in network.backbone.state_dict() if f"{prefix}{key}" in state_dict]
+    named = any(key.startswith(f"{prefix}backbone.") for key in state_dict)  # it is the network's
+    if not network.starts_as_backbone or named or not keys:
         return
     own = {key: state_dict.pop(f"{prefix}{key}") for key in keys}
     state_dict |= {f"{prefix}backbone.{key}": tensor for key, tensor in own.items()}

@@ -8,7 +8,7 @@ from timm.task import ClassificationTask, DistillationTeacher, LogitDistillation
 from torch import nn
 
 from timm_wsms.errors import UserError
-from timm_wsms.evaluation.class_matching import match_classes
+from timm_wsms.evaluation.class_matching import label_names, match_classes
 from timm_wsms.model_checks import check_input
 from timm_wsms.registry.why_not import check_name
 from timm_wsms.training.builders import build
@@ -55,8 +55,7 @@ def _in_order(model: Any, class_names: Sequence[str]) -> tuple[nn.Module, str | 
     Raises:
         UserError: it names others.
     """
-    names = model.pretrained_cfg.get("label_names") or class_names
-    names = list(names.values() if isinstance(names, dict) else names)
+    names = label_names(model.pretrained_cfg.get("label_names"), model.num_classes) or class_names
     if sorted(names) != sorted(class_names) or len({*names}) < len(names):
         differ = sorted({*names} ^ {*class_names})[:4] or ["some of them twice"]
         raise UserError(

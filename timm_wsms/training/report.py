@@ -53,7 +53,7 @@ class Results:
         """Adds a trained model, and its stage 1 if there is one."""
         self.rows += [one.row for one in evaluated]
         self.sizes |= {one.row.model: one.sizes for one in evaluated if one.sizes}
-        self.seen = trained_sizes(run.output, run.data_config["crop_pct"])
+        self.seen = trained_sizes(run.output, run.data_config["crop_pct"], run.data_config["input_size"][1])
 
 
 @dataclass

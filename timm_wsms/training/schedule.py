@@ -36,7 +36,9 @@ class Schedule:
             else:
                 self.timm = self._timm(settings)
         except (ValueError, AssertionError, ZeroDivisionError) as error:
-            raise UserError(f"schedule {settings.schedule.name} refuses its settings: {error}") from error
+            raise UserError(
+                f"schedule {settings.schedule.name} refuses its settings: {error or type(error).__name__}"
+            ) from error
 
     def _onecycle(self, settings: Settings) -> OneCycleLR:
         schedule = settings.schedule

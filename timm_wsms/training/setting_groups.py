@@ -1,6 +1,7 @@
 """The groups of settings that belong together, and the bounds of settings that are numbers."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
@@ -15,6 +16,7 @@ BOUNDS: dict[str, Callable[[float], bool]] = {
     "above 0 and at most 1": lambda x: 0 < x <= 1,
     "at least 0 and below 1": lambda x: 0 <= x < 1,
     "above 0 and below 1": lambda x: 0 < x < 1,
+    "from 0 to 4294967295": lambda x: 0 <= x < 2**32,  # what NumPy takes
 }
 # Metadata of fields.
 ABOVE_0 = {"must_be": "above 0"}
@@ -24,6 +26,7 @@ FRACTION = {"must_be": "between 0 and 1"}
 FRACTION_ABOVE_0 = {"must_be": "above 0 and at most 1"}
 FRACTION_BELOW_1 = {"must_be": "at least 0 and below 1"}
 PROPER_FRACTION = {"must_be": "above 0 and below 1"}
+SEED = {"must_be": "from 0 to 4294967295"}
 
 
 def check_bounds(settings: Any, prefix: str = "") -> None:
@@ -41,8 +44,12 @@ def check_bounds(settings: Any, prefix: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check_bounds(value, f"{prefix}{setting.name}.")
         must_be = setting.metadata.get("must_be")
-        if must_be is not None and value is not None and not BOUNDS[must_be](value):
+        if must_be is None or value is None:
+            continue
+        if not BOUNDS[must_be](value):
             raise UserError(f"{prefix}{setting.name} is {value}, but must be {must_be}")
+        if not math.isfinite(value):
+            raise UserError(f"{prefix}{setting.name} is {value}, but must be finite")
 
 
 @dataclass
@@ -51,9 +58,9 @@ class OptimizerSettings:
 
     name: str = "sgd"
     """timm's name for it: `sgd` has Nesterov momentum, `momentum` the plain kind; `adamw`, `lamb`, ..."""
-    momentum: float = 0.9
+    momentum: float = field(default=0.9, metadata=FRACTION_BELOW_1)
     """Momentum, for the optimizers that have one."""
-    weight_decay: float = 1e-4
+    weight_decay: float = field(default=1e-4, metadata=AT_LEAST_0)
     """Weight decay."""
     decay_norm_and_bias: bool = True
     """Decay every parameter, as the paper does; false leaves out biases and normalization, as timm does by default."""
@@ -71,19 +78,19 @@ class ScheduleSettings:
     """`constant` and `step` change it between epochs only, `cosine` and `onecycle` with every update."""
     milestones: list[int] = field(default_factory=list)
     """step: from each of these epochs on, counted from 1, it is multiplied by `gamma`."""
-    gamma: float = 0.1
+    gamma: float = field(default=0.1, metadata=ABOVE_0)
     """step: the factor at each milestone."""
-    min_lr: float = 0.0
+    min_lr: float = field(default=0.0, metadata=AT_LEAST_0)
     """cosine: where it ends."""
     warmup_epochs: int = field(default=0, metadata=AT_LEAST_0)
     """constant, step, cosine: epochs of linear warm-up, which count as epochs of the run."""
-    warmup_lr: float = 0.0
+    warmup_lr: float = field(default=0.0, metadata=AT_LEAST_0)
     """constant, step, cosine: where the warm-up starts."""
-    pct_start: float = 0.3
+    pct_start: float = field(default=0.3, metadata=FRACTION)
     """onecycle: the fraction of all updates in which it rises to `lr`."""
-    div_factor: float = 25.0
+    div_factor: float = field(default=25.0, metadata=ABOVE_0)
     """onecycle: it starts at `lr / div_factor` ..."""
-    final_div_factor: float = 1e4
+    final_div_factor: float = field(default=1e4, metadata=ABOVE_0)
     """onecycle: ... and ends at `lr / div_factor / final_div_factor`."""
 
 

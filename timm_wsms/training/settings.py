@@ -20,6 +20,7 @@ from timm_wsms.training.setting_groups import (
     FRACTION,
     FRACTION_BELOW_1,
     PROPER_FRACTION,
+    SEED,
     DistillSettings,
     HubSettings,
     OptimizerSettings,
@@ -54,7 +55,7 @@ class Settings:
     """Images per optimizer step, over all processes and accumulation steps."""
     lr: float = field(default=0.1, metadata=ABOVE_0)
     """The peak learning rate."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=SEED)
     """Fixes the initial weights, the order of the images, augmentation and dropout."""
     resume: Literal["no", "auto"] = "no"
     """`auto` continues from the newest checkpoint in `output`, if any; `no` refuses a folder that holds a run."""
@@ -151,8 +152,14 @@ class Settings:
         """
         check_bounds(self)
         milestones = self.schedule.milestones
-        if milestones != sorted(milestones):
-            raise UserError(f"schedule.milestones is {milestones}, but must be ascending")
+        if milestones != sorted(milestones) or min(milestones, default=1) < 1:
+            raise UserError(f"schedule.milestones is {milestones}, but must be epochs from 1 on, in ascending order")
+        if self.schedule.name == "cosine" and self.schedule.min_lr > self.lr:
+            raise UserError(f"schedule.min_lr is {self.schedule.min_lr}, but must not be above lr, {self.lr}")
+        if self.schedule.name != "onecycle" and self.schedule.warmup_epochs > self.epochs:
+            raise UserError(
+                f"schedule.warmup_epochs is {self.schedule.warmup_epochs}, but must not be above epochs, {self.epochs}"
+            )
         if self.bce_threshold is not None and self.loss != "bce":
             raise UserError(f"bce_threshold is {self.bce_threshold}, but loss is {self.loss}; set --loss bce")
         if self.ema_warmup and self.ema_decay is None:

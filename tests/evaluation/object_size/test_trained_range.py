@@ -33,7 +33,7 @@ def drawn_sizes(crop_pct, n=400, **augmentation):
 
 
 def test_random_resized_crop(tmp_path):
-    least, most = trained_sizes(folder(tmp_path, augmentation="timm", timm={"scale": [0.5, 1.0]}), 0.875)
+    least, most = trained_sizes(folder(tmp_path, augmentation="timm", timm={"scale": [0.5, 1.0]}), 0.875, 32)
     assert (least, most) == pytest.approx((0.875, 0.875 * 2**0.5))
     sizes = drawn_sizes(0.875, scale=(0.5, 1.0))
     whole = sizes[sizes > 0.8 * least]  # a crop may cut the bar
@@ -42,7 +42,7 @@ def test_random_resized_crop(tmp_path):
 
 def test_jitter_that_keeps_the_ratio(tmp_path):
     data = {"augmentation": "timm", "timm": {"train_crop_mode": "rkrc", "scale": [0.25, 4.0]}}
-    least, most = trained_sizes(folder(tmp_path, **data), 1.0)
+    least, most = trained_sizes(folder(tmp_path, **data), 1.0, 32)
     assert (least, most) == pytest.approx((0.5, 2.0))
     sizes = drawn_sizes(1.0, train_crop_mode="rkrc", scale=(0.25, 4.0))
     assert sizes.min() == pytest.approx(least, rel=0.05) and 1.7 < sizes.max() <= most * 1.05
@@ -50,30 +50,30 @@ def test_jitter_that_keeps_the_ratio(tmp_path):
 
 def test_scale_jitter(tmp_path):
     jittered = folder(tmp_path, augmentation="pad_crop_flip", scale_jitter=[0.5, 2])
-    assert trained_sizes(jittered, 1.0) == (0.5, 2.0)
-    assert trained_sizes(folder(tmp_path, augmentation="none", scale_jitter=None), 1.0) == (1.0, 1.0)
+    assert trained_sizes(jittered, 1.0, 32) == (0.5, 2.0)
+    assert trained_sizes(folder(tmp_path, augmentation="none", scale_jitter=None), 1.0, 32) == (1.0, 1.0)
 
 
 def test_defaults_are_timms(tmp_path):
     empty = folder(tmp_path, augmentation="timm", timm={"train_crop_mode": None, "scale": None})
-    assert trained_sizes(empty, 1.0) == pytest.approx((1.0, 0.08**-0.5))
+    assert trained_sizes(empty, 1.0, 32) == pytest.approx((1.0, 0.08**-0.5))
     narrow = folder(tmp_path, augmentation="timm", timm={"train_crop_mode": "rkrr", "scale": None})
-    assert trained_sizes(narrow, 0.9) == pytest.approx((0.9, 0.9 * 0.8**-0.5))
+    assert trained_sizes(narrow, 0.9, 32) == pytest.approx((0.9, 0.9 * 0.8**-0.5))
     enlarged = folder(tmp_path, augmentation="timm", timm={"train_crop_mode": "rkrr", "scale": [0.2, 0.5]})
-    assert trained_sizes(enlarged, 0.9)[0] == 0.9  # half of the images are not resized
+    assert trained_sizes(enlarged, 0.9, 32)[0] == 0.9  # half of the images are not resized
 
 
 @pytest.mark.parametrize("name", ["resnet20_cifar10", "wsms_resnet20_cifar10"])
 def test_the_repositorys_models_were_trained_at_one_size(name):
-    assert trained_sizes(ROOT / "hub" / "models" / name, 1.0) == (1.0, 1.0)
+    assert trained_sizes(ROOT / "hub" / "models" / name, 1.0, 32) == (1.0, 1.0)
 
 
 def test_unknown(tmp_path):
-    assert trained_sizes(tmp_path, 1.0) is None
-    assert trained_sizes(folder(tmp_path, augmentation="to come"), 1.0) is None
+    assert trained_sizes(tmp_path, 1.0, 32) is None
+    assert trained_sizes(folder(tmp_path, augmentation="to come"), 1.0, 32) is None
     for text in ("[", "3", "data: 3", "data: {augmentation: timm, timm: {scale: [1, x]}}"):
         (tmp_path / "settings.yaml").write_text(text)
-        assert trained_sizes(tmp_path, 1.0) is None
+        assert trained_sizes(tmp_path, 1.0, 32) is None
 
 
 def test_marks():
@@ -84,9 +84,9 @@ def test_marks():
 @pytest.mark.parametrize("jitter", [0.5, 1.0, 2.0])
 def test_scale_jitter_times_the_scale_of_the_crop(tmp_path, jitter):
     data = {"augmentation": "timm", "timm": {"scale": [0.5, 1.0]}}
-    least, most = trained_sizes(folder(tmp_path, **data, scale_jitter=[jitter, jitter]), 0.875)
+    least, most = trained_sizes(folder(tmp_path, **data, scale_jitter=[jitter, jitter]), 0.875, 32)
     assert (least, most) == pytest.approx((jitter * 0.875, jitter * 0.875 * 2**0.5))
-    assert trained_sizes(folder(tmp_path, **data, scale_jitter=[0.5, jitter * 2]), 0.875) == pytest.approx(
+    assert trained_sizes(folder(tmp_path, **data, scale_jitter=[0.5, jitter * 2]), 0.875, 32) == pytest.approx(
         (0.4375, most * 2)
     )
     sizes = drawn_jittered(0.875, jitter, (0.5, 1.0))
@@ -107,3 +107,16 @@ def drawn_jittered(crop_pct: float, jitter: float, scale: tuple[float, float]) -
     image, transform = Image.fromarray(pixels), train_transform(config, settings)
     widths = [transform(image)[0, 64].sum().item() for _ in range(300)]
     return np.array(widths) / eval_transform(config)(image)[0, 64].sum().item()
+
+
+def test_training_at_other_image_sizes_than_that_of_evaluation_shows_objects_at_others(tmp_path):
+    """An object in an image of 16 pixels is half as large as in one of 32."""
+    sizes = folder(
+        tmp_path, augmentation="none", train_sizes=[16, 32, 64], input_size=[3, 32, 32], scale_jitter=[0.5, 1]
+    )
+    assert trained_sizes(sizes, 1.0, 32) == (0.25, 2.0)
+    one = folder(tmp_path, augmentation="none", input_size=[3, 32, 32])
+    assert trained_sizes(one, 1.0, 64) == (0.5, 0.5)
+    assert trained_sizes(ROOT / "hub" / "models" / "resnet20_cifar10", 1.0, 64) == (0.5, 0.5)  # of its config.json
+    rkrc = folder(tmp_path, augmentation="timm", timm={"train_crop_mode": "rkrc"}, train_sizes=[32, 64])
+    assert trained_sizes(rkrc, 0.9, 32) == pytest.approx((0.9, 2 * 0.9 * 0.8**-0.5))
