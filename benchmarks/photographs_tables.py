@@ -43,9 +43,14 @@ HEADLINE = {  # form, or way to use one, in results → in the README
     "plain at 112": "plain, 112 pixels",
     "one size per batch": "plain, one size per batch",
     "mean": "**averaging, recommended**",
-    "mean, stage 1 alone": "its stage 1 alone, a plain timm model",
+    "mean at 128, stage 1 alone": "**stage 1 of averaging at 128 pixels**",
 }
 TRAINED = {"default": "timm's crop", "jitter": "crop and scale jitter"}
+IMAGENETTE_TRAINED = {
+    "default": "timm's crop",
+    "jitter": "crop and scale jitter",
+    "20 epochs": "timm's crop, 20 epochs",
+}
 HEADLINE_SIZES = (1, 3, 5)  # half size, as taken, twice
 
 
@@ -76,14 +81,14 @@ EQUAL_COST = {  # form, or way to use one, in results → in docs/choosing.md
     "plain": "plain",
     "plain longer": "plain, trained longer",
     "one size per batch": "plain, one size per batch",
-    "mean at 128, stage 1 alone": "**stage 1 of averaging, a plain timm model**",
-    "mean, distilled, stage 1 alone": "stage 1 of averaging with distillation, 112 pixels",
-    "mean at 128": "for comparison: averaging itself",
+    "mean at 128, stage 1 alone": "**stage 1 of averaging**",
+    "mean, distilled, stage 1 alone": "the same with distillation, 112 pixels",
+    "mean at 128": "averaging itself, for comparison",
 }
 
 
 def of_equal_cost(found: Iterable[dict[str, Any]], regimes: dict[str, str]) -> list[str]:
-    """The lines of docs/choosing.md: networks that cost as much as the plain one where they are used.
+    """The lines of docs/choosing.md: networks that cost as much as the plain one where they are used, beside stage 1.
 
     Args:
         found: Rows of test images.
@@ -92,7 +97,7 @@ def of_equal_cost(found: Iterable[dict[str, Any]], regimes: dict[str, str]) -> l
     rows = {(row["regime"], row["form"]): row for row in found}
     lines = []
     for regime, trained in regimes.items():
-        for form, name in EQUAL_COST.items():
+        for form, name in EQUAL_COST.items() if (regime, "mean at 128") in rows else ():
             if row := rows.get((regime, form)):
                 cells = [trained, name, f"× {row['arithmetic']:.2f}", f"{row['images']:,}"]
                 cells += [f"{row[part]:.2f}" for part in ("size 1", "area", "small", "large")]

@@ -105,7 +105,8 @@ def test_the_document_has_what_was_tested():
     assert len(lines) >= 9 and [line for line in lines if line not in document.splitlines()] == []
     rows = {row["form"]: row for row in report["test"] if row["regime"] == "default"}
     words = " ".join(document.split())
-    for form, other in itertools.product(("mean", "mean, stage 1 alone"), ("plain", "one size per batch")):
+    forms = ("mean", "mean, stage 1 alone", "mean at 128, stage 1 alone")
+    for form, other in itertools.product(forms, ("plain", "one size per batch")):
         mean, low, high = rows[form][f"against {other}"]["area"]
         assert f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" in words
     assert f"on {rows['mean']['images']:,} test images by" in words
@@ -116,10 +117,20 @@ def test_the_document_has_what_was_tested():
         ("mean", "plain"),
         ("mean", "one size per batch"),
         ("mean, stage 1 alone", "one size per batch"),
+        ("mean at 128, stage 1 alone", "plain"),
+        ("mean at 128, stage 1 alone", "one size per batch"),
         ("one size per batch", "plain"),
     ):
         gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*jitter[form][f"against {other}"]["area"]).replace("-", "−")
         assert gain in words
+    folds = {row["regime"]: row["against plain"] for row in report["folds"] if row["form"] == "mean at 128"}
+    for regime, part in (
+        ("default", "stage 1 alone"),
+        ("jitter", "stage 1 alone"),
+        ("jitter", "stage 1 alone, size 1"),
+    ):
+        values = folds[regime][part]
+        assert f"{np.mean(values):+.2f} ± {np.std(values, ddof=1):.2f}".replace("-", "−") in words
     found = {(row["regime"], row["form"]): row for row in report["imagenette_test"]}
     every = ("area", "small", "large", "size 1")
     for regime, form, other, parts in (
