@@ -19,7 +19,7 @@ LINES = {
     "mean": "averaging (recommended)",
     "plain": "plain",
     "one size per batch": "plain, one size per batch",
-    "mean at 128, stage 1 alone": "stage 1 of averaging at 128 pixels, a plain model",
+    "mean at 128, stage 1 alone": "its stage 1, 128 pixels, a plain model",
 }
 
 
