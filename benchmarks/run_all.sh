@@ -62,6 +62,11 @@ flowers|plain, larger image|default|2e-3|0
 flowers|plain|jitter|1e-3|0 1 2 3 4
 flowers|one size per batch|jitter|1e-3|0 2 3 4
 flowers|mean|jitter|1e-3|0 1 2 3 4
+flowers|mean at 128|default|1e-3|0 2 3 4
+flowers|mean at 128|jitter|1e-3|0 2 3 4
+flowers|plain longer|default|2e-3|0 2 3 4
+flowers|mean, distilled|default|1e-3|0
+flowers|mean, consistent|default|1e-3|0
 imagenette|plain|default|2e-3|0
 imagenette|mean|default|2e-3|0
 imagenette|plain|default|4e-3|0
@@ -69,6 +74,10 @@ imagenette|mean|default|4e-3|0
 imagenette|plain at 112|default|4e-3|0
 imagenette|plain|20 epochs|4e-3|0
 imagenette|mean|20 epochs|4e-3|0
+imagenette|mean at 128|20 epochs|4e-3|0
+imagenette|plain|jitter|4e-3|0
+imagenette|mean at 128|jitter|4e-3|0
+imagenette|one size per batch|jitter|4e-3|0
 RUNS
 "$PYTHON" -m benchmarks.photographs_report
 "$PYTHON" -m benchmarks.photographs_cascade
