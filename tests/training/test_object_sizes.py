@@ -91,6 +91,16 @@ def test_a_run_ends_with_the_size_curve_of_all_models(folder, tmp_path, capsys):
         assert (output / part / "scale.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_a_baseline_of_the_same_name_is_kept_apart(folder, tmp_path):
+    output = tmp_path / "run"
+    other = ("--model", "test_resnet", "--stage_loss", "0", "--baseline_kwargs", "{drop_rate: 0.5}", "--epochs", "1")
+    source = ("--data.source", str(folder), "--data.holdout", "0.2", "--eval_object_sizes", "[1]")
+    train_accelerate.main([*RUN, *other, *source, "--output", str(output)])
+    found = json.loads((output / "object_sizes.json").read_text())
+    assert [one["model"] for one in found["models"]] == ["test_resnet", "test_resnet (2)"]
+
+
 def test_holdout_auto_is_for_sources_without_a_test_split(folder, tmp_path):
     assert resolve_holdout(DataSettings(str(folder), holdout="auto")).holdout == 0.2
     train, test = load_splits(DataSettings(str(folder), holdout="auto"), 3)

@@ -41,7 +41,7 @@ class Results:
 
     Attributes:
         rows: of the table of results, in the order of training; stage 1 alone comes after its network.
-        sizes: predictions at each size of `eval_object_sizes`, by the name of the row; empty without that setting.
+        sizes: predictions at each size of `eval_object_sizes`, by the model's name; empty without that setting.
         seen: smallest and largest object size in training, if known; the same for all models of a recipe.
     """
 
@@ -51,8 +51,11 @@ class Results:
 
     def add(self, evaluated: Sequence["Evaluated"], run: Run) -> None:
         """Adds a trained model, and its stage 1 if there is one."""
-        self.rows += [one.row for one in evaluated]
-        self.sizes |= {one.row.model: one.sizes for one in evaluated if one.sizes}
+        for one in evaluated:
+            self.rows.append(one.row)
+            if one.sizes:  # a baseline may have the model's name, and other arguments
+                name = one.row.model if one.row.model not in self.sizes else f"{one.row.model} ({len(self.rows)})"
+                self.sizes[name] = one.sizes
         self.seen = trained_sizes(run.output, run.data_config["crop_pct"], run.data_config["input_size"][1])
 
 

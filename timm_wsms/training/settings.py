@@ -230,7 +230,7 @@ def plan(settings: Settings) -> list[Settings]:
     """
     if settings.baseline is None:
         return [settings]
-    name, arguments = _baseline(settings)
+    name, arguments = _baseline(settings, settings.baseline)
     baseline = dataclasses.replace(
         settings,
         model=name,
@@ -245,10 +245,10 @@ def plan(settings: Settings) -> list[Settings]:
     return [baseline, settings]
 
 
-def _baseline(settings: Settings) -> tuple[str | Any, dict[str, Any]]:
-    """The name of the baseline and its keyword arguments."""
-    if settings.baseline != "auto":
-        return settings.baseline, settings.baseline_kwargs
+def _baseline(settings: Settings, name: str) -> tuple[str, dict[str, Any]]:
+    """The baseline's name and its keyword arguments; `name` is what the settings say, which may be `auto`."""
+    if name != "auto":
+        return name, settings.baseline_kwargs
     prefix = prefix_of(settings.model)
     if prefix is None:
         raise UserError(
