@@ -140,6 +140,9 @@ def test_the_document_has_what_was_tested():
         ("default", "plain at 112", "plain", ["area"]),
         ("20 epochs", "mean", "plain", every),
         ("20 epochs", "mean, stage 1 alone", "plain", every),
+        ("20 epochs", "mean at 128, stage 1 alone", "plain", every),
+        ("20 epochs", "mean at 128", "plain", ["area", "large"]),
+        ("jitter", "mean at 128, stage 1 alone", "plain", ["area", "size 1"]),
     ):
         for part in parts:
             gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*found[regime, form][f"against {other}"][part])

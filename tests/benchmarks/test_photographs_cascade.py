@@ -161,7 +161,13 @@ def test_the_tables_and_words_of_the_docs_are_the_report():
     small = {row["allowed"]: row for row in area["cascade"]}["the small image alone"]
     tested = json.loads((RESULTS.parent / "photographs.json").read_text())["test"]
     (stage1,) = (row for row in tested if (row["regime"], row["form"]) == ("default", "mean, stage 1 alone"))
+    at_128 = report["imagenette"]["20 epochs"]["others"]["mean at 128"]
+    assert "\n".join(photographs_cascade.lines(at_128, ["stage 1 alone"])) in text
+    wide, in_area = ({row["allowed"]: row for row in at_128[what]["cascade"]}[0.3] for what in ("size 1", "area"))
+    assert in_area["against plain"][1] < 0 < in_area["against plain"][2]
     statements = [
+        f"At 128 pixels it has {wide['accuracy']:.2f} % at {wide['cost']:.2f}, and no loss of area at "
+        f"{in_area['cost']:.2f}, {gain(in_area)}",
         f"At {one[1.0]['cost']:.2f} of the plain network's arithmetic the cascade is ahead of it** by {gain(one[1.0])} "
         f"points ({folds} on the four folds)",
         f"At {one[2.0]['cost']:.2f} no difference is seen: {gain(one[2.0])}, below the plain network on three of four",
