@@ -110,6 +110,9 @@ def test_the_document_has_what_was_tested():
         mean, low, high = rows[form][f"against {other}"]["area"]
         assert f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" in words
     assert f"on {rows['mean']['images']:,} test images by" in words
+    longer = rows["mean at 128, stage 1 alone"]["against plain longer"]
+    gains = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*longer[part]) for part in ("area", "size 1")]
+    assert f'trained 1.25 times as long ("plain longer") by {gains[0]} and {gains[1]}.' in words
     at_equal_cost = rows["mean, stage 1 alone"]["against plain at 112"]["area"]
     assert "chosen at 128, it is ahead by {:+.2f} [{:+.2f}, {:+.2f}].".format(*at_equal_cost) in words
     jitter = {row["form"]: row for row in report["test"] if row["regime"] == "jitter"}
