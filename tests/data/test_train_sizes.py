@@ -47,6 +47,18 @@ def test_each_batch_has_one_of_the_sizes_and_holds_the_largest_batch_resized(set
         torch.testing.assert_close(batch.images, expected, rtol=0, atol=1e-5)
 
 
+def test_small_images_are_not_enlarged_before_they_are_resized():
+    """A batch at the images' own size is sharp: what it is without `train_sizes`, pixel for pixel."""
+    split, settings = memory_split(60, 20, 20), replace(PAD, train_sizes=[12, 20, 32])
+    batches, own = list(loader_of(split, settings)), loader_of(split, replace(settings, train_sizes=None))
+    drawn = sides(batches)
+    assert set(drawn) == {12, 20, 32}
+    for batch, whole, side in zip(batches, own, drawn, strict=True):
+        assert torch.equal(batch.index, whole.index)
+        expected = whole.images if side == 20 else resize(whole.images, [side, side], antialias=True)
+        torch.testing.assert_close(batch.images, expected, rtol=0, atol=0 if side == 20 else 1e-5)
+
+
 @pytest.mark.parametrize("settings", [PAD, TIMM], ids=lambda settings: settings.augmentation)
 def test_sizes_are_the_same_in_all_processes_and_after_a_resume(settings):
     split = lazy_split(memory_split(48))

@@ -141,8 +141,9 @@ def make_loader(
     Raises:
         UserError: if the split is smaller than one batch; while iterating, if an image cannot be decoded.
     """
-    if train and settings.train_sizes:  # at the largest, of which each batch is resized to one of them
-        data_config = {**data_config, "input_size": (data_config["input_size"][0], *[max(settings.train_sizes)] * 2)}
+    if train and settings.train_sizes:
+        channels, *sides = data_config["input_size"]
+        data_config = {**data_config, "input_size": (channels, *[_prepared_side(split, settings, max(sides))] * 2)}
     arguments: dict[str, Any] = {"batch_size": batch_size, "train": train, "seed": seed, "device": device}
     arguments |= {"rank": rank, "world_size": world_size}
     if isinstance(split, Stream):
@@ -154,6 +155,23 @@ def make_loader(
         return PerImageLoader(split, settings, data_config, **arguments)
     keep_on = device if has_room(device, len(split) * height * width * 3) else CPU
     return MemoryLoader(split, settings, data_config, keep_on=keep_on, **arguments)
+
+
+def _prepared_side(split: Split | Stream, settings: DataSettings, side: int) -> int:
+    """The side at which training images are prepared, of which each batch is resized to one of `train_sizes`.
+
+    The largest of them; but small images that are not cropped at random are not enlarged first, or none would be as
+    sharp as those that the network is used with.
+
+    Args:
+        split: of training images.
+        settings: of which `train_sizes` and `augmentation` count.
+        side: of the images that the network is used with.
+    """
+    largest = max(settings.train_sizes or [side])
+    if not isinstance(split, Split) or split.pixels is None or settings.augmentation == "timm":
+        return largest
+    return min(largest, max(side, *split.pixels.shape[1:3]))
 
 
 def has_room(device: torch.device, size: int) -> bool:

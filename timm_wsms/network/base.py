@@ -227,9 +227,11 @@ class MultiStageNet(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.follow(complain=False)
         for key, owner in duplicate_keys(self):
-            if prefix + owner in state_dict and self._is_saved(key):
+            if prefix + owner in state_dict:
                 leading = state_dict[prefix + owner]
-                found = state_dict.setdefault(prefix + key, leading)
+                if self._is_saved(key):
+                    state_dict.setdefault(prefix + key, leading)
+                found = state_dict.get(prefix + key, leading)  # a running statistic where these are not shared
                 if found is not leading and not torch.equal(found, leading):
                     raise UserError(
                         f"these weights have another {key} than {owner}, which this network shares; build it with the "
@@ -240,8 +242,7 @@ class MultiStageNet(nn.Module):
     def _is_saved(self, key: str) -> bool:
         path, _, name = key.rpartition(".")
         module = self.get_submodule(path)
-        # a copy is a plain set, without the tied tensors that `Ties` adds
-        return name in module._parameters or name not in module._non_persistent_buffers_set.copy()
+        return name in module._parameters or name not in module._non_persistent_buffers_set
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "MultiStageNet":
         super()._apply(fn, recurse)
