@@ -22,7 +22,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" -m benchmarks.object_size.plot
 "$PYTHON" -m benchmarks.object_size.plot_sizes
 "$PYTHON" -m benchmarks.object_size.per_stage --source "$CIFAR10" # of the networks of from_scratch.py
-"$PYTHON" -m benchmarks.object_size.stage_one --source "$CIFAR10"
+"$PYTHON" -m benchmarks.object_size.stage_one --source "$CIFAR10" # trains what the repository does not have
 "$PYTHON" -m benchmarks.object_size.finetune --source "$CIFAR10"
 # On a CPU with --fourier, for kernels of 7×7, and with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
 # GLIBC_TUNABLES=glibc.malloc.hugetlb=1, so that a step's memory stays with the process, in large pages.
@@ -67,6 +67,8 @@ flowers|mean at 128|jitter|1e-3|0 2 3 4
 flowers|plain longer|default|2e-3|0 2 3 4
 flowers|mean, distilled|default|1e-3|0
 flowers|mean, consistent|default|1e-3|0
+flowers|lite1|default|2e-3|0
+flowers|mean, lite1|default|1e-3|0
 imagenette|plain|default|2e-3|0
 imagenette|mean|default|2e-3|0
 imagenette|plain|default|4e-3|0

@@ -97,6 +97,9 @@ def test_the_document_has_the_folds_of_the_records():
                 assert against["area"] == pytest.approx(expected, abs=0.011)
 
 
+WAYS = ("", ", stage 1 alone")  # of using an averaging network
+
+
 def test_the_document_has_what_was_tested():
     report = json.loads((ROOT / "benchmarks" / "results" / "photographs.json").read_text())
     document = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -126,6 +129,8 @@ def test_the_document_has_what_was_tested():
     ):
         gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*jitter[form][f"against {other}"]["area"]).replace("-", "−")
         assert gain in words
+    second = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*rows[f"mean, lite1{way}"]["against lite1"]["area"]) for way in WAYS]
+    assert f"plain network at 128 by {second[0]} points of area, and its stage 1 alone by {second[1]}." in words
     folds = {row["regime"]: row["against plain"] for row in report["folds"] if row["form"] == "mean at 128"}
     for regime, part in (
         ("default", "stage 1 alone"),
