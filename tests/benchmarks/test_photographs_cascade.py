@@ -169,9 +169,9 @@ def test_the_tables_and_words_of_the_docs_are_the_report():
     assert in_area["against plain"][1] < 0 < in_area["against plain"][2]
     statements = [
         f"on fold 0 alone ({sibling['size 1']['images']:,} photographs, timm's crop), has "
-        f"{lite1[1.0]['accuracy']:.2f} % at {lite1[1.0]['cost']:.2f} of the arithmetic of the plain EfficientNet-Lite0, "
-        f"which has {sibling['size 1']['rivals']['plain'][0]['accuracy']:.2f} %: {gain(lite1[1.0])}. In area it is ahead by "
-        f"{gain(lite1_area[2.0])} at {lite1_area[2.0]['cost']:.2f}.",
+        f"{lite1[1.0]['accuracy']:.2f} % at {lite1[1.0]['cost']:.2f} of the arithmetic of the plain EfficientNet-Lite0,"
+        f" which has {sibling['size 1']['rivals']['plain'][0]['accuracy']:.2f} %: {gain(lite1[1.0])}. In area it is"
+        f" ahead by {gain(lite1_area[2.0])} at {lite1_area[2.0]['cost']:.2f}.",
         f"At 128 pixels it has {wide['accuracy']:.2f} % at {wide['cost']:.2f}, and no loss of area at "
         f"{in_area['cost']:.2f}, {gain(in_area)}",
         f"At {one[1.0]['cost']:.2f} of the plain network's arithmetic the cascade is ahead of it** by {gain(one[1.0])} "
