@@ -59,3 +59,13 @@ def test_the_table_in_the_docs_is_the_report():
     lines = stage_one.lines(report["rows"])
     assert report["test_images"] == 10_000 and "\n".join(lines) in (ROOT / "docs" / "results.md").read_text()
     assert report["rows"]["its stage 1 alone"]["arithmetic"] == 1
+    words = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    alone, sizes = (
+        "{:+.2f} [{:+.2f}, {:+.2f}]".format(*report["rows"][name]["against plain"]["size 1"]).replace("-", "−")
+        for name in ("its stage 1 alone", "plain, one size per batch")
+    )
+    assert f"level with the plain network, {alone}; one size per batch is at {sizes} there" in words
+    precisions = [
+        report["trained_with"][name]["precision"] for name in ("plain", "plain, one size per batch", "averaging")
+    ]
+    assert precisions == ["bf16", "bf16", "no"]

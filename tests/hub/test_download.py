@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import timm_wsms  # noqa: F401
@@ -156,8 +157,13 @@ def test_verify_finds_what_is_not_right(repo, hub, client):
     assert "is from another run" in refused(client.command("verify", REPO))
 
 
-def test_verify_measures(repo, client):
-    expected = timm.create_model(f"local-dir:{MODEL}", pretrained=True).num_classes
-    assert expected == 10
+def test_verify_measures(repo, client, tmp_path):
+    model = timm.create_model(f"local-dir:{MODEL}", pretrained=True)
+    assert model.num_classes == 10
     line = refused(client.command("verify", REPO, "--data", "digits"))  # ten classes, but not those
-    assert "top-1 on digits is" in line and "but someone/small says 86.32 %; is it that data set?" in line
+    assert "digits has other classes than the model; give a source of the images that it was tested on" in line
+    for name in model.pretrained_cfg["label_names"]:  # its classes, but other images
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "test" / name / "black.png")
+    line = refused(client.command("verify", REPO, "--data", str(tmp_path)))
+    assert "is 10.00 %, but someone/small says 86.32 %; is it that data set?" in line
