@@ -93,6 +93,18 @@ def test_second_call_reads_what_the_first_found(everything, tmp_path, monkeypatc
             run(tmp_path, *MODELS, *FEW, *more, *other, cache=everything[0] / "cache")
 
 
+def test_another_pyramid_of_the_same_weights_is_computed_anew(tmp_path):
+    ours = str(ROOT / "hub" / "models" / "wsms_resnet20_sizes_cifar10")
+    found = {}
+    for cache in (tmp_path / "cache", "off"):
+        for pyramid in ("[1, 0.5]", "[1, 0.25]"):
+            more = ["--data", "digits", "--limit", "200", "--factors", "[1]", "--model_kwargs.pyramid", pyramid]
+            found[cache, pyramid] = run(tmp_path, ours, *more, cache=cache)["models"][0]["top1"]
+    half, quarter = (found["off", pyramid] for pyramid in ("[1, 0.5]", "[1, 0.25]"))
+    assert half != quarter
+    assert [half, quarter] == [found[tmp_path / "cache", pyramid] for pyramid in ("[1, 0.5]", "[1, 0.25]")]
+
+
 def test_classes_in_another_order(everything, tmp_path):
     """A model that names the data's classes in another order gives the same answers, with its stages left out too."""
     folders = [Path(shutil.copytree(MODELS[1], tmp_path / name)) for name in ("same", "other")]

@@ -16,6 +16,7 @@ from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.foreign import read_yaml
 from timm_wsms.hub import results
 from timm_wsms.object_scaling import rescale_object
+from timm_wsms.training import report
 
 SIZES = (0.5, 1.0, 2.0)
 RUN = (
@@ -40,12 +41,19 @@ def folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_the_size_curve_of_all_models(folder, tmp_path, capsys):
-    output = tmp_path / "run"
+def test_a_run_ends_with_the_size_curve_of_all_models(folder, tmp_path, capsys, monkeypatch):
+    output, borders, measure = tmp_path / "run", [], report.predict_sizes
+
+    def noted(model, loader, accelerator, factors, border, **more):
+        borders.append(border)  # the predictions may be the same on another
+        return measure(model, loader, accelerator, factors, border, **more)
+
+    monkeypatch.setattr(report, "predict_sizes", noted)
     sizes = ("--eval_object_sizes", "[2, 0.5]")  # in any order, and 1 is added
     source = ("--data.source", str(folder), "--data.holdout", "auto")
     train_accelerate.main([*RUN, *source, *sizes, "--output", str(output)])
     printed = capsys.readouterr().out
+    assert borders == ["edge"] * 3
     assert "split 'train, 0.2 held out'" in printed
 
     # The settings say what was done, so that the images can be found again.
