@@ -29,7 +29,8 @@ from timm_wsms.training import checkpoint, settings
 MODEL = ROOT / "hub" / "models" / "wsms_resnet20_sizes_cifar10"
 DATA = b"""{"source": "x/y",
  "classes": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
- "splits": {"test": {"name": "test", "images": 4, "images_per_class": {"bird": 2, "cat": 2}, "looked_at": 4, "modes": {"RGB": 4}, "width": [4, 8], "height": [4, 4],
+ "splits": {"test": {"name": "test", "images": 4, "images_per_class": {"bird": 2, "cat": 2},
+ "looked_at": 4, "modes": {"RGB": 4}, "width": [4, 8], "height": [4, 4],
  "passed_over": {"hidden files": {"files": 4, "first": ["x", "y"]}}}}, "only_in": {"test": ["cat"]},
  "beside": {"no images": {"files": 1, "first": ["README"]}}, "remarks": ["a remark"]}"""
 CASCADE = b'{"factors": [0.5, 1.0], "confidence": [0.9], "temperatures": [1.5]}'
