@@ -16,8 +16,8 @@ from timm_wsms.evaluation.plot_style import curve_style, dress_axes, dress_size_
 
 PANELS = {"default": "trained with timm's crop", "jitter": "trained with timm's crop and scale jitter"}
 LINES = {
-    "mean": "averaging (recommended)",
-    "mean at 128, stage 1 alone": "its stage 1, 128 pixels, a plain model",
+    "mean": "averaging, 112 pixels (recommended)",
+    "mean at 128, stage 1 alone": "stage 1 alone, 128 pixels, a plain model",
     "plain": "plain",
     "one size per batch": "plain, one size per batch",
 }
