@@ -99,7 +99,8 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
         folders: Checkpoint folders.
 
     Raises:
-        UserError: A folder was not evaluated, or on other images than another.
+        UserError: A folder was not evaluated, on another data set than it was trained on, or on other images than
+            another folder.
     """
     if not file.is_file():
         raise UserError(f"there is no file {file}; write it with python -m timm_wsms.evaluate --json {file}")
@@ -115,6 +116,9 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
             raise UserError(f"{file}: images were left out of the evaluation; evaluate all on the same images")
         new = []
         for row, folder, model in zip(rows, folders, models, strict=True):
+            source = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))["data"]["source"]
+            if (on := Path(content["data"]).resolve().name) != Path(source).name:  # settings name no parent folders
+                raise UserError(f"{file} has figures of {on}, but {folder} was trained on {source}; evaluate it on that")
             if list(row.input_size or []) != list(model["data_config"]["input_size"]):
                 raise UserError(f"{file}: {model['model']} was evaluated at another image size; leave out --input_size")
             if differ := evaluated_otherwise(folder, model, content["precision"]):

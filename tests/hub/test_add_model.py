@@ -69,7 +69,7 @@ def evaluation_of(**top1):
             "model_kwargs": {},
         }
         models.append({**one, "top1": value, "top5": value + 9, "data_config": config})
-    return {"data": "somewhere", "split": "test", "limit": None, "precision": "no", "models": models}
+    return {"data": "somewhere/cifar10", "split": "test", "limit": None, "precision": "no", "models": models}
 
 
 def test_figures_of_a_test_split_take_the_place_of_the_runs_own(tmp_path):
@@ -114,6 +114,7 @@ def test_figures_that_are_missing_or_of_other_images_are_refused(tmp_path):
         (of_all(data_config={**config, "crop_pct": 0.5}), "was evaluated with another crop_pct; leave that out"),
         (of_all(model_kwargs={"pyramid": [1]}), "was evaluated with another model_kwargs; leave that out"),
         ({**whole, "precision": "bf16"}, "was evaluated with another precision; leave that out"),
+        ({**whole, "data": "somewhere/mnist"}, "figures of mnist, but .* was trained on cifar10; evaluate it on that"),
         ({"models": 3}, "test.json does not hold what it should"),
     ):
         file.write_text(json.dumps(content))
