@@ -236,6 +236,7 @@ def main() -> None:
         **{"jitter_gains": jitter_gains(flowers)},
         **{"imagenette": rows([one for one in imagenette if one["fold"] == 0], "validation")},
         **{"imagenette_test": tested(imagenette, "imagenette")},
+        **{"imagenette_seeds": over_folds(imagenette, "test")},
         **record(),
     }
     atomic_write_text(RESULTS.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
@@ -250,6 +251,7 @@ def main() -> None:
         *tables.of_tested(report["test"]),
         "",
         *tables.of_tested(report["imagenette_test"]),
+        *tables.of_folds(report["imagenette_seeds"]),
     ]
     print("\n".join(lines))
 

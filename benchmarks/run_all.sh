@@ -71,9 +71,10 @@ flowers|lite1|default|2e-3|0
 flowers|mean, lite1|default|1e-3|0
 imagenette|plain|default|2e-3|0
 imagenette|mean|default|2e-3|0
-imagenette|plain|default|4e-3|0
-imagenette|mean|default|4e-3|0
+imagenette|plain|default|4e-3|0 1 2
+imagenette|mean|default|4e-3|0 1 2
 imagenette|plain at 112|default|4e-3|0
+imagenette|mean at 128|default|4e-3|0
 imagenette|plain|20 epochs|4e-3|0
 imagenette|mean|20 epochs|4e-3|0
 imagenette|mean at 128|20 epochs|4e-3|0
