@@ -118,7 +118,9 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
         for row, folder, model in zip(rows, folders, models, strict=True):
             source = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))["data"]["source"]
             if (on := Path(content["data"]).resolve().name) != Path(source).name:  # settings name no parent folders
-                raise UserError(f"{file} has figures of {on}, but {folder} was trained on {source}; evaluate it on that")
+                raise UserError(
+                    f"{file} has figures of {on}, but {folder} was trained on {source}; evaluate it on that"
+                )
             if list(row.input_size or []) != list(model["data_config"]["input_size"]):
                 raise UserError(f"{file}: {model['model']} was evaluated at another image size; leave out --input_size")
             if differ := evaluated_otherwise(folder, model, content["precision"]):

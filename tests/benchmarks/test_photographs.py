@@ -160,7 +160,9 @@ def test_the_document_has_what_was_tested():
     assert np.mean(seeds["area"]) == pytest.approx(found["default", "mean"]["against plain"]["area"][0], abs=0.02)
     each = ", ".join(f"{gain:+.2f}" for gain in seeds["area"]).replace("-", "−")
     assert f"points of area in three training runs ({each})" in words
-    assert f"with seed 0, where averaging is at {each.split(',')[0]}, a plain network trained at 112 pixels too" in words
+    assert (
+        f"with seed 0, where averaging is at {each.split(',')[0]}, a plain network trained at 112 pixels too" in words
+    )
     for row in report["imagenette"]:
         if len(row["area_by_learning_rate"]) > 1:
             assert photographs_tables.spread(row) in words

@@ -13,7 +13,14 @@ from torch import nn
 
 from timm_wsms import evaluation
 from timm_wsms.data import Loader, summary
-from timm_wsms.evaluation.object_size.curve import SizePredictions, check_factors, compare, predict_sizes, size_curve
+from timm_wsms.evaluation.object_size.curve import (
+    SizePredictions,
+    check_factors,
+    compare,
+    comparison_rows,
+    predict_sizes,
+    size_curve,
+)
 from timm_wsms.evaluation.object_size.plots import plot_size_curves
 from timm_wsms.evaluation.object_size.table import size_table
 from timm_wsms.evaluation.object_size.trained_range import trained_sizes
@@ -258,9 +265,7 @@ def print_sizes(results: Results, output: Path) -> None:
     print(f"\nAccuracy against object size:\n{size_table(curves, seen, [pairs[first, other] for other in others])}")
     figures = {
         "models": [{"model": name, **dataclasses.asdict(curve)} for name, curve in curves.items()],
-        "comparisons": [
-            {"first": one, "second": two, **dataclasses.asdict(found)} for (one, two), found in pairs.items()
-        ],
+        "comparisons": comparison_rows(pairs),
         "trained_sizes": results.seen,
     }
     atomic_write_text(output / "object_sizes.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")

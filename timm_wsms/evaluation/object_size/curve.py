@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -198,6 +199,14 @@ class Comparison:
     p: list[float]
     area_difference: float
     area_interval: tuple[float, float]
+
+
+def comparison_rows(comparisons: Mapping[tuple[str, str], Comparison]) -> list[dict[str, Any]]:
+    """Comparisons of pairs of named models, as rows for JSON."""
+    return [
+        {"first": first, "second": second, **dataclasses.asdict(found)}
+        for (first, second), found in comparisons.items()
+    ]
 
 
 def compare(first: SizePredictions, second: SizePredictions, seed: int = 0) -> Comparison:

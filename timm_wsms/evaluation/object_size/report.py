@@ -9,7 +9,7 @@ from typing import Any
 
 from timm_wsms.data import Split
 from timm_wsms.evaluation.model_loading import file_name
-from timm_wsms.evaluation.object_size.curve import Comparison, SizeCurve, SizePredictions
+from timm_wsms.evaluation.object_size.curve import Comparison, SizeCurve, SizePredictions, comparison_rows
 from timm_wsms.evaluation.object_size.gallery import plot_gallery
 from timm_wsms.evaluation.object_size.plots import plot_size_curves, plot_stage_drops
 from timm_wsms.evaluation.object_size.table import drop_table, size_table
@@ -50,14 +50,10 @@ def as_json(results: Results, comparisons: Comparisons, split: Split, options: S
         }
         for label, one in results.items()
     ]
-    pairs = [
-        {"first": first, "second": second, **dataclasses.asdict(found)}
-        for (first, second), found in comparisons.items()
-    ]
     images, left_out = counts(results, split)
     data = {"data": options.data, "split": split.name, "images": images, "left_out": left_out}
     told = {name: getattr(options, name) for name in ("border", "precision", "seed")}
-    return {**data, **told, "models": models, "comparisons": pairs}
+    return {**data, **told, "models": models, "comparisons": comparison_rows(comparisons)}
 
 
 def draw(results: Results, models: dict[str, Prepared], split: Split, options: ScaleOptions) -> None:
