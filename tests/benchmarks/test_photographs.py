@@ -146,6 +146,7 @@ def test_the_document_has_what_was_tested():
         ("default", "mean", "plain", every),
         ("default", "mean, stage 1 alone", "plain", ["area"]),
         ("default", "plain at 112", "plain", ["area"]),
+        ("default", "mean at 128, stage 1 alone", "plain", every),
         ("20 epochs", "mean", "plain", every),
         ("20 epochs", "mean, stage 1 alone", "plain", every),
         ("20 epochs", "mean at 128, stage 1 alone", "plain", every),
