@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
 
 import timm_wsms  # noqa: F401  registers the names
 from timm_wsms import cli_errors
@@ -28,7 +27,7 @@ from timm_wsms.data import DataSettings, data_config
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation import Row
 from timm_wsms.files import atomic_folder, write_tensors
-from timm_wsms.foreign import clean, read_json, understood
+from timm_wsms.foreign import clean, read_json, read_yaml, understood
 from timm_wsms.hub import card, results
 from timm_wsms.hub.verify_folder import TENSORS, check_files, check_folder
 from timm_wsms.training.checkpoint_folder import reference_tensors
@@ -116,7 +115,7 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
             raise UserError(f"{file}: images were left out of the evaluation; evaluate all on the same images")
         new = []
         for row, folder, model in zip(rows, folders, models, strict=True):
-            source = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))["data"]["source"]
+            source = read_yaml(folder / "settings.yaml")["data"]["source"]
             if (on := Path(content["data"]).resolve().name) != Path(source).name:  # settings name no parent folders
                 raise UserError(
                     f"{file} has figures of {on}, but {folder} was trained on {source}; evaluate it on that"
@@ -144,7 +143,7 @@ def check_alike(folder: Path, beside: Path) -> None:
     Raises:
         UserError: Naming the settings that differ.
     """
-    one, other = (yaml.safe_load((each / "settings.yaml").read_text(encoding="utf-8")) for each in (folder, beside))
+    one, other = (read_yaml(each / "settings.yaml") for each in (folder, beside))
     for settings in (one, other):  # the table says how large each model's images are
         settings.get("data", {}).pop("input_size", None)
     differ = [key for key in one.keys() | other.keys() if key not in OWN and one.get(key) != other.get(key)]
