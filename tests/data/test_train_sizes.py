@@ -30,17 +30,40 @@ def sides(batches) -> list[int]:
     return [shape[1] for shape in shapes]
 
 
-@pytest.mark.parametrize("settings", [PAD, TIMM], ids=lambda settings: settings.augmentation)
-def test_each_batch_has_one_of_the_sizes_and_holds_the_largest_batch_resized(settings):
-    split = memory_split(60, 30, 30)
+def without_sizes(split, settings, side):
+    """What a loader yields whose network is used with images of one of the sizes."""
+    settings = replace(settings, train_sizes=None)
+    loader = make_loader(split, settings, preprocessing(side), batch_size=2, train=True, seed=5)
+    loader.set_epoch(3)
+    return list(loader)
+
+
+@pytest.mark.parametrize(
+    ("split", "settings"),
+    [
+        (memory_split(60, 30, 30), TIMM),
+        (lazy_split(memory_split(60, 30, 30)), TIMM),
+        (lazy_split(memory_split(60, 30, 30)), replace(TIMM, scale_jitter=(0.5, 2))),
+        (lazy_split(memory_split(60, 30, 30)), PAD),
+    ],
+    ids=["in memory, timm", "files, timm", "files, timm with jitter", "files, pad_crop_flip"],
+)
+def test_each_batch_is_what_a_network_of_that_size_is_trained_with(split, settings):
+    """As with timm's `--train-img-sizes`, which has a transform for each size: no batch is resized twice."""
     batches = list(loader_of(split, settings))
     drawn = sides(batches)
     assert len(drawn) == 30 and set(drawn) == set(SIDES)
     assert sides(loader_of(split, settings, epoch=4)) != drawn  # drawn anew
-    largest = make_loader(
-        split, replace(settings, train_sizes=None), preprocessing(24), batch_size=2, train=True, seed=5
-    )
-    largest.set_epoch(3)
+    expected = {side: without_sizes(split, settings, side) for side in SIDES}
+    for step, (batch, side) in enumerate(zip(batches, drawn, strict=True)):
+        assert all(torch.equal(*fields) for fields in zip(batch, expected[side][step], strict=True))
+
+
+def test_small_images_that_are_kept_decoded_are_resized_batch_by_batch():
+    split = memory_split(60, 30, 30)
+    batches = list(loader_of(split, PAD))
+    drawn, largest = sides(batches), without_sizes(split, PAD, 24)
+    assert set(drawn) == set(SIDES)
     for batch, whole, side in zip(batches, largest, drawn, strict=True):
         assert torch.equal(batch.index, whole.index) and torch.equal(batch.labels, whole.labels)
         expected = whole.images if side == 24 else resize(whole.images, [side, side], antialias=True)
@@ -83,6 +106,18 @@ def test_a_stream_has_the_same_sizes_on_any_number_of_processes_and_after_a_resu
     assert sides(whole) == alone
     for batch, expected in zip(loader_of(split, settings, rank=1, world_size=2, start=5), whole[5:], strict=True):
         assert all(torch.equal(*fields) for fields in zip(batch, expected, strict=True))
+
+
+def test_each_batch_of_a_stream_is_what_a_network_of_that_size_is_trained_with(tmp_path):
+    source = str(write_shards(tmp_path / "shards"))
+    settings = replace(TIMM, source=source, streaming=True, shuffle_buffer=10)
+    split = load_data(settings, 0)[0]
+    batches = list(loader_of(split, settings))
+    drawn = sides(batches)
+    expected = {side: without_sizes(split, settings, side) for side in SIDES}
+    assert set(drawn) == set(SIDES)
+    for step, (batch, side) in enumerate(zip(batches, drawn, strict=True)):
+        assert all(torch.equal(*fields) for fields in zip(batch, expected[side][step], strict=True))
 
 
 def test_evaluation_stays_at_the_input_size():

@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,13 @@ SEMAPHORES = 4  # for each queue of a worker, and for the one that all of them s
 
 
 class TransformedImages(torch.utils.data.Dataset):
-    """Maps (epoch, index) to (index, transformed image), or to (index, what is wrong with the image).
+    """Maps (epoch, choice, index) to (index, transformed image), or to (index, what is wrong with the image).
 
-    Of a stream, the key is (epoch, index, undecoded image). An image is uint8 (C, H, W).
+    Of a stream, the key is (epoch, choice, index, undecoded image). An image is uint8 (C, H, W).
 
     Args:
         split: where the images come from.
-        transform: from a PIL image to uint8 (C, H, W).
+        transforms: each from a PIL image to uint8 (C, H, W); the choice is the number of one of them.
         channels: 3 for images in RGB, 1 for gray ones.
         seed: with the epoch and the index, of what the transform draws.
     """
@@ -35,32 +35,32 @@ class TransformedImages(torch.utils.data.Dataset):
     def __init__(
         self,
         split: Split | Stream,
-        transform: Callable[[Image.Image], torch.Tensor],
+        transforms: Sequence[Callable[[Image.Image], torch.Tensor]],
         channels: int,
         seed: tuple[int, ...],
     ):
         self.split, self.channels, self.seed = split, channels, seed
-        self.crop, self.transform = split_off_crop(transform)
-        self.takes_pixels = takes_pixels(self.transform)
+        self.steps = [split_off_crop(transform) for transform in transforms]
+        self.takes_pixels = all(takes_pixels(transform) for _, transform in self.steps)
 
     def __getitems__(self, keys: list[tuple[Any, ...]]) -> list[tuple[int, np.ndarray | str]]:
         with random_numbers_kept():  # around a whole batch, since it takes a twentieth of what an image takes
             return [self._sample(*key) for key in keys]
 
-    def _sample(self, epoch: int, index: int, *undecoded: Any) -> tuple[int, np.ndarray | str]:
+    def _sample(self, epoch: int, choice: int, index: int, *undecoded: Any) -> tuple[int, np.ndarray | str]:
         seed_random_numbers(*self.seed, epoch, index)
+        crop, transform = self.steps[choice]
         try:
-            if self.crop:
-                return index, self._of_crop(self.split.cropped(index, *undecoded, crop=self.crop)).numpy()
+            if crop:
+                pixels = self.split.cropped(index, *undecoded, crop=crop)
+                return index, transform(self._as_input(pixels)).numpy()
             image = self.split.image(index, *undecoded)
         except BadImageError as error:  # as a value: raised in a worker, it would arrive wrapped in a traceback
             return index, str(error)
-        return index, self.transform(image if self.channels == 3 else image.convert("L")).numpy()
+        return index, transform(image if self.channels == 3 else image.convert("L")).numpy()
 
-    def _of_crop(self, pixels: np.ndarray) -> torch.Tensor:
-        if self.takes_pixels:
-            return self.transform(torch.from_numpy(pixels).permute(2, 0, 1))
-        return self.transform(Image.fromarray(pixels))
+    def _as_input(self, pixels: np.ndarray) -> Any:
+        return torch.from_numpy(pixels).permute(2, 0, 1) if self.takes_pixels else Image.fromarray(pixels)
 
 
 def collate(samples: list[tuple[int, np.ndarray | str]]) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:

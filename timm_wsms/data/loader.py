@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from timm_wsms.data.image_dataset import ImageWorkers, TransformedImages
 from timm_wsms.data.loader_base import AUGMENTATION, CPU, ORDER, Batch, Loader
 from timm_wsms.data.progress import progress
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.data.split import Split, fits_in_memory
 from timm_wsms.data.stream import Stream
 from timm_wsms.data.stream_loader import StreamLoader
-from timm_wsms.data.transforms import eval_transform, train_transform
+from timm_wsms.data.transforms import eval_transform
 
 SMALL_PART = 1 / 16  # of a GPU's memory, for the images of one split
 
@@ -41,9 +41,9 @@ class IndexedLoader(Loader):
     def __iter__(self) -> Iterator[Batch]:
         batches = self._batches(self.batch_indices()[self.start :])
         drawn = self._augment.draw(len(self.split), np.random.default_rng((self.seed, self.epoch, AUGMENTATION)))
-        for step, (index, images, labels) in enumerate(batches, self.start):
+        for index, images, labels in batches:
             of_batch = {what: of[index].to(self.device) for what, of in drawn.items()}
-            yield self._at_drawn_size(Batch(index, self._augment(images, of_batch), labels), step)
+            yield Batch(index, self._augment(images, of_batch), labels)
 
     @abstractmethod
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
@@ -51,7 +51,9 @@ class IndexedLoader(Loader):
 
 
 class MemoryLoader(IndexedLoader):
-    """Loader of images that are kept decoded at the network's input size. It needs no worker processes.
+    """Loader of images that are kept decoded at one size. It needs no worker processes.
+
+    With `train_sizes`, a batch is resized from there, behind its augmentation.
 
     Args:
         keep_on: where the images are kept.
@@ -70,18 +72,27 @@ class MemoryLoader(IndexedLoader):
             pixels = self._pixels[index.to(self._pixels.device)]
             yield Batch(index, self._normalized(index, pixels), self._labels[index.to(self.device)])
 
+    def __iter__(self) -> Iterator[Batch]:
+        sides = (self.train and self.settings.train_sizes) or [self._pixels.shape[-1]]
+        for step, batch in enumerate(super().__iter__(), self.start):
+            side = sides[self._drawn_size(step)]
+            if side == self._pixels.shape[-1]:
+                yield batch
+            else:
+                images = F.interpolate(batch.images, (side, side), mode="bilinear", antialias=True, align_corners=False)
+                yield batch._replace(images=images)
+
 
 class PerImageLoader(IndexedLoader):
     """Loader of images that are decoded and transformed one by one, in worker processes."""
 
     def __init__(self, split: Split, settings: DataSettings, config: dict[str, Any], **arguments: Any):
         super().__init__(split, settings, config, **arguments)
-        transform = train_transform(config, settings, False) if self.train else eval_transform(config, False)
-        images = TransformedImages(split, transform, config["input_size"][0], (self.seed, AUGMENTATION))
-        self._workers = ImageWorkers(images, settings.workers)
+        self._workers = self._image_workers(config)
 
     def _batches(self, batches: list[np.ndarray]) -> Iterator[Batch]:
-        keys = ([(self.epoch, index) for index in indices.tolist()] for indices in batches)
+        sized = ((self._drawn_size(step), indices.tolist()) for step, indices in enumerate(batches, self.start))
+        keys = ([(self.epoch, size, index) for index in indices] for size, indices in sized)
         for index, pixels in self._sound(self._workers.decode(keys)):
             if len(index):
                 yield Batch(index, self._normalized(index, pixels), self._labels[index.to(self.device)])
@@ -141,37 +152,34 @@ def make_loader(
     Raises:
         UserError: if the split is smaller than one batch; while iterating, if an image cannot be decoded.
     """
-    if train and settings.train_sizes:
-        channels, *sides = data_config["input_size"]
-        data_config = {**data_config, "input_size": (channels, *[_prepared_side(split, settings, max(sides))] * 2)}
     arguments: dict[str, Any] = {"batch_size": batch_size, "train": train, "seed": seed, "device": device}
     arguments |= {"rank": rank, "world_size": world_size}
     if isinstance(split, Stream):
         return StreamLoader(split, settings, data_config, **arguments)
-    _, height, width = data_config["input_size"]
     random_per_image = train and settings.augmentation == "timm"
-    in_memory = split.pixels is not None and not random_per_image and fits_in_memory(len(split), height, width)
-    if not in_memory:
-        return PerImageLoader(split, settings, data_config, **arguments)
-    keep_on = device if has_room(device, len(split) * height * width * 3) else CPU
-    return MemoryLoader(split, settings, data_config, keep_on=keep_on, **arguments)
+    if split.pixels is not None and not random_per_image:
+        channels, height, width = data_config["input_size"]
+        if train and settings.train_sizes:
+            height = width = _kept_side(split.pixels, settings.train_sizes, max(height, width))
+        if fits_in_memory(len(split), height, width):
+            keep_on = device if has_room(device, len(split) * height * width * 3) else CPU
+            kept = {**data_config, "input_size": (channels, height, width)}
+            return MemoryLoader(split, settings, kept, keep_on=keep_on, **arguments)
+    return PerImageLoader(split, settings, data_config, **arguments)
 
 
-def _prepared_side(split: Split | Stream, settings: DataSettings, side: int) -> int:
-    """The side at which training images are prepared, of which each batch is resized to one of `train_sizes`.
+def _kept_side(pixels: np.ndarray, train_sizes: list[int], side: int) -> int:
+    """The side at which training images are kept decoded, of which each batch is resized to one of `train_sizes`.
 
-    The largest of them; but small images that are not cropped at random are not enlarged first, or none would be as
-    sharp as those that the network is used with.
+    The largest of them; but small images are not enlarged first, or none would be as sharp as those that the network is
+    used with.
 
     Args:
-        split: of training images.
-        settings: of which `train_sizes` and `augmentation` count.
+        pixels: the images, uint8 (n, H, W, C).
+        train_sizes: in pixels.
         side: of the images that the network is used with.
     """
-    largest = max(settings.train_sizes or [side])
-    if not isinstance(split, Split) or split.pixels is None or settings.augmentation == "timm":
-        return largest
-    return min(largest, max(side, *split.pixels.shape[1:3]))
+    return min(max(train_sizes), max(side, *pixels.shape[1:3]))
 
 
 def has_room(device: torch.device, size: int) -> bool:

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from timm_wsms.data.batch_augmentation import BatchAugmentation
 from timm_wsms.data.decode import remedy
+from timm_wsms.data.image_dataset import ImageWorkers, TransformedImages
 from timm_wsms.data.random_numbers import random_numbers_kept, seed_random_numbers
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.data.split import Split
 from timm_wsms.data.stream import Stream
-from timm_wsms.data.transforms import normalize, random_erasing
+from timm_wsms.data.transforms import eval_transform, normalize, random_erasing, train_transform
 from timm_wsms.errors import UserError
 
 ORDER, AUGMENTATION, SIZES, ERASING = range(4)  # what a stream of random numbers is for
@@ -117,16 +117,24 @@ class Loader(ABC):
                     self._erase(image)
         return images
 
-    def _at_drawn_size(self, batch: Batch, step: int) -> Batch:
-        """The images of a training batch at one of `train_sizes`, the same in all processes; see `make_loader`."""
+    def _drawn_size(self, step: int) -> int:
+        """Which of `train_sizes` the images of a batch have, the same in all processes; 0 where there are none."""
         if not (self.train and self.settings.train_sizes):
-            return batch
-        sides = self.settings.train_sizes
-        side = sides[np.random.default_rng((self.seed, self.epoch, SIZES, step)).integers(len(sides))]
-        if batch.images.shape[-2:] == (side, side):
-            return batch
-        images = F.interpolate(batch.images, (side, side), mode="bilinear", antialias=True, align_corners=False)
-        return batch._replace(images=images)
+            return 0
+        rng = np.random.default_rng((self.seed, self.epoch, SIZES, step))
+        return int(rng.integers(len(self.settings.train_sizes)))
+
+    def _image_workers(self, config: dict[str, Any]) -> ImageWorkers:
+        """Worker processes with a transform for each of `train_sizes`, or with the only one."""
+        channels, height, width = config["input_size"]
+        sizes = [(side, side) for side in (self.train and self.settings.train_sizes) or ()] or [(height, width)]
+        configs = [{**config, "input_size": (channels, *size)} for size in sizes]
+        transforms = [
+            train_transform(c, self.settings, False) if self.train else eval_transform(c, False) for c in configs
+        ]
+        return ImageWorkers(
+            TransformedImages(self.split, transforms, channels, (self.seed, AUGMENTATION)), self.settings.workers
+        )
 
     def _sound(
         self, decoded: Iterable[tuple[torch.Tensor, torch.Tensor, dict[int, str]]]

@@ -10,11 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from timm_wsms.data.image_dataset import ImageWorkers, TransformedImages
 from timm_wsms.data.loader_base import AUGMENTATION, ORDER, Batch, Loader
 from timm_wsms.data.settings import DataSettings
 from timm_wsms.data.stream import Row, Stream
-from timm_wsms.data.transforms import eval_transform, train_transform
 from timm_wsms.errors import UserError
 
 T = TypeVar("T")
@@ -44,24 +42,23 @@ class StreamLoader(Loader):
 
     def __init__(self, split: Stream, settings: DataSettings, config: dict[str, Any], **arguments: Any):
         super().__init__(split, settings, config, **arguments)
-        transform = train_transform(config, settings, False) if self.train else eval_transform(config, False)
-        images = TransformedImages(split, transform, config["input_size"][0], (self.seed, AUGMENTATION))
-        self._workers = ImageWorkers(images, settings.workers)
+        self._workers = self._image_workers(config)
 
     def __iter__(self) -> Iterator[Batch]:
         labels: deque[dict[int, int]] = deque()  # of the batches that are being decoded
 
         def keys() -> Iterator[list[Any]]:
-            for rows in read_ahead(self._rows_of_batches(), AHEAD):
+            for step, rows in enumerate(read_ahead(self._rows_of_batches(), AHEAD), self.start):
                 labels.append({row.index: row.label for row in rows})
-                yield [(self.epoch, row.index, row.image) for row in rows]
+                size = self._drawn_size(step)
+                yield [(self.epoch, size, row.index, row.image) for row in rows]
 
-        for step, (index, pixels) in enumerate(self._sound(self._workers.decode(keys())), self.start):
+        for index, pixels in self._sound(self._workers.decode(keys())):
             of_batch = labels.popleft()
             if len(index):
                 known = torch.tensor([of_batch[i] for i in index.tolist()]).to(self.device)
                 images = self._augmented(self._normalized(index, pixels), index)
-                yield self._at_drawn_size(Batch(index, images, known), step)
+                yield Batch(index, images, known)
 
     def _augmented(self, images: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         if not self._augment:
