@@ -3,13 +3,13 @@
     accelerate launch train_accelerate.py --recipe recipes/NAME.yaml [--any.setting value]
 
 Works on one CPU or GPU (then `python train_accelerate.py …` does too), on several, and in mixed precision. All
-settings: `python train_accelerate.py --help`. Accelerate starts one process only on CPUs; for two processes there:
+settings: `python train_accelerate.py --help`. On CPUs, Accelerate starts only one process; for two processes:
 
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 train_accelerate.py --recipe recipes/NAME.yaml
 
 Reads top to bottom: `main` builds the models and trains one after the other, `train` loops over epochs, `train_epoch`
 over optimizer steps, and `train_step` has the arithmetic of one step. Four things make a run survive faults, and can
-be skipped on first reading: `CheckpointManager` saves and resumes, `StepSync` lets all processes decide alike after
+be skipped on first reading: `CheckpointManager` saves and resumes, `StepSync` keeps all processes in agreement after
 each step, `Watchdog` ends a run that hangs, and `ShutdownSignal` notes that the run was asked to stop.
 """
 
@@ -90,7 +90,7 @@ def train(run: Run, found: report.Results, accelerator: Accelerator, shutdown: S
     checkpoints = CheckpointManager(trainer, sync)
     state = checkpoints.resume()
     trainer.set_epoch(state.epoch)
-    report.write_settings(run, accelerator)  # not sooner: a run that cannot be resumed with them keeps its own
+    report.write_settings(run, accelerator)  # not earlier: a run that cannot be resumed with these keeps its own
 
     with tracking(settings, accelerator) as track:
         if state.metrics and not state.progress.update:
@@ -125,10 +125,10 @@ def train(run: Run, found: report.Results, accelerator: Accelerator, shutdown: S
 
 
 def conclude_epoch(trainer: Trainer, state: RunState, sync: StepSync, track: Callable[[dict], None]) -> None:
-    """Evaluates the last epoch, if that is due and not done, and tells of it."""
+    """Evaluates the last epoch, if that is due and not done, and reports it."""
     settings, row = trainer.settings, state.metrics[-1]
     if report.is_evaluated(row["epoch"], settings) and "test_top1" not in row:
-        sync.note("")  # may take its time
+        sync.note("")  # may take long
         row |= report.evaluate_epoch(trainer)
     track(row)
     trainer.accelerator.print(report.progress_line(row, settings))

@@ -36,7 +36,7 @@ class OnnxCascade:
         options: onnxruntime.SessionOptions | None = None,
     ):
         self.sessions = [onnxruntime.InferenceSession(path, options) for path in paths]
-        self.thresholds = [*zip(confidence, temperatures, strict=True), (0.0, 1.0)]  # at the last exit all leave
+        self.thresholds = [*zip(confidence, temperatures, strict=True), (0.0, 1.0)]  # at the last exit, all leave
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         undecided, total, answer = np.arange(len(images)), 0.0, None

@@ -2,9 +2,9 @@
 
     python hub/add_model.py RUN/model --as NAME [--beside OTHER_RUN/model] [--data uoft-cs/cifar10]
 
-The card shows the model's figures and, beside them, those of another run, such as the plain backbone's with the same
-settings. They are those of the run's own evaluation. If its images were used to choose settings, give the figures of a
-separate test split:
+The card shows the model's figures next to those of another run, such as the plain backbone with the same settings. They
+come from the run's own evaluation. If its images were used to choose settings, give the figures of a separate test
+split:
 
     python -m timm_wsms.evaluate RUN/model OTHER_RUN/model --data FOLDER --split test --json test.json
     python hub/add_model.py RUN/model --as NAME --beside OTHER_RUN/model --evaluated test.json
@@ -49,18 +49,18 @@ OWN = (
 def add_model(
     folder: Path, target: Path, beside: Path | None = None, data: str | None = None, evaluated: Path | None = None
 ) -> None:
-    """Copies a checkpoint folder, with the figures of another run beside its own, and writes its card again.
+    """Copies a checkpoint folder, adds the figures of another run, and rewrites its card.
 
     Args:
         folder: The `model` folder of a run.
-        target: Takes the copy; what was there before goes.
+        target: Where the copy goes; what was there before is removed.
         beside: The `model` folder of the run to compare with.
         data: The data set's name on the Hub, if the run read it from a local folder.
-        evaluated: Figures that take the place of the runs' own: what `python -m timm_wsms.evaluate --json` has written
-            of the same folders.
+        evaluated: Figures to use instead of the runs' own: what `python -m timm_wsms.evaluate --json` wrote for the
+                same folders.
 
     Raises:
-        UserError: The folder is not what it says, the runs are not alike, or a folder was not evaluated.
+        UserError: The folder is inconsistent, the runs are not comparable, or a folder was not evaluated.
     """
     check_folder(folder)
     own = results.read(folder)
@@ -78,19 +78,19 @@ def add_model(
     with atomic_folder(target) as copy:
         shutil.copytree(folder, copy, dirs_exist_ok=True)
         results.write(copy, rows, own.hardware, data or own.data, evaluated=on)
-        # written again, of noise: folders of older runs hold two of the run's test images
+        # rewritten from noise: folders of older runs hold two of the run's test images
         write_tensors(copy / TENSORS, reference_tensors(timm.create_model(f"local-dir:{copy}", pretrained=True)))
         card.write(copy)
 
 
 def with_image_size(row: Row, folder: Path) -> Row:
-    """The row of a folder's model, in which older runs do not say how large its images are."""
+    """The row of a folder's model, with the image size, which older runs left out."""
     size = read_json(folder / "config.json")["pretrained_cfg"]["input_size"]
     return row if row.input_size else dataclasses.replace(row, input_size=size)
 
 
 def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[list[Row], results.Evaluated]:
-    """Replaces the accuracies of rows by those that an evaluation has found.
+    """Replaces the accuracies of rows by those of an evaluation.
 
     Args:
         file: Written by `python -m timm_wsms.evaluate --json`.
@@ -98,8 +98,8 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
         folders: Checkpoint folders.
 
     Raises:
-        UserError: A folder was not evaluated, on another data set than it was trained on, or on other images than
-            another folder.
+        UserError: A folder was not evaluated, or on a different data set than it was trained on, or on different images
+                than another folder.
     """
     if not file.is_file():
         raise UserError(f"there is no file {file}; write it with python -m timm_wsms.evaluate --json {file}")
@@ -108,7 +108,7 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
         found = {Path(model["model"].removeprefix("local-dir:")).resolve(): model for model in content["models"]}
         missing = [folder for folder in folders if folder.resolve() not in found]
         if missing:
-            raise UserError(f"{file} has no figures of {missing[0]}; evaluate it with python -m timm_wsms.evaluate")
+            raise UserError(f"{file} has no figures for {missing[0]}; evaluate it with python -m timm_wsms.evaluate")
         models: list[dict[str, Any]] = [found[folder.resolve()] for folder in folders]
         counts = {model["images"] for model in models}
         if len(counts) > 1 or content["limit"] is not None or any(model["left_out"] for model in models):
@@ -118,18 +118,18 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
             source = read_yaml(folder / "settings.yaml")["data"]["source"]
             if (on := Path(content["data"]).resolve().name) != Path(source).name:  # settings name no parent folders
                 raise UserError(
-                    f"{file} has figures of {on}, but {folder} was trained on {source}; evaluate it on that"
+                    f"{file} has figures for {on}, but {folder} was trained on {source}; evaluate it on that"
                 )
             if list(row.input_size or []) != list(model["data_config"]["input_size"]):
                 raise UserError(f"{file}: {model['model']} was evaluated at another image size; leave out --input_size")
             if differ := evaluated_otherwise(folder, model, content["precision"]):
-                raise UserError(f"{file}: {model['model']} was evaluated with another {differ}; leave that out")
+                raise UserError(f"{file}: {model['model']} was evaluated with different {differ}; leave that out")
             new.append(dataclasses.replace(row, accuracy=model["top1"], top5=model["top5"], by_size={}, by_factor={}))
         return new, results.Evaluated(content["split"], counts.pop())
 
 
 def evaluated_otherwise(folder: Path, model: dict[str, Any], precision: str) -> str:
-    """The first setting with which a model was evaluated otherwise than its folder says; empty if there is none."""
+    """The first setting that differs between the evaluation and the model's folder; empty if there is none."""
     built = timm.create_model(f"local-dir:{folder}")
     expected = json.loads(json.dumps(data_config(built, DataSettings(), use_test_size=True)))
     pairs = {name: (value, model["data_config"].get(name)) for name, value in expected.items()}
@@ -148,7 +148,7 @@ def check_alike(folder: Path, beside: Path) -> None:
         settings.get("data", {}).pop("input_size", None)
     differ = [key for key in one.keys() | other.keys() if key not in OWN and one.get(key) != other.get(key)]
     if differ:
-        raise UserError(f"{beside} was trained with another {' and '.join(sorted(differ))}; compare like with like")
+        raise UserError(f"{beside} was trained with different {' and '.join(sorted(differ))}; compare like with like")
 
 
 def main() -> None:
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--as", dest="name", required=True, help="name under hub/models")
     parser.add_argument("--beside", type=Path, help="the `model` folder of the run to compare with")
     parser.add_argument("--data", help="the data set's name on the Hub, if the run read it from a local folder")
-    parser.add_argument("--evaluated", type=Path, help="what timm_wsms.evaluate --json has written of the folders")
+    parser.add_argument("--evaluated", type=Path, help="what timm_wsms.evaluate --json wrote for the folders")
     options = parser.parse_args()
     if not re.fullmatch(r"\w[\w.-]*", options.name):
         raise UserError(

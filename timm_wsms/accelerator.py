@@ -1,4 +1,4 @@
-"""Accelerate's object for the processes, devices and precision at hand, for training and evaluation alike."""
+"""Accelerate's object for the available processes, devices and precision, for training and evaluation alike."""
 
 import os
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from timm_wsms.errors import UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# Longer than any hang_timeout: a collective that gives up by itself cannot say which process it waited for. The first
+# Longer than any hang_timeout: a collective that times out cannot say which process it waited for. The first
 # process may also download the data for hours, while the others wait for it.
 PATIENCE = timedelta(days=2)
-# What `accelerate config` and `accelerate launch` set for ways of training that divide a network among processes.
+# What `accelerate config` and `accelerate launch` set for training that splits a network among processes.
 DIVIDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -29,11 +29,11 @@ def build_accelerator(precision: str, trackers: Sequence[str] = (), output: str 
 
     Args:
         precision: "no" (float32), "bf16" or "fp16".
-        trackers: names that Accelerate has for them; their packages are there.
+        trackers: Accelerate's names for them; their packages are installed.
         output: the folder trackers write to.
 
     Raises:
-        UserError: the device does not offer the precision, or `accelerate config` asks for a network in pieces.
+        UserError: the device does not support the precision, or `accelerate config` asks to split the network.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
@@ -41,8 +41,8 @@ def build_accelerator(precision: str, trackers: Sequence[str] = (), output: str 
     for variable, name in DIVIDED.items():
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise UserError(
-                f"accelerate is configured for {name}, which keeps a network in pieces; here checkpoints and averages "
-                "hold whole ones, and stages share parameters across such pieces: run `accelerate config` again for "
+                f"accelerate is configured for {name}, which keeps a network in pieces; checkpoints and averages here "
+                "hold whole ones, and stages share parameters across pieces: run `accelerate config` again for "
                 "plain data parallelism (gradient checkpointing and accumulation need less memory too)"
             )
     try:
@@ -54,7 +54,7 @@ def build_accelerator(precision: str, trackers: Sequence[str] = (), output: str 
         )
     except ValueError as error:
         raise UserError(f"precision {precision} is not available here: {error}") from error
-    if precision != "no" and not accelerator.native_amp:  # Accelerate would compute in float32 and not say so
+    if precision != "no" and not accelerator.native_amp:  # Accelerate would silently compute in float32
         raise UserError(f"precision {precision} is not available on {accelerator.device.type}; choose another")
     if precision == "bf16" and accelerator.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         accelerator.print(

@@ -20,9 +20,9 @@ from timm_wsms.foreign import printable
 EXIT_CODE = 2
 # A launcher ends the other processes well within this time after the first has failed.
 HEAD_START = 5.0  # seconds
-# Of a file: the device fails, or a network drive has lost it or was interrupted.
+# For a file: the device fails, or a network drive has lost it or was interrupted.
 FAILING_DISK = (errno.EIO, errno.ESTALE, errno.EINTR, errno.EREMOTEIO)
-# What PyTorch says of a worker that finds no room for a batch; the third is a worker killed while writing to it.
+# What PyTorch says when a worker finds no room for a batch; the third is a worker killed while writing to it.
 SHARED_MEMORY_FULL = ("shared memory", "No space left on device", "Bus error")
 
 
@@ -31,16 +31,16 @@ class Remedies:
     """What a command's user can do about faults, in words that name the command's own options.
 
     Attributes:
-        again: once what was in the way is gone.
-        place: about a disk that takes no more files.
+        again: once the obstacle is gone.
+        place: about a disk that cannot be written to.
         workers: about processes that load images and need too much memory.
-        memory: about too little of it.
+        memory: about running out of it.
     """
 
     again: str = "run it again"
     place: str = "choose another disk"
     workers: str = "give it more memory"
-    memory: str = "take a machine with more of it"
+    memory: str = "use a machine with more of it"
 
 
 TRAINING = Remedies(
@@ -83,7 +83,7 @@ def _explain(error: BaseException, remedies: Remedies) -> str | None:
                 f"(docker run --shm-size 8g) or {remedies.workers}, then {remedies.again}"
             )
         return (
-            f"a process that loads images has died ({str(error).splitlines()[0]}), perhaps for want of memory: "
+            f"a process that loads images has died ({str(error).splitlines()[0]}), perhaps for lack of memory: "
             f"{remedies.workers}, then {remedies.again}"
         )
     if is_the_hubs(error):
@@ -145,7 +145,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-class Stopped(Exception):  # noqa: N818  it is no error
+class Stopped(Exception):  # noqa: N818  it is not an error
     """The run was asked to stop, and has saved where it is. The message says when and by what."""
 
 
@@ -164,11 +164,11 @@ def under_launcher() -> bool:
 
 
 def run(main: Callable[[], None], remedies: Remedies = TRAINING) -> int:
-    """Calls `main` and returns the process's exit code: 0, or 2 after printing one line for a fault of the user's.
+    """Calls `main` and returns the process's exit code: 0, or 2 after printing one line for a user's mistake.
 
-    Under a launcher all processes meet most faults at once, and process 0 speaks for them. One that only another
-    process meets, such as an image that cannot be decoded, is told by that process: it waits until process 0 would have
-    spoken and the launcher ended them all.
+    Under a launcher, most faults occur in all processes at once, and process 0 reports them. One that occurs only in
+    another process, such as an image that cannot be decoded, is reported there: that process waits until process 0
+    would have reported it and the launcher ended them all.
     """
     rank = int(os.environ.get("RANK", "0"))
     try:

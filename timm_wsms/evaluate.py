@@ -2,8 +2,8 @@
 
     python -m timm_wsms.evaluate MODEL [MODEL …] --data SOURCE [--json FILE] [--output FOLDER] [--cascade POINTS]
 
-A model is a checkpoint folder, a name on the Hub (`hf-hub:owner/name`), or a name of timm's. The source is what
-`--data.source` of the training script takes. Images are prepared as timm's validate.py does: by the model's own config,
+A model is a checkpoint folder, a name on the Hub (`hf-hub:owner/name`), or a timm model name. The source is what
+`--data.source` of the training script takes. Images are prepared as in timm's validate.py: by the model's own config,
 at the size it recommends for evaluation. With several processes (`accelerate launch -m timm_wsms.evaluate …`) the
 figures are the same. With `--cascade 1.0`, networks of averaged logits are also run with the small image first.
 """
@@ -28,7 +28,7 @@ from timm_wsms.files import atomic_write_text
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PRINTED_CLASSES = 20  # printed at most: those that are recognized least
+PRINTED_CLASSES = 20  # at most: those that are recognized least often
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -91,9 +91,9 @@ def measure(
     Args:
         name: as the user wrote it.
         split: to evaluate on.
-        options: of the command.
+        options: the command's options.
         accelerator: gives the device and the other processes.
-        held_out: other images, to calibrate a cascade on; None: there is to be none.
+        held_out: other images, to calibrate a cascade on; None for no cascade.
 
     Returns:
         All its figures, and its row in the table.
@@ -134,7 +134,7 @@ def measure(
 
 
 def class_table(results: list[dict[str, Any]]) -> str:
-    """Top-1 of each class, a column a model; of many classes only those that the first model knows least."""
+    """Top-1 of each class, one column per model; if there are many, only those that the first model knows least."""
     # The data's classes come first, whatever others a model has.
     classes = [one for one in zip(*(result["per_class"] for result in results), strict=False) if one[0]["images"]]
     few = classes
@@ -144,7 +144,7 @@ def class_table(results: list[dict[str, Any]]) -> str:
     cells += [[one[0]["name"], str(one[0]["images"]), *(f"{each['top1']:.2f}" for each in one)] for one in few]
     rest = len(classes) - len(few)
     more = (
-        f"\n… and {rest} classes more, which the first model knows better: --json or --output has them" if rest else ""
+        f"\n… and {rest} more classes, which the first model knows better: --json or --output has them" if rest else ""
     )
     return evaluation.aligned(cells) + more
 

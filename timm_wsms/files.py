@@ -1,6 +1,6 @@
-"""Files and folders that are there whole or not at all, whatever moment the process is killed at.
+"""Files and folders that exist whole or not at all, whenever the process is killed.
 
-Everything is written under another name beside its place, brought to the disk, and renamed.
+Everything is written under another name in the same folder, flushed to disk, and renamed.
 """
 
 import errno
@@ -19,10 +19,10 @@ NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP)  # what some network and FUSE file
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder that takes `folder`'s place once it is whole and on the disk.
+    """Yields an empty folder that replaces `folder` once it is whole and on disk.
 
     Raises:
-        OSError: the disk is full, for instance; names the file. What was there before is there still.
+        OSError: the disk is full, for instance; names the file. What was there before is still there.
     """
     temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():  # killed between the two renamings
@@ -48,7 +48,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder, under its own name all at once."""
+    """Removes a folder; its name disappears at once."""
     gone = folder.with_name(f".{folder.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
@@ -56,7 +56,7 @@ def remove(folder: Path) -> None:
 
 
 def remove_left_overs(parent: Path) -> None:
-    """Removes what killed processes left half written or half removed in a folder."""
+    """Removes what killed processes have left half written or half removed in a folder."""
     for left_over in [*parent.glob(".*.new"), *parent.glob(".*.gone")]:
         shutil.rmtree(left_over, ignore_errors=True)
 
@@ -79,7 +79,7 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """Says what was being written: writing to an open file names none."""
+    """Names the file being written: an error of writing to an open file names none."""
     if isinstance(error, OSError):
         error.filename = error.filename or str(path)
 

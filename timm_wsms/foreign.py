@@ -1,4 +1,4 @@
-"""Text that others have written: read without trusting its form, and shown without control characters."""
+"""Text written by others: read without trusting its form, and shown without control characters."""
 
 import json
 import re
@@ -12,16 +12,16 @@ from typing import Any
 
 from timm_wsms.errors import UserError
 
-MOST_NODES = 10_000  # of a YAML file, every alias counted as what it stands for; the longest recipe has a few hundred
+MOST_NODES = 10_000  # in a YAML file, every alias counted as what it stands for; the longest recipe has a few hundred
 DEEPEST, BRACKETS = 50, {"[": 1, "{": 1, "]": -1, "}": -1}
 LONGEST = 2**17  # bytes of a YAML file, which Python reads slowly
 
 
 def printable(text: str) -> str:
-    """The text with whatever may change more on a screen than the characters there written as in Python: `\\x1b`.
+    """The text with every character that may affect the rest of a screen written as in Python: `\\x1b`.
 
-    Such are control characters, line breaks among them, marks that turn the direction of writing, and lone surrogates,
-    which no file takes.
+    These are control characters, including line breaks, marks that change the direction of writing, and lone
+    surrogates, which cannot be written to a file.
     """
     if text.isprintable():
         return text
@@ -32,7 +32,7 @@ def printable(text: str) -> str:
 
 
 def clean(tree: Any) -> Any:
-    """The same lists and dictionaries, with every text in them printable."""
+    """The same lists and dictionaries, with all text in them printable."""
     if isinstance(tree, dict):
         return {clean(key): clean(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -41,7 +41,7 @@ def clean(tree: Any) -> Any:
 
 
 def markdown(text: str) -> str:
-    """The text as it is read in Markdown, whatever it holds: no HTML, link, picture, cell of a table, or heading."""
+    """The text escaped for Markdown, so that nothing in it is HTML, a link, picture, table cell, or heading."""
     return re.sub(r"[\\`*<\[\]|]|^[#>+-]", r"\\\g<0>", printable(text))
 
 
@@ -54,9 +54,9 @@ def code(text: str) -> str:
 
 @contextmanager
 def understood(what: object, remedy: str = "copy or download it again") -> Iterator[None]:
-    """Within it a file's content is read and taken apart, and nothing else: what goes wrong is the file's fault.
+    """Within it, a file's content is read and parsed, and nothing else: what goes wrong is the file's fault.
 
-    A missing file and a lack of memory are told as they are.
+    A missing file and a lack of memory are reported as they are.
 
     Args:
         what: The file.

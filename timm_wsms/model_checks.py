@@ -1,4 +1,4 @@
-"""Whether a model takes the images it is meant for."""
+"""Whether a model takes the images that it is meant for."""
 
 from collections.abc import Sequence
 
@@ -18,11 +18,11 @@ def check_input(
         network: images (b, channels, height, width) to logits (b, classes).
         name: what to call it in the message.
         input_size: (channels, height, width).
-        num_classes: logits there have to be.
-        option: what the user sets the size by.
+        num_classes: the expected number of logits.
+        option: the option that sets the size.
 
     Raises:
-        UserError: it cannot take images of this size.
+        UserError: it does not accept images of this size.
     """
     size = "×".join(str(length) for length in input_size)
     was_training = network.training

@@ -19,15 +19,15 @@ def rescale_object(images: torch.Tensor, factor: float | torch.Tensor, border: B
     """Shows what is on the images `factor` times as large, on a canvas of the same size.
 
     Bicubic with antialiasing (Pillow's filter: a = -0.5, widened by 1 / factor when shrinking), kept within the range
-    of each image's channel, as pixels are. Where an image is shrunk, what it does not cover is the border; a pixel that
-    it covers in part is a mixture.
+    of each image's channel, as pixels are. What a shrunk image does not cover is the border; a pixel that it covers
+    in part is a mixture.
 
     Args:
         images: Floating point, (B, C, H, W); values in any range, normalized or not.
         factor: Size of the object afterwards divided by its size before; 1 gives `images` themselves. One number for
             all images, or (B,).
         border: "mean": each image's mean color; "edge": that of its outermost pixels, which continues a plain
-            background; "reflect": the image goes on, mirrored at its edges, again and again; "blur": the image itself
+            background; "reflect": the image continues, mirrored at its edges, repeatedly; "blur": the image itself
             at its old size, blurred (Gaussian, standard deviation an eighth of the side).
 
     Returns:

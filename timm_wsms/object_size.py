@@ -1,10 +1,9 @@
-"""Accuracy of trained models against the size at which things appear.
+"""Accuracy of trained models against the size at which objects appear.
 
     python -m timm_wsms.object_size MODEL [MODEL …] --data SOURCE [--output FOLDER] [--stages] [--gallery]
 
-Models and source are what `timm_wsms.evaluate` takes, and at size 1 the figures are its figures. Every test image is
-shown with its object made smaller, on a canvas of its own size, and larger. What was computed is kept for the next
-time.
+Models and source are as for `timm_wsms.evaluate`, and at size 1 the figures are the same. Every test image is shown
+with its object made smaller, on a canvas of the image's size, and larger. Results are kept for the next time.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ def check_stages(models: list[Prepared], split: Split, options: ScaleOptions) ->
         raise UserError("--heat_images is empty; name an image, or leave it out")
     for place in options.heat_images:
         if not 0 <= place < len(split):
-            raise UserError(f"--heat_images {place} is no image of split {split.name!r}; name 0 to {len(split) - 1}")
+            raise UserError(f"--heat_images {place} is not in split {split.name!r}; name 0 to {len(split) - 1}")
         try:
             split.image(place)
         except BadImageError as error:
@@ -127,7 +126,7 @@ def check_stages(models: list[Prepared], split: Split, options: ScaleOptions) ->
 
 
 def labels(names: list[str]) -> list[str]:
-    """Short names for tables and pictures: of a folder its last part, or the one above where that is `model`."""
+    """Short names for tables and pictures: for a folder its last part, or the one above if that is `model`."""
     paths = [Path(name.removeprefix(LOCAL)) for name in names]
     short = [path.parent.name if path.name == "model" and path.parent.name else path.name for path in paths]
     return short if len(set(short)) == len(names) else names
@@ -141,7 +140,7 @@ def measure(
     options: ScaleOptions,
     accelerator: Accelerator,
 ) -> Result:
-    """Evaluates one model, or reads what was found when it was evaluated before."""
+    """Evaluates one model, or reads the results of an earlier evaluation."""
     weights = model_hash(model.network)
     key = {
         "weights": weights,

@@ -8,7 +8,7 @@ import sys
 from timm_wsms import cli_errors
 from timm_wsms.hub.publish import main
 
-REMEDIES = cli_errors.Remedies(place="set TMPDIR to a folder on another disk")  # all that it writes is temporary
+REMEDIES = cli_errors.Remedies(place="set TMPDIR to a folder on another disk")  # it writes only temporary files
 
 if __name__ == "__main__":
     sys.exit(cli_errors.run(main, REMEDIES))

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     """Run a script as `python SCRIPT ARGS…` does.
 
     Args:
-        arguments: The script's path, and what it is to find in `sys.argv` behind its own name.
+        arguments: The script's path, and what it should find in `sys.argv` after its own name.
 
     Raises:
         UserError: If there is no such script.

@@ -1,7 +1,7 @@
-"""Every private name of timm's that this package uses, each with the reason; nothing else imports one.
+"""Every private timm name that this package uses, each with the reason; no other module imports one.
 
-timm may change these in any release. tests/test_timm_private.py holds each to what is relied on here, and fails with
-"timm changed X". What timm 1.0.31 exports by a public name is taken from there.
+timm may change these in any release. tests/test_timm_private.py checks what we rely on, and fails with "timm changed
+X". What timm 1.0.31 exports under a public name is imported from there.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from timm.models._input import update_model_args as update_model_args
 def tags(name: str) -> dict[str, PretrainedCfg]:
     """An architecture's pretrained tags and their configs, the default first. They are timm's own: don't change them.
 
-    The public `get_arch_pretrained_cfgs` copies each deeply, which over all names costs as much time as the rest of
+    The public `get_arch_pretrained_cfgs` makes deep copies, which for all names take as much time as the rest of
     `import timm_wsms`.
 
     Args:

@@ -1,4 +1,4 @@
-"""What several rooms use: eval mode for a while, a model in float32, its cost, some of its maps, one-line errors."""
+"""What several rooms use: temporary eval mode, a model in float32, its cost, some of its maps, one-line errors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from timm_wsms.errors import UserError
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts `model` into eval mode without gradients, and every module back into the mode it was in.
+    """Puts `model` into eval mode without gradients, and afterwards every module back into the mode it was in.
 
-    Module by module, since `model.train(was_training)` would wake normalization layers that were frozen on purpose.
+    Module by module, since `model.train(was_training)` would unfreeze normalization layers that were frozen on purpose.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -31,7 +31,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 class InFloat32(nn.Module):
-    """A model that computes without mixed precision, also inside an autocast context."""
+    """A model that computes without mixed precision, even inside an autocast context."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -65,7 +65,7 @@ def multiplications(model: nn.Module, input_size: Sequence[int]) -> int:
 
 
 def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-    """Which of a backbone's maps `forward_intermediates` gives, as timm's models count them.
+    """Which of a backbone's maps `forward_intermediates` returns, as timm's models count them.
 
     Args:
         count: Number of maps.
@@ -85,7 +85,7 @@ def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[
 
 
 def shorten(error: BaseException) -> str:
-    """An error's message, or its class without one, in one line of at most 160 characters."""
+    """An error's message, or its class if it has none, in one line of at most 160 characters."""
     return textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" …")
 
 

@@ -2,8 +2,8 @@
 
     python hub/space/make_examples.py flowers --output outputs/demo
 
-Needs the package's `train` extra. What is taken is the first image of each class of the split that is evaluated,
-without a look at what any network says to it. Check that you may show the pictures before you publish them.
+Needs the package's `train` extra. It takes the first image of each class of the evaluation split, whatever the networks
+predict for it. Check that you may show the pictures before you publish them.
 """
 
 import argparse
@@ -24,8 +24,8 @@ def save_examples(options: Options, folder: Path) -> list[Path]:
     """Saves the first image of each class.
 
     Args:
-        options: Of which the data set, its configuration and its split count.
-        folder: Takes the pictures; it must have none.
+        options: The data set, its configuration and its split are used.
+        folder: Where the pictures go; it must be empty.
 
     Returns:
         One path per class that the split has images of.
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("data", help="a local folder or a Hub name")
     parser.add_argument("--config", help="the Hub data set's configuration, where it has several")
     parser.add_argument("--split", help="by default `test`, else a validation split")
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="this folder takes the pictures")
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder for the pictures")
     args = parser.parse_args()
     paths = save_examples(Options(data=args.data, config=args.config, split=args.split), args.output)
     print(f"{len(paths)} pictures in {args.output}")

@@ -250,7 +250,7 @@ def test_many_classes_are_in_the_files_and_the_worst_of_them_in_the_table():
     classes = [{"name": f"n{number}", "images": 10, "top1": float(number)} for number in range(50)]
     table = evaluate.class_table([{"per_class": classes[::-1]}]).splitlines()
     assert [line.split()[0] for line in table[2:22]] == [f"n{number}" for number in range(20)]
-    assert table[22].startswith("… and 30 classes more")
+    assert table[22].startswith("… and 30 more classes")
 
 
 def refused(capsys, *arguments: str) -> str:

@@ -86,7 +86,7 @@ def test_second_call_reads_what_the_first_found(everything, tmp_path, monkeypatc
         monkeypatch.setattr(object_size, name, lambda *_, **__: pytest.fail("computed again"))
     more = ["--factors", "[0.5,2]", "--stages", "--output", str(tmp_path)]
     assert run(tmp_path, *MODELS, *FEW, *more, cache=everything[0] / "cache") == everything[1]
-    assert "* a size that training has seen" in capsys.readouterr().out
+    assert "* a size seen in training" in capsys.readouterr().out
     for other in (["--border", "reflect"], ["--factors", "[0.5]"], ["--precision", "bf16"], ["--on_bad_image", "skip"]):
         AcceleratorState._reset_state(reset_partial_state=True)
         with pytest.raises(pytest.fail.Exception, match="computed again"):
@@ -127,7 +127,7 @@ def test_classes_in_another_order(everything, tmp_path):
         (["--limit", "0"], "--limit"),
         (["--seed", "-1"], "--seed is -1"),
         (["--stages", "--output", "x", "--heat_images", "[]"], "--heat_images is empty"),
-        (["--stages", "--output", "x", "--heat_images", "[24]"], "--heat_images 24 is no image of split 'test'"),
+        (["--stages", "--output", "x", "--heat_images", "[24]"], "--heat_images 24 is not in split 'test'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def test_what_is_not_there_is_said(columns, message):
 def test_no_other_column_takes_the_place_of_labels_that_are_no_classes(column, kind):
     """pandas makes floats of integers where one is missing; beside them a `number` may count the rows."""
     with pytest.raises(
-        UserError, match=rf"Column '{column}' holds {kind}, which are no classes; .* data\.label_column"
+        UserError, match=rf"Column '{column}' holds {kind}, which are not classes; .* data\.label_column"
     ):
         find_columns(table("img", column, "number", "text"), DataSettings())
     assert find_columns(table("img", column, "number", "text"), DataSettings(label_column="text")).label == "text"
@@ -105,7 +105,7 @@ def test_no_other_column_takes_the_place_of_labels_that_are_no_classes(column, k
 
 def test_numbers_of_rows_are_no_classes():
     rows = {"train": table(number=list(range(30))), "test": table(number=[0, 1])}
-    with pytest.raises(UserError, match=r"numbers up to 29 in 30 rows of split 'train'.*seem to be no classes"):
+    with pytest.raises(UserError, match=r"numbers up to 29 in 30 rows of split 'train'.*do not look like classes"):
         read_labels(rows, DataSettings(), "number")
     assert len(read_labels(rows, DataSettings(num_classes=30), "number")[1]) == 30
 

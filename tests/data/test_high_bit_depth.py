@@ -121,7 +121,7 @@ def test_dark_images_stay_dark_when_the_user_says_so():
 
 
 def test_color_of_sixteen_bits_that_would_be_black_is_refused():
-    with pytest.raises(BadImageError, match="color image of 16 bits a channel that does not use them all"):
+    with pytest.raises(BadImageError, match="color image of 16 bits per channel that does not use them all"):
         shades(color_png(4095))
     assert max(shades(color_png(4095), (0, 65535))) == 15
     with pytest.raises(BadImageError, match="convert it to 8 bits"):

@@ -77,14 +77,14 @@ def test_no_program_is_run_on_an_image(tmp_path, monkeypatch, way):
 def test_nothing_is_fetched_from_an_address_in_a_table(tmp_path, monkeypatch, path):
     for name in ("create_connection", "getaddrinfo", "socket"):
         monkeypatch.setattr(socket, name, lambda *_, **__: pytest.fail("a connection was made"))
-    assert "leads to another place than the Hub" in refused(decode, {"bytes": None, "path": path}, "train", 0)
+    assert "leads to a place other than the Hub" in refused(decode, {"bytes": None, "path": path}, "train", 0)
     rows = pa.Table.from_pylist([{"image": {"bytes": None, "path": path}, "label": 0}] * 2)
     features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
     stated = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     pa.parquet.write_table(rows.replace_schema_metadata(stated), tmp_path / "test.parquet")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    assert "leads to another place than the Hub" in refused(read, tmp_path)
+    assert "leads to a place other than the Hub" in refused(read, tmp_path)
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/tty", "pipe", "."])
@@ -92,7 +92,7 @@ def test_devices_and_pipes_are_not_read(tmp_path, path):
     os.mkfifo(tmp_path / "pipe")
     value = {"bytes": None, "path": str(tmp_path / path)}
     for call in (decode, check_head):
-        assert "it is no file, but a folder, a device or a pipe" in refused(call, value, "train", 0)
+        assert "it is not a file, but a folder, a device or a pipe" in refused(call, value, "train", 0)
 
 
 def test_pipes_in_an_image_folder_are_passed_over_or_named(folder):

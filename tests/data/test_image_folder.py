@@ -185,8 +185,8 @@ def test_stray_images_are_named(tmp_path):
     )
     assert passed_over(tmp_path) == {
         "in no class folder": ["train/stray.png"],
-        "images beside the folders of splits": ["preview.png"],
-        "folders beside those of splits": ["old (1 images)"],
+        "images next to the split folders": ["preview.png"],
+        "folders next to the split folders": ["old (1 images)"],
     }
 
 
@@ -201,11 +201,11 @@ def test_any_name_of_a_folder_is_read(tmp_path, name):
     ("files", "message"),
     [
         (["a.png", "b.png"], r"lie in no class folder \(a.png, b.png\).*split/class/image"),
-        (["photos/train/a/1.png", "photos/test/a/1.png"], "holds one folder, and that the splits; name .*photos"),
+        (["photos/train/a/1.png", "photos/test/a/1.png"], "holds one folder, which holds the splits; name .*photos"),
         (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png", "dog/test/2.png"], "splits are below the classes"),
         (
             ["train/cat/1.png", "train/dog/1.png", "lions/1.png"],
-            "'train' names a split .* but lions beside it.*test_split",
+            "'train' names a split .* but lions next to it.*test_split",
         ),
         (
             ["train/1.png", "val/1.png"],
@@ -272,7 +272,7 @@ def test_class_folders_count_unless_a_column_is_named(tmp_path):
     with pytest.raises(UserError, match=r"label_column 'colour': there is no such column .* breed"):
         load_split(DataSettings(str(tmp_path), test_split="train", label_column="colour"))
     (tmp_path / "metadata.csv").write_text("file_name,breed\ncat/gone.png,siam\n")
-    with pytest.raises(UserError, match=r"cat/gone.png stands in the metadata .* no image there"):
+    with pytest.raises(UserError, match=r"cat/gone.png is listed in the metadata .* not an image there"):
         load_split(DataSettings(str(tmp_path), test_split="train", label_column="breed"))
 
 

@@ -50,7 +50,7 @@ def test_a_part_of_rows_in_any_order_is_a_range_of_them():
     }.items():
         assert part(MIXED, parse_split(text)).tolist() == list(expected), text
     assert parse_split("train") == ("train", None, None, "train") and parse_split("a[b]").name == "a[b]"
-    with pytest.raises(UserError, match=r"'train\[:x%\]' is no part of a split"):
+    with pytest.raises(UserError, match=r"'train\[:x%\]' is not a part of a split"):
         parse_split("train[:x%]")
 
 

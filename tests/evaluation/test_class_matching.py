@@ -134,7 +134,7 @@ def test_accents_in_either_form_are_one_name():
 
 @pytest.mark.parametrize("label_names", [3, [None, "a", "b"], [["a"], ["b"], ["c"]], {"0": {}}, "abc"])
 def test_names_that_are_no_words_are_refused(label_names):
-    with pytest.raises(UserError, match="names its classes by something else than words"):
+    with pytest.raises(UserError, match="has class names that are not words"):
         match_classes(Ranks(label_names), ["a", "b", "c"], 3)
 
 

@@ -52,7 +52,7 @@ def test_runs_that_are_compared_differ_in_network_and_seed_alone(tmp_path):
     (tmp_path / "other" / "settings.yaml").write_text(
         yaml.safe_dump({"lr": 0.1, "model": "a", "data": {"source": "x"}})
     )
-    with pytest.raises(UserError, match="other was trained with another epochs and lr; compare like with like"):
+    with pytest.raises(UserError, match="other was trained with different epochs and lr; compare like with like"):
         check_alike(tmp_path / "one", tmp_path / "other")
 
 
@@ -106,15 +106,15 @@ def test_figures_that_are_missing_or_of_other_images_are_refused(tmp_path):
     resized = of_all(data_config={**config, "input_size": [3, 40, 40]})
     bad = {**whole, "models": [whole["models"][0], {**whole["models"][1], "left_out": 1}]}
     for content, words in (
-        (evaluation_of(**{ours.name: 71.25}), f"has no figures of {plain}; evaluate it"),
+        (evaluation_of(**{ours.name: 71.25}), f"has no figures for {plain}; evaluate it"),
         (fewer, "evaluate all on the same images"),
         (bad, "evaluate all on the same images"),
         ({**whole, "limit": 3925}, "evaluate all on the same images"),
         (resized, "resnet20_cifar10 was evaluated at another image size; leave out --input_size"),
-        (of_all(data_config={**config, "crop_pct": 0.5}), "was evaluated with another crop_pct; leave that out"),
-        (of_all(model_kwargs={"pyramid": [1]}), "was evaluated with another model_kwargs; leave that out"),
-        ({**whole, "precision": "bf16"}, "was evaluated with another precision; leave that out"),
-        ({**whole, "data": "somewhere/mnist"}, "figures of mnist, but .* was trained on cifar10; evaluate it on that"),
+        (of_all(data_config={**config, "crop_pct": 0.5}), "was evaluated with different crop_pct; leave that out"),
+        (of_all(model_kwargs={"pyramid": [1]}), "was evaluated with different model_kwargs; leave that out"),
+        ({**whole, "precision": "bf16"}, "was evaluated with different precision; leave that out"),
+        ({**whole, "data": "somewhere/mnist"}, "figures for mnist, but .* was trained on cifar10; evaluate it on that"),
         ({"models": 3}, "test.json does not hold what it should"),
     ):
         file.write_text(json.dumps(content))

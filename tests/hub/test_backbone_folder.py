@@ -135,7 +135,7 @@ def test_from_the_hub(folder, hub, client, tmp_path):
     words = "plain timm has no resnet20_cifar"
     assert words in refused(publish(client, "--as-backbone", folder=ROOT / "hub/models/wsms_resnet20_sizes_cifar10"))
     assert "leave it out" in refused(publish(client, "--data", "digits", folder=folder))
-    assert "can have no tags of its own" in refused(publish(client, "--as-backbone", "--register", "x", folder=folder))
+    assert "cannot have tags of its own" in refused(publish(client, "--as-backbone", "--register", "x", folder=folder))
 
 
 def test_what_is_in_the_folder(folder):

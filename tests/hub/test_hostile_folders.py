@@ -136,7 +136,7 @@ def test_a_card_links_to_the_hub_only(folder, name):
     settings = yaml.safe_load((folder / "settings.yaml").read_text())
     settings |= {"model": name, "model_kwargs": {"pretrained": True}}
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
-    assert "is no name on the Hub" in refused(card.render, folder)
+    assert "is not a name on the Hub" in refused(card.render, folder)
 
 
 def test_what_lies_in_a_repo_is_shown_whatever_it_is(tmp_path):

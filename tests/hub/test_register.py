@@ -20,7 +20,7 @@ from timm_wsms.training.checkpoint_folder import reference_tensors
     ("name", "change", "tag", "words"),
     [
         ("wsms_resnet20_cifar10", {}, "CIFAR.10", "a tag consists of small letters, digits and underscores"),
-        ("resnet20_cifar10", {}, "cifar10", "resnet20_cifar can have no tags of its own"),
+        ("resnet20_cifar10", {}, "cifar10", "resnet20_cifar cannot have tags of its own"),
         ("wsms_resnet20_cifar10", {"stages": 2}, "cifar10", "has arguments other than the defaults of"),
         ("wsms_resnet20_cifar10", {"global_pool": "max"}, "cifar10", "has arguments other than the defaults of"),
     ],

@@ -126,7 +126,7 @@ def another_top5(folder):
     ("spoil", "words"),
     [
         (pickled, "weights.pth is pickled, and pickles are not published; move it out"),
-        (stray, ".env is no part of a model; move it out"),
+        (stray, ".env is not part of a model; move it out"),
         (missing, "has no test/tensors.safetensors"),
         (of_another_run, "is from another run than settings.yaml and metrics.jsonl beside it"),
         (without_run, "does not say which run it is from"),
@@ -259,5 +259,5 @@ def test_add_model(tmp_path, folder):
 
     settings = yaml.safe_load((other / "settings.yaml").read_text())
     (other / "settings.yaml").write_text(yaml.safe_dump({**settings, "epochs": 9, "seed": 3}))
-    with pytest.raises(UserError, match=r"was trained with another epochs; compare like with like"):
+    with pytest.raises(UserError, match=r"was trained with different epochs; compare like with like"):
         add_model(folder, target, other)

@@ -178,7 +178,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"there is no .*calibrate"):
         Cascade.from_folder(tmp_path, model)
     Cascade(network("three"), 0.5).save(tmp_path)
-    with pytest.raises(UserError, match=r"of a pyramid of .0\.6, 1\.0, 1\.5"):
+    with pytest.raises(UserError, match=r"for a pyramid of .0\.6, 1\.0, 1\.5"):
         Cascade.from_folder(tmp_path, model)
     values = json.loads((tmp_path / "cascade.json").read_text())
     for text in ("{", "[]", "{}", "3"):
@@ -186,7 +186,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         with pytest.raises(UserError, match="is not a cascade's file"):
             Cascade.from_folder(tmp_path, model)
     (tmp_path / "cascade.json").write_text(json.dumps({**values, "confidence": 0.5, "temperatures": 1}))
-    with pytest.raises(UserError, match=r"of a pyramid of .0\.6, 1\.0, 1\.5"):
+    with pytest.raises(UserError, match=r"for a pyramid of .0\.6, 1\.0, 1\.5"):
         Cascade.from_folder(tmp_path, model)
 
 

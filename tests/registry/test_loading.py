@@ -288,7 +288,7 @@ def test_a_file_beside_the_config_of_another_architecture_is_told(tmp_path, capl
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architecture": "tf_test_resnet"}))
     start("wsms_test_resnet", overlay)
-    said = f"{overlay['file']}: config.json beside it says that it is of tf_test_resnet, not of wsms_test_resnet"
+    said = f"{overlay['file']}: config.json beside it says that it is for tf_test_resnet, not for wsms_test_resnet"
     assert ("WARNING", said) in lines(caplog)
     (tmp_path / "config.json").write_text("[")  # anything
     start("wsms_test_resnet", overlay)

@@ -129,7 +129,7 @@ def test_uploads(page, tmp_path):
     (tmp_path / "damaged.jpg").write_bytes((tmp_path / "damaged.jpg").read_bytes()[:3000])
     (tmp_path / "text.png").write_text("dear diary")
     Image.new("L", (10_000, 5_000)).save(tmp_path / "large.png")
-    for name, words in (("text.png", "is no picture"), ("damaged.jpg", "damaged"), ("large.png", "50 megapixels")):
+    for name, words in (("text.png", "is not a picture"), ("damaged.jpg", "damaged"), ("large.png", "50 megapixels")):
         upload(page, tmp_path / name)
         wait(lambda words=words: words in text(page, "#message"))
         assert find(page, "#picture img").get_attribute("src") == example

@@ -84,7 +84,7 @@ def test_examples_of_ones_own(monkeypatch, tmp_path):
     (tmp_path / "notes.txt").touch()
     assert [path.name for path in find_examples()] == ["a.png", "b.JPG", "c.webp"]
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(UserError, match=f"{tmp_path}/a.png: This file is no picture"):
+    with pytest.raises(UserError, match=f"{tmp_path}/a.png: This file is not a picture"):
         find_examples()
 
 

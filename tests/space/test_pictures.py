@@ -71,10 +71,10 @@ def png_header(width, height):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"dear diary", "no picture"),
-        (b"", "no picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
+        (b"dear diary", "not a picture"),
+        (b"", "not a picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
         # without a pixel in the file: the size is looked at before anything is decoded
         (png_header(10_000, 5_000), "50 megapixels, 25 at most"),
         (png_header(10_000, 10_000), "100 megapixels"),  # Pillow would warn
@@ -96,5 +96,5 @@ def test_damaged(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = save(tmp_path, Image.fromarray(noise), name)
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=r"damaged|no picture"):
+    with pytest.raises(UserError, match=r"damaged|not a picture"):
         open_picture(path)

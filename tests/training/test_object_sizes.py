@@ -86,7 +86,7 @@ def test_a_run_ends_with_the_size_curve_of_all_models(folder, tmp_path, capsys, 
     (pair,) = [one for one in found["comparisons"] if (one["first"], one["second"]) == (*names,)[:2]]
     plain, ours = (np.array(top1[name]) for name in (*names,)[:2])
     assert pair["area_difference"] == pytest.approx(area_weights(SIZES) @ (ours - plain))
-    assert found["trained_sizes"] == [0.5, 1.0] and "* a size that training has seen" in printed
+    assert found["trained_sizes"] == [0.5, 1.0] and "* a size seen in training" in printed
     assert (output / "object_sizes.png").read_bytes().startswith(b"\x89PNG")
 
     for part, shown in (("model", [*names][:2]), ("model_backbone", [*names])):

@@ -2,7 +2,7 @@
 
 Where ResNet's bottleneck has a 3×3 convolution of stride 2, these have one of stride 1, BN, ReLU and 2×2 average
 pooling; the shortcut is 2×2 average pooling, then a 1×1 convolution of stride 1 and BN. (Fig. 8 draws the shortcut's
-pooling behind its convolution; the two commute, and this order costs a quarter.) The stem stays as it is.
+pooling after its convolution; the two commute, and this order costs a quarter.) The stem stays as it is.
 """
 
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ class AvgPoolResNet(ResNet):
     """timm's ResNet with average pooling instead of strides.
 
     Args:
-        layers: Bottleneck blocks a level.
+        layers: Bottleneck blocks per level.
         zero_init_last: Start every residual branch at zero; off, as in the paper's training.
         **kwargs: See timm's `ResNet`.
     """

@@ -58,8 +58,8 @@ class CifarDenseNet(SequentialBackbone):
     """DenseNet for small images.
 
     Args:
-        growth_rate: New channels a layer, k.
-        depth: 3 n + 4 layers with parameters, n layers a dense block.
+        growth_rate: New channels per layer, k.
+        depth: 3 n + 4 layers with parameters, n layers per dense block.
         in_chans: Channels of the image.
         **kwargs: See `SequentialBackbone`.
     """
@@ -88,7 +88,7 @@ class CifarDenseNet(SequentialBackbone):
             if block < 3:
                 features[f"transition{block}"] = transition(channels, **dd)
         features["norm"] = BatchNormAct2d(channels, **dd)
-        info[-1]["module"] = "features.norm"  # as timm's DenseNet: the last map is taken behind the norm
+        info[-1]["module"] = "features.norm"  # as timm's DenseNet: the last map is taken after the norm
         super().__init__(nn.Sequential(features), info, in_chans=in_chans, **kwargs)
 
 
@@ -108,5 +108,5 @@ def densenet100_k24_cifar(pretrained: bool = False, **kwargs: Any) -> CifarDense
 
 @register_model
 def densenet100_k26_cifar(pretrained: bool = False, **kwargs: Any) -> CifarDenseNet:
-    """DenseNet-100 with growth rate 26: the paper's comparison of equal parameters (Table 1)."""
+    """DenseNet-100 with growth rate 26: the paper's comparison at equal parameters (Table 1)."""
     return _build("densenet100_k26_cifar", pretrained, growth_rate=26, **kwargs)

@@ -47,7 +47,7 @@ class CifarResNet(SequentialBackbone):
     """ResNet for small images.
 
     Args:
-        depth: 6 n + 2 layers with parameters, n blocks a level.
+        depth: 6 n + 2 layers with parameters, n blocks per level.
         in_chans: Channels of the image.
         **kwargs: See `SequentialBackbone`.
     """

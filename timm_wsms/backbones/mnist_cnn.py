@@ -25,18 +25,19 @@ POOLED = 2  # rows and columns of the pooled map
 class MnistCnn(SequentialBackbone):
     """CNN for digits.
 
-    Their last pooling has windows of a fixed size and leaves out the map's last row and column; this one covers it.
+    The original's last pooling has windows of a fixed size and leaves out the map's last row and column; this one
+    covers it.
 
     Args:
-        channels: Of the three convolutions.
+        channels: Channels of the three convolutions.
         hidden_size: Units of the hidden layer.
         in_chans: Channels of the image.
         global_pool: "max" or "avg", to 2×2 pixels; "" for none, and then no hidden layer either.
-        drop_rate: Dropout probability behind the hidden layer.
+        drop_rate: Dropout probability after the hidden layer.
         **kwargs: See `SequentialBackbone`.
     """
 
-    wsms_defaults: ClassVar = {}  # no network of the WSMS paper's: as for timm's backbones
+    wsms_defaults: ClassVar = {}  # not one of the WSMS paper's networks: as for timm's backbones
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ class SequentialBackbone(nn.Module):
 
     Args:
         features: The layers, from the image (B, in_chans, H, W) to the last map (B, C, h, w).
-        feature_info: One entry a level: `num_chs`, `reduction`, and `module` = ``features.<name of its last layer>``.
+        feature_info: One entry per level: `num_chs`, `reduction`, and `module` = ``features.<name of its last layer>``.
         num_classes: Size of the classifier; 0 for none.
         in_chans: Channels of the image.
         global_pool: timm's pooling type; ``""`` for none.
@@ -96,7 +96,7 @@ class SequentialBackbone(nn.Module):
         """Regular expressions for timm's layer-wise grouping of parameters."""
         blocks: list[tuple[str, Any]] = [
             (r"^features\.[a-z]+(\d+)\.(?:layer)?(\d+)\.", None),
-            (r"^features\.transition(\d+)", (99999,)),  # behind the layers of the block of its number
+            (r"^features\.transition(\d+)", (99999,)),  # after the layers of the block with its number
         ]
         if coarse:
             blocks = [(r"^features\.[a-z]+(\d+)", None)]
@@ -149,7 +149,7 @@ class SequentialBackbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the layers behind the deepest of the chosen levels, and the classifier."""
+        """Remove the layers after the deepest of the chosen levels, and the classifier."""
         ends = self.feature_ends
         take, last = take_indices(len(ends), indices)
         ends_early = last < len(ends) - 1

@@ -20,7 +20,7 @@ class BatchAugmentation:
     With `augmentation: timm`, scale jitter is part of the crop of each image, see `ScaleJitterCrop`.
 
     Args:
-        settings: of which these two and `scale_border` count.
+        settings: these two and `scale_border` are used.
 
     Raises:
         UserError: if the sizes of `scale_jitter` cannot be used.
@@ -55,7 +55,7 @@ def check_scale_jitter(settings: DataSettings) -> tuple[float, float] | None:
     """The smallest and the largest size of `scale_jitter`.
 
     Raises:
-        UserError: if they are no sizes.
+        UserError: if they are not valid sizes.
     """
     if settings.scale_jitter is None:
         return None

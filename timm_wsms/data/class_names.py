@@ -15,7 +15,7 @@ def in_order(names: Collection[str], numbers: bool = True) -> list[str]:
 
     Args:
         names: each once.
-        numbers: whether names that are whole numbers, all of them, are sorted as such.
+        numbers: whether to sort names as numbers if all of them are whole numbers.
     """
     whole = numbers and all(name.isdecimal() for name in names)
     return sorted(names, key=lambda name: (int(name) if whole else 0, name))

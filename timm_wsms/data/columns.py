@@ -29,10 +29,10 @@ def find_columns(table: "datasets.Dataset", settings: DataSettings) -> Columns:
 
     Args:
         table: a split.
-        settings: of which `image_column` and `label_column` count.
+        settings: `image_column` and `label_column` are used.
 
     Raises:
-        UserError: if there is no such column, or several; with the columns there are.
+        UserError: if there is no such column, or several; lists the columns.
     """
     import datasets
 
@@ -46,7 +46,7 @@ def find_columns(table: "datasets.Dataset", settings: DataSettings) -> Columns:
     unfit = [name for name in features if name.casefold() in LABEL_NAMES and name not in classes + usual + images]
     if unfit and not classes and not usual and settings.label_column is None:  # no other column is meant then
         raise UserError(
-            f"Column {unfit[0]!r} holds {_describe(features[unfit[0]])}, which are no classes; make them integers or"
+            f"Column {unfit[0]!r} holds {_describe(features[unfit[0]])}, which are not classes; make them integers or"
             f" words, or name another {settings.option('label_column')}."
         )
     what = "class labels, integers or words"
@@ -63,7 +63,7 @@ def _is_value(feature: Any, *types: str) -> bool:
 
 
 def _holds_files(feature: Any) -> bool:
-    """Whether a column may hold image files as bytes: plain, or as `bytes` beside a `path`."""
+    """Whether a column may hold image files as bytes: plain, or as `bytes` next to a `path`."""
     return _is_value(feature, "binary", "large_binary") or (isinstance(feature, dict) and "bytes" in feature)
 
 
@@ -93,13 +93,13 @@ def _describe(feature: Any) -> str:
 
 
 def bad_label(row: str, label: int, column: str, class_names: list[str]) -> str:
-    """The message about a row whose label is none of the classes.
+    """The message about a row whose label is not one of the classes.
 
     Args:
         row: which row of which split.
         label: what it has.
         column: where.
-        class_names: of the classes.
+        class_names: names of the classes.
     """
     if label < 0:
         return f"Row {row} has no label in {column!r}; set another split, or label it."
@@ -119,9 +119,9 @@ def read_labels(
 
     Args:
         tables: the splits by name; all have the column.
-        settings: of which `num_classes` counts.
+        settings: `num_classes` is used.
         column: the column of labels.
-        stored: the class names of splits whose files have an order of their own.
+        stored: the class names of splits whose files have their own order.
 
     Returns:
         labels: int64 (n,) per split.
@@ -159,10 +159,10 @@ def read_labels(
 
 
 def check_count(class_names: list[str], settings: DataSettings) -> None:
-    """Refuses a number of classes in the settings that is not the data's.
+    """Refuses a `num_classes` in the settings that differs from the data's.
 
     Raises:
-        UserError: it is not.
+        UserError: it differs.
     """
     if settings.num_classes not in (None, len(class_names)):
         raise UserError(
@@ -178,7 +178,7 @@ def merge_names(of_splits: dict[str, list[str]]) -> tuple[list[str], dict[str, n
         of_splits: each split's class names, in the order of its labels; the first split's order stays.
 
     Returns:
-        class_names: of all splits, in Unicode's form NFC.
+        class_names: names of all splits' classes, in Unicode's form NFC.
         numbers: per split, the class of each of its labels, int64 (its classes,).
 
     Raises:
@@ -211,8 +211,8 @@ def _number_names(labels: dict[str, np.ndarray], settings: DataSettings, column:
     distinct = max(len(np.unique(values)) for values in labels.values())
     if settings.num_classes is None and (count > rows or distinct > max(rows // 2, MOST_IN_FEW)):  # numbers of rows?
         raise UserError(
-            f"Column {column!r} has numbers up to {count - 1} in {rows} rows of split {name!r}: these seem to be no"
-            f" classes counted from 0; set {settings.option('label_column')} to another, or say"
+            f"Column {column!r} has numbers up to {count - 1} in {rows} rows of split {name!r}: these do not look"
+            f" like classes counted from 0; set {settings.option('label_column')} to another, or say"
             f" {settings.option('num_classes')}."
         )
     return [str(label) for label in range(count)]

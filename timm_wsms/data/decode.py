@@ -28,7 +28,7 @@ from timm_wsms.foreign import printable
 if TYPE_CHECKING:
     import datasets
 
-ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")  # that `datasets` reads images in
+ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")  # that `datasets` reads images from
 
 
 class BadImageError(Exception):
@@ -74,10 +74,10 @@ def decode(
 def decode_cropped(
     value: dict[str, Any], split: str, row: int, crop: JpegCrop, value_range: ValueRange | None = None
 ) -> np.ndarray:
-    """Decodes a crop of one image, and of a JPEG no more than the crop needs.
+    """Decodes a crop of one image; of a JPEG, no more than the crop needs.
 
     Args:
-        value: as for `decode`, as are the others and the errors.
+        value: as for `decode`; so are the other arguments and the errors.
         split: name of the split.
         row: number of the row.
         crop: what to take of the image.
@@ -116,13 +116,13 @@ def _file(value: dict[str, Any]) -> bytes:
 
 
 def _check_regular(path: str) -> None:
-    """Refuses what a pipe or a device would give, which may never end."""
+    """Refuses pipes and devices, whose content may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("it is no file, but a folder, a device or a pipe")
+        raise ValueError("it is not a file, but a folder, a device or a pipe")
 
 
 def _fetched(path: str) -> bytes:
-    """A file in an archive, or on the Hub. Rows may be a stranger's, and nothing is fetched from addresses in them."""
+    """A file in an archive, or on the Hub. Rows may come from strangers, so no other address is fetched."""
     import datasets
     import pyarrow as pa
 
@@ -130,7 +130,7 @@ def _fetched(path: str) -> bytes:
     hub = ("hf://", f"{datasets.config.HF_ENDPOINT}/datasets/")
     inside = all(part.partition("://")[0] in ARCHIVES for part in archives)
     if not inside or ("://" in place and not place.startswith(hub)):
-        raise ValueError("its path leads to another place than the Hub, from which nothing is fetched")
+        raise ValueError("its path leads to a place other than the Hub, from which nothing is fetched")
     feature = datasets.Image()
     stored = pa.array([{"bytes": None, "path": path}], feature.pa_type)
     return feature.embed_storage(stored)[0]["bytes"].as_py()
@@ -145,7 +145,7 @@ def open_head(value: Mapping[str, Any]) -> Image.Image:
 
 
 def check_head(value: dict[str, Any], split: str, row: int) -> None:
-    """Looks whether something is an image, without decoding its pixels; arguments and errors as for `decode`."""
+    """Checks whether something is an image, without decoding its pixels; arguments and errors as for `decode`."""
     with _naming(value, split, row):
         open_head(value).close()
 
@@ -159,7 +159,7 @@ def _naming(value: dict[str, Any] | None, split: str, row: int) -> Iterator[None
         raise
     except UnknownRangeError as error:
         raise BadImageError(f"Row {row} of split {split!r}{_place(value)}: {error}.") from error
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow's readers may raise anything on a damaged file
         reason = printable(" ".join(f"{type(error).__name__}: {error}".split()))
         raise BadImageError(f"Row {row} of split {split!r}{_place(value)} cannot be decoded ({reason}).") from error
 

@@ -52,11 +52,11 @@ def load_digits(seed: int, train_sizes: tuple[int, int] = (SMALLEST, CANVAS)) ->
     digit is shown seven times, at 8, 12, … 32 pixels, always in the middle, so that nothing but its size differs.
 
     Args:
-        seed: of the split, the sizes and the places.
+        seed: seed of the split, the sizes and the places.
         train_sizes: smallest and largest side of a training digit in pixels, from 8 to 32.
 
     Returns:
-        (train, test), 1,437 and 2,520 canvases; a digit's seven test sizes stand one after another.
+        (train, test), 1,437 and 2,520 canvases; a digit's seven test sizes follow one another.
     """
     from sklearn import datasets, model_selection  # here, since importing it takes a second
 

@@ -1,4 +1,4 @@
-"""Labels that stand in a table beside the images of a folder, `metadata.csv` or `metadata.jsonl`."""
+"""Labels in a table next to the images of a folder, `metadata.csv` or `metadata.jsonl`."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def _below(path: Path, folder: Path) -> Path:
-    """A path as it is seen from a folder, which it may not be in."""
+    """A path relative to a folder, which it may not be in."""
     return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
@@ -67,7 +67,7 @@ def label_column(rows: Rows, settings: DataSettings, *, flat: bool) -> str | Non
 
     Args:
         rows: from `read`.
-        settings: of which `label_column` counts.
+        settings: `label_column` is used.
         flat: there are no class folders.
 
     Raises:
@@ -80,7 +80,7 @@ def label_column(rows: Rows, settings: DataSettings, *, flat: bool) -> str | Non
             return named
         if flat or named != "label":  # what the classes of folders are called
             there = ", ".join(columns) or "there is no metadata.csv"
-            raise UserError(f"{option} {named!r}: there is no such column beside the images; the columns are: {there}.")
+            raise UserError(f"{option} {named!r}: there is no such column in the metadata; the columns are: {there}.")
         return None
     if not flat:
         return None
@@ -100,7 +100,7 @@ def label(split: "FolderSplit", files: list[Path], rows: Rows, column: str, top:
     for path in rows:
         if path not in images:
             raise UserError(
-                f"{_below(path, root)} stands in the metadata of {top}, but is no image there; remove the row."
+                f"{_below(path, root)} is listed in the metadata of {top}, but is not an image there; remove the row."
             )
     for path in files:
         value = rows.get(path, {}).get(column)

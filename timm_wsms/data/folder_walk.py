@@ -10,7 +10,7 @@ from PIL import Image
 
 from timm_wsms.errors import UserError
 
-# Pillow tells these formats, and cannot decode them itself: for EPS it would run Ghostscript on the file.
+# Pillow recognizes these formats but cannot decode them itself: for EPS it would run Ghostscript on the file.
 NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 JUNK = {".git", ".ipynb_checkpoints", ".thumbnails", ".cache", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"}
 DEEPEST = 100  # folders in folders
@@ -21,7 +21,7 @@ def walk(folder: Path, above: tuple[tuple[Id, Path], ...] = ()) -> Iterator[tupl
     """Every file below a folder, with its device and inode; links are followed."""
     here = identity_of(folder)
     if len(above) > DEEPEST:
-        raise UserError(f"{above[0][1]} holds folders more than {DEEPEST} levels deep; move what is to be read up.")
+        raise UserError(f"{above[0][1]} holds folders more than {DEEPEST} levels deep; move the images up.")
     for identity, path in above:
         if identity == here:
             raise UserError(f"{folder} is a link that leads back to {path}, a folder above it; remove the link.")
@@ -42,7 +42,7 @@ def walk(folder: Path, above: tuple[tuple[Id, Path], ...] = ()) -> Iterator[tupl
 
 
 def identity_of(folder: Path) -> Id:
-    """What tells a folder from every other, by whatever path it is reached."""
+    """What identifies a folder, whatever path leads to it."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
@@ -72,11 +72,11 @@ def suffixes() -> frozenset[str]:
 
 
 def open_image(file: str | Path | IO[bytes]) -> Image.Image:
-    """Pillow's `Image.open`, with the formats alone that Pillow decodes itself, whatever the file is called.
+    """Pillow's `Image.open`, limited to the formats that Pillow decodes itself, whatever the file is called.
 
     Raises:
         ValueError: The image is too large.
-        Exception: Whatever Pillow raises if it is no image.
+        Exception: Whatever Pillow raises if it is not an image.
     """
     Image.init()
     image = Image.open(file, formats=[kind for kind in Image.ID if kind not in NO_PIXELS])
@@ -90,7 +90,7 @@ def open_image(file: str | Path | IO[bytes]) -> Image.Image:
 
 
 def why_no_image(path: Path) -> str | None:
-    """Why a file is passed over; None if it is an image, by its name, or else by what it holds."""
+    """Why a file is passed over; None if it is an image, judged by its name, or else by its content."""
     if path.is_symlink() and not path.exists():
         return "links that lead nowhere"
     if path.name in JUNK:
@@ -102,5 +102,5 @@ def why_no_image(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
             return f"{image.format} files, which Pillow does not decode" if image.format in NO_PIXELS else None
-    except Exception:  # Pillow's readers raise whatever a file leads them to
+    except Exception:  # Pillow's readers may raise anything
         return f"files that Pillow does not read ({path.suffix.lower() or 'no suffix'})"

@@ -1,7 +1,7 @@
-"""Images of more than 8 bits a channel, brought to 8 bits by the range of values that their files say they have.
+"""Images of more than 8 bits per channel, scaled to 8 bits by the range of values that their files state.
 
 Pillow keeps them in the modes `I;16`, `I` and `F`, and clips them when it converts them: a picture of floats from 0 to
-1 comes out black. Color images of 16 bits a channel it reads as their upper 8 bits.
+1 comes out black. Of color images of 16 bits per channel it reads the upper 8 bits.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ ValueRange = tuple[float, float]  # the values of black and white
 BITS, PHOTOMETRIC, RANGES = 258, 262, ((340, 341), (280, 281))
 WHITE_IS_ZERO = 0
 BLOCK = 2**20  # pixels that are scaled at a time
-DARK = 1 / 16  # a 16-bit image whose brightest value is below this part of white holds 12 bits or fewer, more likely
+DARK = 1 / 16  # a 16-bit image whose brightest value is below this part of white more likely holds 12 bits or fewer
 
 
 class UnknownRangeError(ValueError):
@@ -36,12 +36,12 @@ class Values(NamedTuple):
 
 
 def has_more_bits(image: Image.Image) -> bool:
-    """Whether Pillow keeps an image in more than 8 bits a channel."""
+    """Whether Pillow keeps an image in more than 8 bits per channel."""
     return image.mode == "F" or image.mode.startswith("I")
 
 
 def keeps_upper_bits(image: Image.Image) -> bool:
-    """Whether Pillow is going to read 16 bits a channel as the upper 8; asked before the pixels are loaded."""
+    """Whether Pillow will read 16 bits per channel as the upper 8; to be called before the pixels are loaded."""
     return not has_more_bits(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
@@ -49,11 +49,11 @@ def values_of(image: Image.Image, given: ValueRange | None) -> Values:
     """The values of black and white, as the user or the file says.
 
     Args:
-        image: with more bits, opened from a file.
-        given: what the user says; it comes first.
+        image: with more than 8 bits, opened from a file.
+        given: what the user says; it takes precedence.
 
     Raises:
-        UnknownRangeError: nobody says it.
+        UnknownRangeError: neither does.
     """
     if given is not None:
         return Values(*given, certain=True)
@@ -71,7 +71,7 @@ def values_of(image: Image.Image, given: ValueRange | None) -> Values:
         found = 0.0, 1.0
     if found is None:
         raise UnknownRangeError(
-            f"it holds {image.mode} numbers of 32 bits and does not say which are black and white; say it with"
+            f"it holds {image.mode} numbers of 32 bits and does not say which are black and white; set"
             " value_range, such as [0, 255]"
         )
     inverted = image.format == "TIFF" and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
@@ -82,14 +82,14 @@ def to_eight_bits(image: Image.Image, values: Values) -> Image.Image:
     """Scales an image's values, black to 0 and white to 255.
 
     Args:
-        image: of mode `I;16…`, `I` or `F`.
+        image: an image of mode `I;16…`, `I` or `F`.
         values: from `values_of`.
 
     Returns:
         The image in mode `L`.
 
     Raises:
-        UnknownRangeError: its values cannot be meant so.
+        UnknownRangeError: its values do not fit them.
     """
     pixels = np.asarray(image)  # (H, W)
     least, most = float(pixels.min()), float(pixels.max())
@@ -110,27 +110,27 @@ def to_eight_bits(image: Image.Image, values: Values) -> Image.Image:
             )
     result = np.empty(pixels.shape, np.uint8)
     step = max(1, BLOCK // pixels.shape[1])
-    for top in range(0, len(pixels), step):  # in float64, of which a large image would take a GB and more
+    for top in range(0, len(pixels), step):  # in float64, as which a large image would take over a GB
         scaled = (pixels[top : top + step].astype(np.float64) - values.black) / (values.white - values.black) * 255
         result[top : top + step] = scaled.round().clip(0, 255)
     return Image.fromarray(result)
 
 
 def check_upper_bits(image: Image.Image, given: ValueRange | None) -> None:
-    """Refuses a color image of which Pillow has read the upper bits alone, if these are not what is to be seen.
+    """Refuses a color image of which Pillow has read only the upper bits, if these do not show it.
 
     Args:
         image: for which `keeps_upper_bits` held; its pixels are loaded.
-        given: what the user says of black and white.
+        given: what the user says about black and white.
 
     Raises:
-        UnknownRangeError: its upper bits are nearly black, or the user says that the range is another.
+        UnknownRangeError: its upper bits are nearly black, or the user gives another range.
     """
     bands = image.convert("RGB").getextrema()
     most = max(high for _, high in bands)  # type: ignore[misc]
     if (given is not None and tuple(given) != (0, 65535)) or (given is None and 0 < most < DARK * 256):
         raise UnknownRangeError(
-            "it is a color image of 16 bits a channel that does not use them all; convert it to 8 bits"
+            "it is a color image of 16 bits per channel that does not use them all; convert it to 8 bits"
         )
 
 

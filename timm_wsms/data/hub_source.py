@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class NoSuchSplitError(UserError):
-    """There is no split of the name that is asked for."""
+    """There is no split of the requested name."""
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Source:
     Attributes:
         splits: a `datasets.Dataset` for each split's name, or a `datasets.IterableDataset`.
         columns: those of an image folder; otherwise they have to be found.
-        sizes: number of images of the splits of an image folder, which is known though it is a stream.
-        class_names: split → column → names, where the files of a split have an order of their own.
+        sizes: number of images of the splits of an image folder, known even if it is streamed.
+        class_names: split → column → names, where the files of a split have their own order.
         passed_over: split → why files were left out → their paths; those of no split under "".
         remarks: what a user should know.
     """
@@ -57,7 +57,7 @@ class Source:
         return {split: names[column] for split, names in self.class_names.items() if column in names}
 
     def unused(self, used: Collection[str]) -> list[str]:
-        """Remarks about what divides the images and nothing reads: splits of the same meaning as used ones, columns."""
+        """Remarks about what is not used: splits with the same meaning as used ones, columns that divide the images."""
         found = others_like(used, self.splits)
         for split in used if self.columns is None else ():
             table = self.splits[split]
@@ -72,7 +72,7 @@ def open_source(settings: DataSettings) -> Source:
     """Opens all splits of a local folder, or of a data set on the Hub.
 
     Args:
-        settings: of which `source`, `config`, `streaming`, the names of splits and `label_column` count.
+        settings: `source`, `config`, `streaming`, the names of splits and `label_column` are used.
 
     Raises:
         UserError: if there is no such folder or data set, it cannot be read, or the Hub cannot be reached.
@@ -92,7 +92,7 @@ def open_source(settings: DataSettings) -> Source:
         return _open_with_datasets(folder if local else None, settings)
     except (MemoryError, UserError):
         raise
-    except Exception as error:  # the many readers and the network raise many things, all about this source
+    except Exception as error:  # the readers and the network may raise anything, all about this source
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
         reason = one_line(cause or error)
         if local:
@@ -157,7 +157,7 @@ def _hub_remedy(settings: DataSettings, error: Exception) -> str:
             f" (python -c \"import datasets; datasets.load_dataset('{source}')\"), copy its HF_HOME here and set"
             f" HF_HUB_OFFLINE=1{offline}; or name a local folder."
         )
-    if "is a gated dataset" in str(error):  # `datasets` tells by nothing else
+    if "is a gated dataset" in str(error):  # the only sign that `datasets` gives
         page = f"https://huggingface.co/datasets/{source}"
         if get_token() is None:
             return f"{source!r} is gated: accept its terms at {page}, then log in (hf auth login, or set HF_TOKEN)."
@@ -179,11 +179,11 @@ def pick_split(splits: dict[str, T], settings: DataSettings, setting: str) -> st
 
     Args:
         splits: by name.
-        settings: of which this one counts.
+        settings: `setting` is used.
         setting: `train_split` or `test_split`.
 
     Raises:
-        UserError: if there is none of that name, with the names there are.
+        UserError: if there is none of that name; lists the names.
     """
     wanted = parse_split(getattr(settings, setting)).name
     found = find_split(wanted, splits)

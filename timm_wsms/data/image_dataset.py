@@ -23,13 +23,13 @@ SEMAPHORES = 4  # for each queue of a worker, and for the one that all of them s
 class TransformedImages(torch.utils.data.Dataset):
     """Maps (epoch, choice, index) to (index, transformed image), or to (index, what is wrong with the image).
 
-    Of a stream, the key is (epoch, choice, index, undecoded image). An image is uint8 (C, H, W).
+    For a stream, the key is (epoch, choice, index, undecoded image). An image is uint8 (C, H, W).
 
     Args:
         split: where the images come from.
         transforms: each from a PIL image to uint8 (C, H, W); the choice is the number of one of them.
         channels: 3 for images in RGB, 1 for gray ones.
-        seed: with the epoch and the index, of what the transform draws.
+        seed: with the epoch and the index, seeds what the transform draws.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TransformedImages(torch.utils.data.Dataset):
         self.takes_pixels = all(takes_pixels(transform) for _, transform in self.steps)
 
     def __getitems__(self, keys: list[tuple[Any, ...]]) -> list[tuple[int, np.ndarray | str]]:
-        with random_numbers_kept():  # around a whole batch, since it takes a twentieth of what an image takes
+        with random_numbers_kept():  # around a whole batch, since it takes a twentieth of an image's time
             return [self._sample(*key) for key in keys]
 
     def _sample(self, epoch: int, choice: int, index: int, *undecoded: Any) -> tuple[int, np.ndarray | str]:
@@ -80,9 +80,9 @@ def collate(samples: list[tuple[int, np.ndarray | str]]) -> tuple[torch.Tensor, 
 
 
 def outlive_stop_signals(_: int) -> None:
-    """Lets a worker outlive signals that reach all processes: the training process finishes its step with it first.
+    """Lets a worker outlive signals sent to all processes: the training process needs it to finish its step.
 
-    torchrun and Slurm send SIGTERM to workers, too. The training process itself ends them with it, and is obeyed.
+    torchrun and Slurm send SIGTERM to workers too. They end only when the training process itself sends it.
     """
     if not hasattr(signal, "sigwaitinfo"):  # Linux has it
         return
@@ -95,11 +95,11 @@ def outlive_stop_signals(_: int) -> None:
 def _end_when_told(training: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training:
         pass
-    os._exit(0)  # as torch's own workers do; any other status is a worker's failure to it
+    os._exit(0)  # as torch's own workers do; it takes any other status for a failure
 
 
 def _check_semaphores(workers: int) -> None:
-    """Takes as many semaphores, which lie in shared memory, as workers need, and gives them back.
+    """Takes as many semaphores as workers need, which lie in shared memory, and releases them.
 
     Where they do not fit, a DataLoader fails half built, and prints a traceback when it is deleted.
     """
@@ -145,7 +145,7 @@ class ImageWorkers:
             worker_init_fn=outlive_stop_signals,
             generator=torch.Generator(),  # its own, or else it would draw from the training's random numbers
         )
-        if count:  # they start now, with nothing to do: a fork amid gloo's collectives may hang for good
+        if count:  # they start now, with nothing to do: a fork during gloo's collectives may hang forever
             _check_semaphores(count)
             iter(self._loader)
 
@@ -159,7 +159,7 @@ class ImageWorkers:
         try:
             yield from self._loader
         except (ConnectionError, EOFError) as error:
-            if not self._loader.num_workers or "in DataLoader worker process" in str(error):  # met in reading an image
+            if not self._loader.num_workers or "in DataLoader worker process" in str(error):  # while reading one
                 raise
             # torch tells of a dead worker, unless it dies while its images are being fetched from it
-            raise RuntimeError(f"DataLoader worker gone amid sending images ({type(error).__name__})") from error
+            raise RuntimeError(f"DataLoader worker gone while sending images ({type(error).__name__})") from error

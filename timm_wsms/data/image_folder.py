@@ -1,8 +1,8 @@
 """Image folders: which files are images, of which split and of which class.
 
-    FOLDER/split/class/…/image      where first-level folders name splits, they alone do
+    FOLDER/split/class/…/image      if first-level folders name splits, only they do
     FOLDER/class/…/image            otherwise: one split, called train
-    FOLDER/[split/]image            labels in `metadata.csv` or `metadata.jsonl` beside the images
+    FOLDER/[split/]image            labels in `metadata.csv` or `metadata.jsonl` next to the images
 
 The first level below the split is the class, whatever folders are below it, as in torchvision. Links are followed.
 """
@@ -24,8 +24,8 @@ from timm_wsms.utils import composed
 if TYPE_CHECKING:
     import datasets
 
-TABLES = (".parquet", ".arrow")  # a folder that holds such files is no image folder
-ARCHIVES = (".tar", ".zip", ".jsonl", ".json", ".csv")  # nor is one without images, with these
+TABLES = (".parquet", ".arrow")  # a folder that holds such files is not an image folder
+ARCHIVES = (".tar", ".zip", ".jsonl", ".json", ".csv")  # nor is one that holds these and no images
 
 
 @dataclass
@@ -66,7 +66,7 @@ class ImageFolder:
 
     @property
     def class_names(self) -> list[str]:
-        """Of all splits, sorted as words; numbers in a table of labels as numbers."""
+        """Class names of all splits, sorted as words; numbers in a table of labels as numbers."""
         names = {name for split in self.splits.values() for name in split.classes}
         return in_order(names, numbers=any(split.labelled for split in self.splits.values()))
 
@@ -108,8 +108,8 @@ def read_image_folder(folder: Path, settings: DataSettings) -> ImageFolder:
     """Lists the images of a folder, by split and class.
 
     Args:
-        folder: it exists.
-        settings: of which the names of splits and `label_column` count.
+        folder: an existing one.
+        settings: the names of splits and `label_column` are used.
 
     Raises:
         UserError: a file is in two splits, or twice in one; a link leads back to a folder above it; there are no
@@ -174,9 +174,9 @@ def _is_deeper(path: Path, top: Path) -> bool:
 
 
 def _check_once(path: Path, root: Path, identity: Id, seen: dict[Id, str]) -> None:
-    """Refuses a file that was met before, by links of either kind."""
+    """Refuses a file that was seen before, through links of either kind."""
     before = seen.setdefault(identity, str(path))
-    # Numbers of files may repeat on layered file systems, so this asks again.
+    # Inode numbers may repeat on layered file systems, so check again.
     if before != str(path) and os.path.samefile(before, path):
         paths = " and ".join(str(Path(one).relative_to(root)) for one in (before, path))
         raise UserError(f"{root}: {paths} are one and the same file; keep one of them.")
@@ -189,33 +189,33 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def _look_beside(folder: Path, splits: list[str], found: ImageFolder, settings: DataSettings) -> None:
-    """What lies beside the folders of splits is passed over; unless it may be classes beside a class called `train`."""
+    """Passes over what lies next to the split folders, unless it may be classes next to a class called `train`."""
     outside = FolderSplit()
     with_images = []
     for entry in sorted(scan(folder), key=lambda entry: entry.name):
         if entry.name in splits or entry.name in METADATA or (entry.is_dir() and entry.name in JUNK):
             continue
         if not entry.is_dir():
-            outside.leave_out(why_no_image(Path(entry.path)) or "images beside the folders of splits", entry.name)
+            outside.leave_out(why_no_image(Path(entry.path)) or "images next to the split folders", entry.name)
             continue
         images = sum(path.suffix.lower() in suffixes() for path, _ in walk(Path(entry.path)))
         if not images and entry.name.casefold() in SPLIT_WORDS:
             found.remarks.append(f"there are no images in folder {entry.name!r}, which has the name of a split")
         if images:
             with_images.append(entry.name)
-            outside.leave_out("folders beside those of splits", f"{entry.name} ({images} images)")
+            outside.leave_out("folders next to the split folders", f"{entry.name} ({images} images)")
     options = f"{settings.option('train_split')} or {settings.option('test_split')}"
     if with_images and len(splits) == 1:
         raise UserError(
-            f"{folder}: folder {splits[0]!r} names a split and holds folders of classes, but {_few(with_images)} beside"
-            f" it hold images too; move them into {splits[0]}, or out of {folder}, or say with {options} that they"
+            f"{folder}: folder {splits[0]!r} names a split and holds folders of classes, but {_few(with_images)} next"
+            f" to it hold images too; move them into {splits[0]}, or out of {folder}, or say with {options} that they"
             " are splits."
         )
     found.beside = outside.passed_over
 
 
 def _check_splits_above_classes(folder: Path, split: FolderSplit) -> None:
-    """Refuses `class/split/image`, and a folder in which the data's folder is the only one."""
+    """Refuses `class/split/image`, and a folder that holds only the data's folder."""
     if split.labelled:
         return
     below: dict[str, set[str]] = {}
@@ -224,7 +224,7 @@ def _check_splits_above_classes(folder: Path, split: FolderSplit) -> None:
     if below and all(len(inner) > 1 and inner <= SPLIT_WORDS for inner in below.values()):
         names = sorted(below)
         if len(names) == 1:
-            raise UserError(f"{folder} holds one folder, and that the splits; name {folder / names[0]}.")
+            raise UserError(f"{folder} holds one folder, which holds the splits; name {folder / names[0]}.")
         raise UserError(
             f"{folder}: the splits are below the classes ({names[0]}/{min(below[names[0]])}); an image folder is"
             " split/class/image."
@@ -237,7 +237,7 @@ def _check_splits_without_classes(folder: Path, split: FolderSplit, named: set[s
     if names and not split.labelled and all(is_split_name(name, named) for name in names):
         raise UserError(
             f"{folder}: {_few(names)} are names of splits, but the images in them lie in no class folders. An image"
-            " folder is split/class/image; or put a metadata.csv (file_name,label) beside the images."
+            " folder is split/class/image; or put a metadata.csv (file_name,label) next to them."
         )
 
 
@@ -253,7 +253,7 @@ def _check_classes(folder: Path, found: ImageFolder, settings: DataSettings) -> 
         others = [f"{why}: {_few(paths)}" for why, paths in split.passed_over.items() if paths is not stray]
         raise UserError(
             f"{option} {str(folder)!r}: {what}. Put an image folder (split/class/image or class/image) or parquet files"
-            f" there, or a metadata.csv (file_name,label) beside the images. {'; '.join(others)}"
+            f" there, or a metadata.csv (file_name,label) next to the images. {'; '.join(others)}"
         )
 
 

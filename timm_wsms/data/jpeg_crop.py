@@ -19,10 +19,10 @@ class JpegCrop:
     """timm's random-resized crop, or one with scale jitter, which also cuts from a JPEG that is not decoded yet.
 
     It draws what timm's draws, in the same order: the same crop of the same image. The file is decoded by libjpeg-turbo
-    to an array, at full size to Pillow's bits. Where the crop is at least twice as large as what it is resized to, the
+    to an array, at full size as Pillow does. Where the crop is at least twice as large as what it is resized to, the
     image is decoded at the smallest scale of 1/2, 3/8, 1/4 and 1/8 that still covers it; the crop's edges are then
-    rounded to whole pixels there, so that they are off by less than a pixel of the result. PyTorch resizes, some three
-    times as fast as Pillow, and rounds differently now and then.
+    rounded to whole pixels there, so that they are off by less than a pixel of the result. PyTorch does the resizing,
+    about three times as fast as Pillow, and occasionally rounds differently.
 
     Args:
         crop: timm's, for which `can_replace` holds, or a `ScaleJitterCrop` of it.
@@ -66,7 +66,7 @@ class JpegCrop:
         interpolation = draw_interpolation(crop)
         try:
             pixels = decode_crop(file, image.size, box, crop.size)
-        except ValueError:  # something is wrong with the file, though Pillow may get by
+        except ValueError:  # something is wrong with the file, though Pillow may cope
             return np.array(resized_crop(image.convert("RGB"), *box, crop.size, str_to_interp_mode(interpolation)))
         return resize(pixels, crop.size, interpolation)
 
@@ -89,7 +89,7 @@ def needs_only_decoding(image: Image.Image) -> bool:
 def decode_crop(
     file: bytes, size: tuple[int, int], box: tuple[int, int, int, int], least: tuple[int, int]
 ) -> np.ndarray:
-    """Decodes a crop of a JPEG, smaller than it is where that suffices.
+    """Decodes a crop of a JPEG, at a smaller scale where that suffices.
 
     Args:
         file: the JPEG.
@@ -113,7 +113,7 @@ def decode_crop(
 def decode_covering(
     file: bytes, size: tuple[int, int], part: tuple[float, float], least: tuple[int, int]
 ) -> np.ndarray:
-    """Decodes a whole JPEG, smaller than it is where a part of it then still has the pixels it needs.
+    """Decodes a whole JPEG, at a smaller scale where a part of it then still has the pixels it needs.
 
     Args:
         file: the JPEG.
@@ -136,7 +136,7 @@ def decode_covering(
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """Resizes as Pillow does, but for rounding.
+    """Resizes as Pillow does, except for rounding.
 
     Args:
         pixels: uint8 (H, W, C), contiguous.

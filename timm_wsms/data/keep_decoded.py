@@ -10,18 +10,18 @@ from timm_wsms.data.settings import DataSettings
 from timm_wsms.data.split import Split, fits_in_memory
 from timm_wsms.errors import UserError
 
-MOST_CHECKED = 50_000  # images whose heads are read before training, which takes seconds
+MOST_CHECKED = 50_000  # images whose headers are read before training, which takes seconds
 
 
 def keep_decoded(split: Split, settings: DataSettings) -> Split:
     """Decodes all images at once if they are small and of one size, so that no epoch has to.
 
-    Where they are not, they stay undecoded. A bad one would then stop the training in its first epoch, so what is no
-    image at all is looked for here if that takes seconds; a damaged one still comes out only when it is decoded.
+    Otherwise they stay undecoded. A bad one would then stop the training in its first epoch, so files that are not
+    images at all are looked for here if that takes seconds; a damaged image is found only when it is decoded.
 
     Args:
         split: with `rows`.
-        settings: of which `on_bad_image` counts: "error", or "skip" to leave out the images that cannot be decoded and
+        settings: `on_bad_image` is used: "error", or "skip" to leave out the images that cannot be decoded and
             count them.
 
     Returns:

@@ -20,7 +20,7 @@ SMALL_PART = 1 / 16  # of a GPU's memory, for the images of one split
 
 
 class IndexedLoader(Loader):
-    """Loader of a split whose images can be had in any order."""
+    """Loader of a split whose images can be read in any order."""
 
     split: Split
 
@@ -53,7 +53,7 @@ class IndexedLoader(Loader):
 class MemoryLoader(IndexedLoader):
     """Loader of images that are kept decoded at one size. It needs no worker processes.
 
-    With `train_sizes`, a batch is resized from there, behind its augmentation.
+    With `train_sizes`, a batch is resized from there, after its augmentation.
 
     Args:
         keep_on: where the images are kept.
@@ -137,11 +137,11 @@ def make_loader(
 
     Args:
         split: from `load_splits` or `load_data`.
-        settings: of which those of the augmentation, `train_sizes`, `on_bad_image` and `workers` count.
+        settings: those of the augmentation, `train_sizes`, `on_bad_image` and `workers` are used.
         data_config: from `transforms.data_config`.
         batch_size: images per step and process.
         train: shuffle and augment, and drop the last incomplete batch; otherwise every image once, in order.
-        seed: of the order and the augmentation.
+        seed: seed of the order and the augmentation.
         rank: number of this process.
         world_size: number of processes.
         device: where the batches are wanted. On a GPU with room to spare, small images are kept there.
@@ -169,15 +169,15 @@ def make_loader(
 
 
 def _kept_side(pixels: np.ndarray, train_sizes: list[int], side: int) -> int:
-    """The side at which training images are kept decoded, of which each batch is resized to one of `train_sizes`.
+    """The side at which training images are kept decoded; from it, each batch is resized to one of `train_sizes`.
 
-    The largest of them; but small images are not enlarged first, or none would be as sharp as those that the network is
-    used with.
+    It is the largest of them, but small images are not enlarged first, or none would be as sharp as those that the
+    network is used with.
 
     Args:
         pixels: the images, uint8 (n, H, W, C).
         train_sizes: in pixels.
-        side: of the images that the network is used with.
+        side: side of the images that the network is used with.
     """
     return min(max(train_sizes), max(side, *pixels.shape[1:3]))
 

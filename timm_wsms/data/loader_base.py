@@ -84,13 +84,13 @@ class Loader(ABC):
         return len(self.left_out)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Chooses the epoch that the next iterations go through, and where in it they begin.
+        """Sets the epoch of the next iterations, and where in it they begin.
 
         Args:
             epoch: its number. In evaluation all epochs are the same.
             start: the number of this process's batch to begin with, from 0. From there on the batches are those of an
                 uninterrupted epoch; those before are not decoded, and not read either, unless the split is a stream.
-                `len` counts them all the same.
+                `len` still counts them.
 
         Raises:
             ValueError: if `start` is negative or more than the epoch has.
@@ -139,13 +139,13 @@ class Loader(ABC):
     def _sound(
         self, decoded: Iterable[tuple[torch.Tensor, torch.Tensor, dict[int, str]]]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The images of each batch that could be decoded, behind their indices; in evaluation that may be none.
+        """The images of each batch that could be decoded, after their indices; in evaluation that may be none.
 
         Args:
             decoded: (index, images uint8 (b, C, H, W), errors by index) of each batch.
 
         Raises:
-            UserError: if an image could not and that is to stop the run, or if in training none of a batch could.
+            UserError: if an image could not and that should stop the run, or if in training none of a batch could.
         """
         for index, images, errors in decoded:
             if errors and self.settings.on_bad_image == "error":

@@ -13,11 +13,11 @@ T = TypeVar("T")
 def progress(items: Iterable[T], what: str, **more: Any) -> Iterable[T]:
     """Shows a progress bar on stderr if it takes more than a second; in the first process only.
 
-    A log file gets a line now and then, not one for each redraw.
+    A log file gets an occasional line, not one for each redraw.
 
     Args:
-        items: what is gone through.
-        what: stands before the bar.
+        items: what to iterate over.
+        what: text in front of the bar.
         more: anything else for tqdm.
     """
     first, terminal = os.environ.get("RANK", "0") == "0", sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""What is drawn for an image follows from a key, and nothing else notices."""
+"""Random numbers for an image follow from a key, and no others are affected."""
 
 import random
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def seed_random_numbers(*key: int) -> None:
 
 @contextmanager
 def random_numbers_kept() -> Iterator[None]:
-    """Puts back what the random numbers would have been without what happens in here."""
+    """Restores the random number generators on exit, as if nothing had been drawn."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

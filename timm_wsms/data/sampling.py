@@ -48,8 +48,8 @@ def holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray,
 
     Args:
         labels: int64 (n,).
-        fraction: of each class that is kept back, rounded; of a class of two or more at least one image, and not all.
-        seed: of the draw.
+        fraction: part of each class to keep back, rounded; at least one image of a class of two or more, and not all.
+        seed: seed of the draw.
 
     Returns:
         Places of the images to train on and of those kept back, ascending.

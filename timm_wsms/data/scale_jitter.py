@@ -52,7 +52,7 @@ class ScaleJitterCrop:
     """timm's random-resized crop, taken from the image zoomed about its center, or shrunk on a canvas of its size.
 
     A crop of a shrunk image is drawn again until it shows as much of the image as timm's smallest crop does
-    (`crop.scale[0]` of its area), or else it is the whole canvas: otherwise some crops would show the border alone.
+    (`crop.scale[0]` of its area), or else it is the whole canvas: otherwise some crops would show only the border.
 
     Args:
         crop: timm's; draws the crop and the interpolation.
@@ -73,7 +73,7 @@ class ScaleJitterCrop:
         return Image.fromarray(self.render(np.asarray(image), view, interpolation, resize_with_pillow))
 
     def draw(self, image: Image.Image) -> View:
-        """Draws a size and a crop; uses nothing of the image but its size."""
+        """Draws a size and a crop; of the image, it uses only the size."""
         factor = math.exp(random.uniform(*map(math.log, self.sizes)))
         size = image.size[::-1]
         for _ in range(TRIES):

@@ -62,10 +62,10 @@ class DataSettings:
     """The column of labels; by default the only one of class labels, else one called `label` or the like, else the only
     one of integers, or strings. In an image folder: a column of its `metadata.csv`, in place of the class folders."""
     value_range: tuple[float, float] | None = None
-    """The values of black and white in images of more than 8 bits a channel, such as [0, 4095]; by default as each file
-    says, and an image that does not say it is an error."""
+    """The values of black and white in images of more than 8 bits per channel, such as [0, 4095]; by default as each
+    file says, and an image that does not say it is an error."""
     augmentation: Literal["none", "pad_crop_flip", "timm"] = "none"
-    """Of training images: none, CIFAR's (pad 4 pixels, random crop, horizontal flip), or timm's, see `data.timm`."""
+    """For training images: none, CIFAR's (pad 4 pixels, random crop, horizontal flip), or timm's, see `data.timm`."""
     scale_jitter: tuple[float, float] | None = None
     """Smallest and largest size of a training image's object, such as [0.5, 2], drawn log-uniformly; 1 is as it is.
     A larger image is zoomed about its center. Before `pad_crop_flip` and before timm's random-resized crop."""
@@ -86,7 +86,7 @@ class DataSettings:
     timm: TimmAugmentation = field(default_factory=TimmAugmentation)
     """What the augmentation `timm` draws from."""
     decoding: Literal["fast", "full"] = "fast"
-    """Of JPEGs for random-resized crops: `fast` decodes them small where the crop allows, and resizes with PyTorch;
+    """JPEGs for random-resized crops: `fast` decodes them small where the crop allows, and resizes with PyTorch;
     `full` decodes as timm does, with Pillow. The crop is the same; docs/data.md says how much pixels differ."""
     on_bad_image: Literal["error", "skip"] = "error"
     """An image that cannot be decoded stops the run (`error`), or is left out and counted (`skip`)."""
@@ -95,13 +95,13 @@ class DataSettings:
     streaming: bool = False
     """Read the source row by row during training instead of downloading it first; see docs/streaming.md."""
     shuffle_buffer: int = 10_000
-    """Of a stream: the number of images, over all processes, among which the next one is drawn."""
+    """For a stream: the number of images, over all processes, among which the next one is drawn."""
     lanes: int = 8
-    """Of a stream: the number of files read side by side. With as many processes, or a divisor, each reads its own."""
+    """For a stream: the number of files read side by side. With as many processes, or a divisor, each reads its own."""
     train_size: int | None = None
     """Number of training images of a stream; by default what the source says."""
     test_size: int | None = None
-    """Number of images to evaluate on of a stream; by default what the source says."""
+    """Number of evaluation images of a stream; by default what the source says."""
     num_classes: int | None = None
     """Number of classes where labels are plain integers; by default one more than the largest. A stream needs it."""
     train_limit: int | None = None

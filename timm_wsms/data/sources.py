@@ -40,7 +40,7 @@ def load_data(settings: DataSettings, seed: int) -> tuple[Split, Split] | tuple[
     """What `load_splits` does; or, if `streaming` is set, opens streams (the embedded digits never are).
 
     Args:
-        settings: of which those of `load_splits` and what is said of streams count.
+        settings: those of `load_splits` and those about streams are used.
         seed: as there.
 
     Raises:
@@ -56,8 +56,8 @@ def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
     """Loads the images and labels to train on and to evaluate on.
 
     Args:
-        settings: of which `source`, `config`, the names of splits and columns, `holdout`, `value_range`, `on_bad_image`
-            and the limits count.
+        settings: `source`, `config`, the names of splits and columns, `holdout`, `value_range`, `on_bad_image` and the
+                limits are used.
         seed: of the embedded digits and of `holdout`; nothing else depends on it.
 
     Returns:
@@ -95,7 +95,7 @@ def load_split(settings: DataSettings, *, limit: int | None = None, seed: int = 
     """Loads the images and labels to evaluate on. Nothing else of the source is read.
 
     Args:
-        settings: as for `load_splits`; of its splits, `test_split` counts, or `train_split` with `holdout`.
+        settings: as for `load_splits`; of its splits, `test_split` is used, or `train_split` with `holdout`.
         limit: number of images, an even sample over classes; None: all.
         seed: as there.
 
@@ -116,15 +116,15 @@ def load_split(settings: DataSettings, *, limit: int | None = None, seed: int = 
 
 
 def load_validation(settings: DataSettings, besides: Split, seed: int = 0) -> Split | None:
-    """The validation split, under any of its usual names, to choose something on that `besides` is then evaluated with.
+    """The validation split, under any of its usual names, for choices that are then evaluated on `besides`.
 
     Args:
-        settings: as for `load_splits`; its splits and `holdout` do not count.
+        settings: as for `load_splits`; its splits and `holdout` are not used.
         besides: the split that is evaluated.
         seed: as there.
 
     Returns:
-        None: the source has none, or it is that of which `besides` is a part.
+        None if the source has none, or if `besides` is a part of it.
     """
     wanted = replace(settings, test_split="validation", holdout=None)
     try:
@@ -175,7 +175,7 @@ def _open(settings: DataSettings, seed: int, wanted: tuple[str, ...]) -> dict[st
 
 
 def _parts(wholes: dict[str, Split], names: dict[str, str], settings: DataSettings) -> dict[str, Split]:
-    """Of the splits that are named, the parts that are asked for."""
+    """The requested parts of the named splits."""
     parts: dict[str, Split] = {}
     chosen = {}
     for setting, name in names.items():
@@ -196,7 +196,7 @@ def _hold_out(train: Split, settings: DataSettings, seed: int) -> tuple[Split, S
     rest, kept = sampling.holdout(train.labels, settings.holdout, seed)
     if not len(kept) or not len(rest):
         raise UserError(
-            f"{settings.option('holdout')} {settings.holdout:g} of {len(train)} images leaves none of one kind; set"
+            f"{settings.option('holdout')} {settings.holdout:g} of {len(train)} images leaves none for one part; set"
             " another, or give more images."
         )
     return train.take(rest), replace(train.take(kept), name=f"{train.name}, {settings.holdout:g} held out")

@@ -1,4 +1,4 @@
-"""Images and labels of one split, where they can be had in any order."""
+"""Images and labels of one split, where they can be read in any order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from timm_wsms.data.jpeg_crop import JpegCrop
 if TYPE_CHECKING:
     import datasets
 
-LARGEST_SIDE = 64  # pixels; larger images are decoded anew each time they are needed
+LARGEST_SIDE = 64  # pixels; larger images are decoded again each time they are needed
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pixels that one split may keep
 
 
@@ -32,7 +32,7 @@ class Split:
         skipped: number of rows already left out because they could not be decoded (never of those in `rows`).
         value_range: black and white of images of more than 8 bits whose files do not say it.
         places: int64 (n,), each image's row in the source's split; None: its index.
-        found: what the source says of it, for `summary`: files passed over, and remarks.
+        found: what the source says about it, for `summary`: files passed over, and remarks.
     """
 
     name: str

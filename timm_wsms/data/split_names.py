@@ -51,12 +51,12 @@ def parse_split(text: str) -> SplitName:
     """Reads the name of a split, or `name[from:to]`, both numbers of images or percentages, as `datasets` has it.
 
     Raises:
-        UserError: what stands in the brackets is no part.
+        UserError: the brackets do not hold a part.
     """
     match = re.fullmatch(rf"(.+?)\[(?:{BOUND})?:(?:{BOUND})?\]", text)
     if match is None:
         if text.endswith("]") and "[" in text and ":" in text:
-            raise UserError(f"{text!r} is no part of a split; write train[:80%], train[80%:] or train[100:200].")
+            raise UserError(f"{text!r} is not a part of a split; write train[:80%], train[80%:] or train[100:200].")
         return SplitName(text, text=text)
     name, start, start_percent, stop, stop_percent = match.groups()
     return SplitName(
@@ -76,12 +76,12 @@ def find_split(wanted: str, there: Collection[str]) -> str | None:
     """The split that is meant.
 
     Args:
-        wanted: its name. If there is none of it, other spellings of it count; in place of a test split, a validation
-            split.
-        there: the names there are.
+        wanted: its name. If there is no such split, other spellings count; in place of a test split, a validation
+                split does.
+            there: the existing names.
 
     Returns:
-        One of these names, or None.
+        One of the existing names, or None.
     """
     if wanted in there:
         return wanted
@@ -96,7 +96,7 @@ def find_split(wanted: str, there: Collection[str]) -> str | None:
 
 
 def split_remarks(columns: Mapping[str, Iterable[Any]]) -> list[str]:
-    """What is to be said of columns that divide rows into splits: they are not used.
+    """Remarks about columns that divide rows into splits, which are not used.
 
     Args:
         columns: what they hold, by name.
@@ -113,11 +113,11 @@ def split_remarks(columns: Mapping[str, Iterable[Any]]) -> list[str]:
 
 
 def others_like(used: Collection[str], there: Collection[str]) -> list[str]:
-    """Remarks about splits that are not used though their names mean what that of a used one does.
+    """Remarks about splits that are not used though their names mean the same as a used one's.
 
     Args:
-        used: names of the splits that are.
-        there: of all.
+        used: names of the splits that are used.
+        there: names of all splits.
     """
     families = {family: name for name in used for family in FAMILIES if name.casefold() in family}
     return [

@@ -73,7 +73,7 @@ def _are_words(names: Any) -> bool:
 
 
 def _of_arrow(path: str) -> dict[bytes, bytes] | None:
-    """The metadata of an Arrow file that is whole: `datasets` makes room for as many bytes as a damaged one claims.
+    """The metadata of an Arrow file that is whole: `datasets` would allocate as many bytes as a damaged one claims.
 
     Raises:
         UserError: it is not whole.

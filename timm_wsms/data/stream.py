@@ -1,4 +1,4 @@
-"""Sources that are read row by row, in place of being downloaded first."""
+"""Sources that are read row by row instead of being downloaded first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -39,9 +39,9 @@ class Row(NamedTuple):
 
 @dataclass
 class Stream:
-    """Images and labels of one split, where a `Split` has them at hand.
+    """Images and labels of one split that are read on the fly, unlike those of a `Split`.
 
-    An image's index is 10⁹ times the number of its shard (a file of the source, mostly) plus its row in there: the same
+    An image's index is 10⁹ times the number of its shard (usually a file of the source) plus its row in there: the same
     in every epoch, whatever the number of processes and workers.
 
     Attributes:
@@ -75,14 +75,14 @@ class Stream:
 
     @property
     def shards(self) -> int:
-        """Number of parts that can be read each by itself; one if there is a limit."""
+        """Number of parts that can be read independently; one if there is a limit."""
         return self.rows.num_shards if self.limit is None else 1
 
     def read(self, shard: int) -> Iterator[Row]:
         """Reads a shard from its beginning, without decoding.
 
         Raises:
-            UserError: if it cannot be read, or a label is missing or none of the classes.
+            UserError: if it cannot be read, or a label is missing or not one of the classes.
         """
         if self.limit is None:
             return self._read(shard)
@@ -106,7 +106,7 @@ class Stream:
             return next(rows, None)
         except MemoryError:
             raise
-        except Exception as error:  # the many readers and the network raise many things
+        except Exception as error:  # the readers and the network may raise anything
             raise UserError(
                 f"Split {self.name!r} cannot be read any further; check the network and the data, then continue with"
                 f" --resume auto. {one_line(error)}"
@@ -117,7 +117,7 @@ class Stream:
 
         Args:
             index: its number.
-            undecoded: of its `Row`.
+            undecoded: the `image` of its `Row`.
 
         Raises:
             BadImageError: if it cannot be decoded.
@@ -132,10 +132,10 @@ class Stream:
 
 
 def open_streams(settings: DataSettings) -> tuple[Stream, Stream]:
-    """Opens the streams to train on and to evaluate on. Of the rows none is read.
+    """Opens the streams to train on and to evaluate on. No row is read.
 
     Args:
-        settings: of which `source`, `config`, `num_classes` and the names, sizes and limits of splits count.
+        settings: `source`, `config`, `num_classes` and the names, sizes and limits of splits are used.
 
     Raises:
         UserError: if the source, a split or a column is missing, or it is not known how many images or classes a split

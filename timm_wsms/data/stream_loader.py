@@ -26,16 +26,16 @@ class StreamLoader(Loader):
     The order of an epoch is made of lanes: the shards are shuffled and dealt to them, each lane reads its shards one
     after the other and shuffles the rows through a buffer, and the lanes take turns. Of that order, process r of W
     takes the images r, r + W, r + 2W …, so that all of them together see the same images in a step whatever W is. It
-    reads its own lanes alone if W divides their number, and else others' too, without decoding what is not its own.
+    reads only its own lanes if W divides their number, otherwise others' too, without decoding what is not its own.
 
-    All processes have equally many steps, known beforehand. A lane that has fewer images than its steps need begins
-    anew with others; one that has more leaves out the last of them. `datasets` has such parts too (`shuffle`,
+    All processes have the same number of steps, known beforehand. A lane that runs out of images before its steps end
+    starts over with other shards; one that has more leaves out the last ones. `datasets` has such parts too (`shuffle`,
     `split_dataset_by_node`), but with these the order depends on W, on the number of workers and on its version.
 
     In evaluation lanes are not shuffled and end where they end. There `len` is what it would be if all were equally
     long.
 
-    To begin in mid-epoch, all before it is read again and dropped undecoded.
+    To begin mid-epoch, everything before is read again and dropped undecoded.
     """
 
     split: Stream
@@ -71,7 +71,7 @@ class StreamLoader(Loader):
     def _rows_of_batches(self) -> Iterator[list[Row]]:
         """This process's rows, from batch `start` on."""
         shards = self.split.shards
-        # Evaluation knows no order of its own: a lane for each process, if there are that many shards.
+        # Evaluation has no order of its own: a lane for each process, if there are that many shards.
         lanes = lane_count(shards, self.settings.lanes) if self.train else min(shards, self.world_size)
         rows = take_turns([self._lane(number, lanes) for number in range(lanes)], self.rank, self.world_size)
         rows = islice(rows, self.start * self.batch_size, len(self) * self.batch_size if self.train else None)
@@ -94,7 +94,7 @@ class StreamLoader(Loader):
 
 
 def lane_count(shards: int, wanted: int) -> int:
-    """How many lanes there are: as many as wanted, or so few that about equally many shards come to each."""
+    """The number of lanes: as many as wanted, or fewer, so that each gets about the same number of shards."""
     while shards % wanted and shards < SHARDS_PER_LANE * wanted:
         wanted //= 2
     return wanted

@@ -21,11 +21,11 @@ FILE = "data.json"
 SAMPLE = 1000  # images of a split whose mode and size are looked at
 DECODED, LARGE = 8, 2**24  # images of a split that are decoded, and the pixels of one that is too large for that
 BLACK = 1  # of 255: as the brightest value of all images it is a mistake
-EXAMPLES = 3  # files that are named of those that are passed over
+EXAMPLES = 3  # files named among those that are passed over
 
 
 def look_at(split: Split) -> Split:
-    """A split with what the heads of its images say, or those of an even sample: modes and sizes, in `found`."""
+    """A split with what the headers of its images say, or those of an even sample: modes and sizes, in `found`."""
     modes: Counter[str] = Counter()
     sizes = []
     places = _evenly(len(split), SAMPLE)
@@ -35,7 +35,7 @@ def look_at(split: Split) -> Split:
             with open_head(value) as image:
                 modes[image.mode] += 1
                 sizes.append(image.size)
-        except Exception:  # whatever is wrong with it is told when it is decoded
+        except Exception:  # whatever is wrong with it is reported when it is decoded
             modes["unreadable"] += 1
     found = {"looked_at": len(places), "modes": dict(modes.most_common()), "brightest": _brightest(split)}
     if sizes:
@@ -64,14 +64,14 @@ def _evenly(count: int, most: int) -> list[int]:
 
 
 def describe(splits: Mapping[str, Split | Stream], settings: DataSettings) -> dict[str, Any]:
-    """All that is to be said about the data, for JSON and for `lines`.
+    """All there is to say about the data, for JSON and for `lines`.
 
     Args:
         splits: by what they are for: "train" and "test", or "test" alone.
-        settings: they were loaded with.
+        settings: those they were loaded with.
 
     Returns:
-        `source`, without this machine's path; `classes`; of each split its `name`, number of `images`,
+        `source`, without this machine's path; `classes`; for each split its `name`, number of `images`,
         `images_per_class` (not of streams), `passed_over`, and `modes`, `width` and `height` of `looked_at` images;
         `only_in`, the classes that are in one split only; `remarks`.
     """
@@ -121,7 +121,7 @@ def evaluated_split(path: Path) -> str | None:
     """The name of the split that a run was evaluated on, which may be another than its settings name.
 
     Args:
-        path: of the run's data.json, which a model's folder may lack.
+        path: path of the run's data.json, which a model's folder may lack.
     """
     if not path.is_file():
         return None
@@ -145,7 +145,7 @@ def _of_split(split: Split | Stream) -> dict[str, Any]:
 
 
 def _only_in(described: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Classes that one split has images of and the other has not."""
+    """Classes that one split has images of and the other does not."""
     counts = {part: of_split.get("images_per_class") for part, of_split in described.items()}
     if len(counts) < 2 or None in counts.values():
         return {}

@@ -17,7 +17,7 @@ from timm_wsms.data.settings import DataSettings
 from timm_wsms.errors import UserError
 from timm_wsms.foreign import understood
 
-CROP_MODES = ("center", "squash", "border")  # timm's; it takes any other for the first
+CROP_MODES = ("center", "squash", "border")  # timm's; it treats any other as the first
 LARGEST_SIDE = 2**13  # pixels of an image's shorter side before the center crop: more would only fill the memory
 
 
@@ -26,7 +26,7 @@ def data_config(model: torch.nn.Module, settings: DataSettings, *, use_test_size
 
     Args:
         model: a timm model.
-        settings: of which `input_size`, `mean`, `std` and `crop_pct` count, where given.
+        settings: `input_size`, `mean`, `std` and `crop_pct` are used, where given.
         use_test_size: take what the model recommends for evaluation, where that differs from its training.
 
     Returns:
@@ -86,8 +86,8 @@ def train_transform(config: dict[str, Any], settings: DataSettings, normalize: b
 
     Args:
         config: from `data_config`.
-        settings: of which `augmentation`, `timm`, `decoding`, `scale_jitter` and `scale_border` count.
-        normalize: False leaves out normalization and what comes behind it, which is random erasing.
+        settings: `augmentation`, `timm`, `decoding`, `scale_jitter` and `scale_border` are used.
+        normalize: False leaves out normalization and what comes after it, which is random erasing.
 
     Returns:
         A function from a PIL image to float32 (C, H, W), or to uint8 (C, H, W) without normalization.
@@ -135,11 +135,11 @@ def random_erasing(settings: DataSettings) -> RandomErasing | None:
 
 
 def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Normalizes a batch with the very operations of timm's transforms.
+    """Normalizes a batch with exactly the operations of timm's transforms.
 
     Args:
         pixels: uint8 (B, C, H, W).
-        mean: of each channel, of pixels between 0 and 1.
+        mean: mean of each channel, of pixels between 0 and 1.
         std: likewise.
 
     Returns:
@@ -147,7 +147,7 @@ def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
     """
     device = pixels.device
     center, scale = torch.tensor([mean, std], device=device)[:, :, None, None]  # (C, 1, 1) each
-    most = torch.tensor(255.0, device=device)  # a GPU divides by a tensor exactly, by a number only nearly
+    most = torch.tensor(255.0, device=device)  # a GPU divides exactly by a tensor, but only approximately by a number
     images = torch.empty(pixels.shape, device=device)
     # One image at a time stays in a processor's cache.
     parts = zip(images, pixels, strict=True) if device.type == "cpu" else [(images, pixels)]

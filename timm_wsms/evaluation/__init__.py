@@ -1,6 +1,6 @@
 """Evaluation: accuracy, by class and against object size, cost, tables and plots.
 
-None of these modules imports `timm_wsms.data` or `timm_wsms.training`, whose packages the demo does without. Others in
+None of these modules imports `timm_wsms.data` or `timm_wsms.training`, whose packages the demo does not need. Others in
 this folder, for the commands, do.
 """
 

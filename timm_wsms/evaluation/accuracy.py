@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-NOT_A_NUMBER = -1  # in the place of a predicted class
+NOT_A_NUMBER = -1  # in place of a predicted class
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said about each sample of a data set, sorted by the sample's place in it.
+    """What a model predicted for each sample of a data set, sorted by the sample's place in it.
 
     Attributes:
         index: Place in the data set, (n,) int64, ascending, each once.
@@ -54,10 +54,10 @@ def predict(
     *,
     progress: bool = False,
 ) -> Predictions:
-    """Runs `model` over a data set that the processes have divided among themselves, and puts the pieces together.
+    """Runs `model` over a data set that is divided among the processes, and gathers the predictions.
 
-    Every process has to call it, and each gets the whole result. All compute with process 0's buffers, the running
-    statistics a checkpoint holds. The model's mode is restored.
+    Every process has to call it, and each gets the whole result. All use process 0's buffers, the running statistics
+    that a checkpoint holds. The model's mode is restored.
 
     Args:
         model: Images (b, c, h, w) to logits (b, classes); prepared by `accelerator` or not.
@@ -95,7 +95,7 @@ def top1(predictions: Predictions) -> float:
 
 
 def top5(predictions: Predictions) -> float:
-    """Share of samples whose class is among the five likeliest, in percent."""
+    """Share of samples whose class is among the five most likely, in percent."""
     return _percent(predictions.in_top5)
 
 
@@ -115,7 +115,7 @@ def _predict_share(model: nn.Module, batches: Iterable[Any], accelerator: Accele
 
 
 def _share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Gives every process the buffers of process 0; after a step of training each has running statistics of its own."""
+    """Gives every process the buffers of process 0; after a training step, each has its own running statistics."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
@@ -126,12 +126,12 @@ def _with_bar(loader: Iterable[Any], show: bool) -> Iterable[Any]:
         return loader
     from tqdm import tqdm
 
-    # A log file gets a line now and then, not one for each redraw.
+    # A log file gets an occasional line, not one for each redraw.
     return tqdm(loader, desc="evaluate", unit="batch", leave=False, mininterval=0.3 if sys.stderr.isatty() else 20)
 
 
 def _check_numbers(predicted: np.ndarray) -> None:
-    """Raises if logits were not a number: some class comes first even then, and an accuracy would come out."""
+    """Raises if logits were not a number: even then some class comes first, and the result would be an accuracy."""
     if bad := int((predicted == NOT_A_NUMBER).sum()):
         raise UserError(
             f"the logits of {bad} of {len(predicted)} samples are not a number (NaN); check the network's weights, or "
@@ -161,7 +161,7 @@ def accuracy_by_size(predictions: Predictions, object_sizes: np.ndarray) -> dict
     """Accuracy for each object size, smallest first.
 
     Args:
-        predictions: Of a whole data set or a part of it.
+        predictions: Predictions for a whole data set or a part of it.
         object_sizes: Side of the object in each image of the data set, in whole pixels, (size of the data set,).
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the small image first saves on a data set: accuracy, arithmetic and images/s of a cascade, for `--cascade`."""
+"""What a cascade saves on a data set: its accuracy, arithmetic and images/s, for `--cascade`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def is_cascade(network: Any) -> bool:
 def divide(split: Split, settings: DataSettings, seed: int) -> tuple[Split, Split, str]:
     """The images to evaluate on, others to calibrate on, and which these are.
 
-    A validation split serves for calibration. If there is none, or it is itself what is evaluated, half of the images
-    of each class do, and the others are evaluated.
+    A validation split is used for calibration. If there is none, or if it is the one evaluated, half of the images of
+    each class are used, and the others are evaluated.
     """
     held_out = load_validation(settings, split, seed)
     if held_out is not None:
@@ -59,9 +59,7 @@ def check(names: Sequence[str], options: AccuracyOptions, held_out: Split, accel
         raise UserError("--cascade measures speed and runs in one process; leave out the launcher")
     check_count(len(held_out), options.cascade or 0.0)
     if not any(is_cascade(load_model(name, **options.model_kwargs)) for name in names):
-        raise UserError(
-            "--cascade needs a network of averaged logits, such as one of wsmean_<name>; name one, or omit it"
-        )
+        raise UserError("--cascade needs a network of averaged logits, such as wsmean_<name>; name one, or omit it")
 
 
 def measure_cascade(
@@ -77,14 +75,14 @@ def measure_cascade(
     Args:
         one: A network of averaged logits and the images to evaluate; all in this process.
         held_out: The images to calibrate on.
-        settings: Of both.
+        settings: For both.
         accelerator: Gives the device and the precision.
-        max_drop: In points of accuracy, against all stages.
-        sweep: Also: accuracy and cost at other thresholds.
+        max_drop: In points of accuracy, compared with all stages.
+        sweep: Also measure accuracy and cost at other thresholds.
 
     Returns:
-        Figures for JSON. `plain` is stage 1 alone. Images/s are of the forward pass alone, for batches of the same
-        images in turn. Costs are multiplications relative to the plain backbone's.
+        Figures for JSON. `plain` is stage 1 alone. Images/s are those of the forward pass alone, measured in turn on
+        batches of the same images. Costs are multiplications relative to the plain backbone's.
 
     Raises:
         UserError: There are too few images to calibrate on.
@@ -155,13 +153,13 @@ def _sweep(cascade: Cascade, one: Prepared, accelerator: Accelerator) -> list[li
 def sweep_thresholds(
     logits: torch.Tensor, labels: torch.Tensor, temperatures: list[float], costs: list[float]
 ) -> list[list[float]]:
-    """Cost and accuracy against the threshold, which is the same at every exit.
+    """Cost and accuracy as the threshold varies, which is the same at every exit.
 
     Args:
-        logits: Of every exit (E, n, classes).
+        logits: Logits of every exit (E, n, classes).
         labels: int64 (n,).
-        temperatures: Of every exit but the last.
-        costs: Of every exit.
+        temperatures: Temperatures of every exit but the last.
+        costs: Cost of every exit.
 
     Returns:
         (mean cost, top-1 in percent), from threshold 0 to above 1; the others are quantiles of the confidences.
@@ -179,7 +177,7 @@ def sweep_thresholds(
 
 
 def cascade_table(result: dict[str, Any], top1: float) -> str:
-    """The figures of `measure_cascade` beside the accuracy of all stages, as text."""
+    """The figures of `measure_cascade` next to the accuracy of all stages, as text."""
     cells = [["", "accuracy %", "arithmetic", "images/s"]]
     for name, what in (("plain", "plain backbone (stage 1)"), ("cascade", "cascade")):
         cost = 1.0 if name == "plain" else result["cost"]
@@ -199,10 +197,10 @@ def cascade_table(result: dict[str, Any], top1: float) -> str:
 def curves_and_points(
     results: list[dict[str, Any]],
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[str, tuple[float, float]]]:
-    """For the picture, of all models: million multiplications of an image and top-1 in percent.
+    """For the plot, for all models: million multiplications per image and top-1 in percent.
 
     Args:
-        results: Figures of each model, with those of its cascade where it has one.
+        results: Figures of each model, including those of its cascade if it has one.
 
     Returns:
         Curves of the cascades, and a point for each of the others.
@@ -218,6 +216,6 @@ def curves_and_points(
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was told."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -31,9 +31,10 @@ class Matched(NamedTuple):
 
     Attributes:
         model: the model, wrapped if the order is another.
-        class_names: one per logit: the data's classes, then those of the model that the data has not.
+        class_names: one per logit: the data's classes, then those of the model that the data does not have.
         remark: what a user should know; None if there is nothing.
-        by_name: each of the data's classes is one of the model's by name; False: they are taken to be so by number.
+        by_name: whether the data's classes were found among the model's by name; otherwise they are assumed to match
+            by number.
     """
 
     model: nn.Module
@@ -55,8 +56,8 @@ def match_classes(model: Any, class_names: Sequence[str], num_classes: int) -> M
         num_classes: the model's.
 
     Raises:
-        UserError: the model and the data have different numbers of classes, and names do not match them; names match
-            some of them, at other places; or its names are no words.
+        UserError: the model and the data have different numbers of classes and cannot be matched by name; names match
+                only some of them, at other places; or its names are not words.
     """
     data = [composed(name) for name in class_names]
     names = label_names(model.pretrained_cfg.get("label_names"), num_classes)
@@ -86,22 +87,22 @@ def label_names(found: Any, num_classes: int) -> list[str] | None:
     """The names in a model's config, in the order of its logits; None if there are none.
 
     Args:
-        found: as timm has it, a list, or a dictionary from number to name, which may have gaps.
+        found: as in timm, a list, or a dictionary from number to name, which may have gaps.
         num_classes: the model's.
 
     Raises:
-        UserError: they are no words, or numbers are none of the model's.
+        UserError: they are not words, or their numbers are not the model's.
     """
     if not found:
         return None
     names = _in_order(found, num_classes) if isinstance(found, dict) else found
     if not isinstance(names, (list, tuple)) or not all(type(name) in (str, int) for name in names):
-        raise UserError("names its classes by something else than words; fix label_names in its config.json")
+        raise UserError("has class names that are not words; fix label_names in its config.json")
     return [composed(str(name)) for name in names]
 
 
 def _in_order(found: dict[Any, Any], num_classes: int) -> list[Any]:
-    """A dictionary's names by number, of which JSON makes words."""
+    """A dictionary's names by number, which JSON turns into words."""
     if not all(re.fullmatch(r"\d+", str(number)) and int(number) < num_classes for number in found):
         raise UserError(
             f"label_names in its config.json must map numbers from 0 to {num_classes - 1} to names; fix them"
@@ -125,7 +126,7 @@ def _reordered(model: Any, data: list[str], order: list[int], own: list[str]) ->
 
 
 def _places(data: list[str], names: list[str] | None, num_classes: int) -> list[int] | None:
-    """Each of the data's classes among the model's, by name; None unless all are found, each another one."""
+    """Each of the data's classes among the model's, by name; None unless all are found, each a different one."""
     if names is not None:
         places = {name: number for number, name in enumerate(names)} if len(set(names)) == len(names) else {}
         found = [places.get(name) for name in data]
@@ -143,7 +144,7 @@ def _imagenet_names(num_classes: int) -> list[str] | None:
 
 
 def _imagenet_aliases(num_classes: int) -> dict[str, int]:
-    """Class by WordNet id and by every name of its own; without names that two classes have, such as "crane"."""
+    """Class by WordNet id and by each of its names; without names that two classes have, such as "crane"."""
     info = _imagenet(num_classes)
     if info is None:
         return {}
@@ -164,7 +165,7 @@ def _plain(name: str) -> str:
 
 
 def _no_match(data: list[str], names: list[str] | None, num_classes: int) -> str:
-    """Why the data's classes are none of the model's."""
+    """Why the data's classes cannot be matched to the model's."""
     known = set(names) if names is not None else _imagenet_aliases(num_classes).keys()
     unknown = [name for name in data if (name if names is not None else _plain(name)) not in known]
     if not known or len(unknown) == len(data):

@@ -1,4 +1,4 @@
-"""A file with one line of JSON per evaluated model, to which anyone can add theirs."""
+"""A file with one line of JSON per evaluated model, to which everyone can add."""
 
 import json
 import os
@@ -16,8 +16,8 @@ def entry(what: str, data: str, figures: dict[str, Any]) -> dict[str, Any]:
     """One line.
 
     Args:
-        what: "accuracy", or "object_size": accuracy against it.
-        data: the source; of a local folder only its name is kept.
+        what: "accuracy", or "object_size" for accuracy against object size.
+        data: the source; for a local folder, only its name is kept.
         figures: what was measured, and of which model.
     """
     source = Path(data).expanduser()

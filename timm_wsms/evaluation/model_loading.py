@@ -19,8 +19,8 @@ def timm_name(name: str) -> str:
     """What `timm.create_model` calls a model, which needs neither network nor weights.
 
     Args:
-        name: a checkpoint folder, with or without `local-dir:`; `hf-hub:owner/name`; or a name of timm's, with or
-            without a pretrained tag, which comes before a folder of the same name.
+        name: a checkpoint folder, with or without `local-dir:`; `hf-hub:owner/name`; or a timm model name, with or
+                without a pretrained tag, which takes precedence over a folder of the same name.
 
     Raises:
         UserError: there is no such model, or the folder does not hold one; the message names the remedy.
@@ -39,7 +39,7 @@ def timm_name(name: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """A model's name as that of a file or a folder."""
+    """A model's name made fit for a file or a folder."""
     return re.sub(r"[^\w.-]+", "_", name)
 
 
@@ -53,11 +53,11 @@ def load_model(name: str, **kwargs: Any) -> Any:
     Raises:
         UserError: it cannot be loaded; says why.
     """
-    if "num_classes" in kwargs:  # timm would put a new head, which knows nothing, in place of a trained one
-        raise UserError("a trained model's number of classes is its weights'; leave out --model_kwargs.num_classes")
+    if "num_classes" in kwargs:  # timm would replace the trained head by a new, untrained one
+        raise UserError("a trained model's weights set its number of classes; leave out --model_kwargs.num_classes")
     try:
         return timm.create_model(timm_name(name), pretrained=True, **kwargs)
-    except Exception as error:  # the Hub, the files and the networks raise many things, all about this model
+    except Exception as error:  # the Hub, the files and the networks may raise anything, all about this model
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")

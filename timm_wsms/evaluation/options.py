@@ -1,4 +1,4 @@
-"""The options of an evaluation, with the names of timm's validate.py where it has the same."""
+"""The options of an evaluation, named as in timm's validate.py where it has the same."""
 
 import argparse
 import dataclasses
@@ -18,14 +18,14 @@ from timm_wsms.object_scaling import Border
 REMEDIES = Remedies(
     place="choose another --json or --output",
     workers="lower --workers",
-    memory="lower --batch_size, or take --precision bf16",
+    memory="lower --batch_size, or use --precision bf16",
 )
 # The data room's settings that have another name here.
 OTHER_NAMES = {"source": "data", "train_split": "split", "test_split": "split"}
 
 
 class EvaluationData(DataSettings):
-    """The data room's settings, in whose messages they have this command's names."""
+    """The data room's settings; its messages use this command's names for them."""
 
     def option(self, name: str) -> str:
         return f"--{OTHER_NAMES.get(name, name)}"
@@ -43,14 +43,14 @@ class Options:
     """Name of the split, or a part of it such as `test[:20%]`; by default `test`, else a validation split under any of
     its usual names. With --holdout: of the split that it was taken from, by default `train`."""
     holdout: float | None = None
-    """Evaluate on what a run with this `data.holdout` and --seed has kept back of its training split."""
+    """Evaluate on what a run with this `data.holdout` and --seed has held out from its training split."""
     image_column: str | None = None
     """The column of images; by default the only one there is."""
     label_column: str | None = None
     """The column of labels; by default the only one of class labels, else one called `label` or the like, else the only
     one of integers, or strings. In an image folder: a column of its `metadata.csv`, in place of the class folders."""
     value_range: tuple[float, float] | None = None
-    """The values of black and white in images of more than 8 bits a channel; by default as each file says."""
+    """The values of black and white in images of more than 8 bits per channel; by default as each file says."""
     num_classes: int | None = None
     """Number of classes where labels are plain integers; by default one more than the largest."""
     limit: int | None = None
@@ -70,7 +70,7 @@ class Options:
     on_bad_image: Literal["error", "skip"] = "error"
     """An image that cannot be decoded is an error, or is left out and counted."""
     batch_size: int = 128
-    """Images of one forward pass in each process."""
+    """Images per forward pass in each process."""
     workers: int = 2
     """Processes that decode images, for each process that evaluates."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -78,7 +78,7 @@ class Options:
     channels_last: bool = False
     """Keep weights in channels-last order, which is faster for convolutions on most machines."""
     device: Literal["cpu", "cuda", "mps", "xpu"] | None = None
-    """By default what Accelerate chooses."""
+    """The device; by default what Accelerate chooses."""
     json: str | None = None
     """A file for all figures, rewritten after each model."""
     append: str | None = None
@@ -87,7 +87,7 @@ class Options:
     """A folder for each model's `per_class.csv` and `confusion.png`."""
 
     def data_settings(self) -> DataSettings:
-        """The same in the data room's terms."""
+        """The same under the data room's names."""
         own = {one.name for one in dataclasses.fields(self)}
         names = {one.name: OTHER_NAMES.get(one.name, one.name) for one in dataclasses.fields(DataSettings)}
         values = {setting: getattr(self, name) for setting, name in names.items() if name in own}
@@ -120,7 +120,7 @@ class ScaleOptions(Options):
     heat_images: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
     """The images, by their place in the split, whose heat maps `--stages` draws."""
     gallery: bool = False
-    """Also: images that all models but the last miss and the last gets, beside a random draw (the paper's Fig. 5)."""
+    """Also draw images that only the last model gets right, next to a random draw (the paper's Fig. 5)."""
     seed: int = 0
     """Seed of the bootstrap and the gallery; for the embedded digits and --holdout, that of the training run."""
     json: str | None = None
@@ -128,7 +128,7 @@ class ScaleOptions(Options):
     output: str | None = None
     """A folder for the pictures: `scale.png`; `stages.png` and `heat_<model>.png`; `gallery.png`."""
     cache: str | None = None
-    """A folder to keep results in, instead of `$HF_ASSETS_CACHE`; `off`: neither read nor keep any."""
+    """A folder to keep results in, instead of `$HF_ASSETS_CACHE`; `off`: neither read nor keep them."""
 
 
 T = TypeVar("T", bound=Options)
@@ -139,7 +139,7 @@ def parse(argv: list[str] | None, kind: type[T], command: str, description: str)
 
     Args:
         argv: its words; None: this program's.
-        kind: `Options`, or a class with more of them.
+        kind: `Options`, or a subclass with more of them.
         command: the module that is run, `timm_wsms.<command>`.
         description: what it does.
 
@@ -155,7 +155,7 @@ def parse(argv: list[str] | None, kind: type[T], command: str, description: str)
         default_env=False,
     )
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="A checkpoint folder, `hf-hub:owner/name`, or a name of timm's."
+        "models", nargs="+", metavar="MODEL", help="A checkpoint folder, `hf-hub:owner/name`, or a timm model name."
     )
     parser.add_class_arguments(kind, nested_key=None)
     words = list(sys.argv[1:] if argv is None else argv)

@@ -1,4 +1,4 @@
-"""Class by class: how often each is recognized, and what it is taken for."""
+"""Class by class: how often each is recognized, and what it is mistaken for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from timm_wsms.evaluation.accuracy import Predictions
 from timm_wsms.evaluation.plots import plot_confusion, plot_mistakes
 
-MOST_CLASSES = 20  # whose confusion matrix can be read
+MOST_CLASSES = 20  # that a readable confusion matrix can have
 MOST_MISTAKES = 30
 
 
@@ -23,10 +23,10 @@ class ClassResult:
     """One class's results.
 
     Attributes:
-        name: of the class.
+        name: name of the class.
         images: number of its images.
         top1: share of them that are recognized, in percent; None where there are no images.
-        top5: share of them for which it is among the five likeliest, in percent; likewise.
+        top5: share of them for which it is among the five most likely, in percent; likewise.
         taken_for: the class that its images are most often taken for by mistake; None if they never are.
         times: how often.
     """
@@ -52,7 +52,7 @@ def confusion(predictions: Predictions, num_classes: int) -> np.ndarray:
 
 
 def mistakes(predictions: Predictions) -> list[tuple[int, int, int]]:
-    """(true class, predicted class, how often) of each mistake, the most frequent first.
+    """(true class, predicted class, count) of each mistake, the most frequent first.
 
     A list, since a matrix of 21,000 classes would not fit into memory.
     """
@@ -67,7 +67,7 @@ def by_class(predictions: Predictions, class_names: Sequence[str]) -> list[Class
     """Results of each class, in the classes' order.
 
     Args:
-        predictions: of a whole data set or a part of it.
+        predictions: predictions for a whole data set or a part of it.
         class_names: one for each logit.
     """
     images, right, in_top5 = (

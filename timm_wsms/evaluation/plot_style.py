@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colors, which color-blind readers can tell apart, without the yellow that vanishes on white;
-# a marker each, so that the curves differ in black and white too.
+# each with a marker of its own, so that the curves differ in black and white too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")  # where there are more curves than colors
 
 
 def curve_style(number: int, points: int) -> dict[str, Any]:
-    """How matplotlib draws the curve of this number, counted from 0, through this many points."""
+    """matplotlib's arguments for curve `number`, counted from 0, with this many points."""
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -39,7 +39,7 @@ def dress_axes(axes: Axes, x_label: str) -> None:
 
 
 def dress_size_axes(axes: Axes, factors: Sequence[float]) -> None:
-    """Makes the horizontal axis that of object size, with a mark at each factor."""
+    """Makes the horizontal axis one of object sizes, with a tick at each factor."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(factors, [f"{factor:.2g}" for factor in factors])
     axes.minorticks_off()

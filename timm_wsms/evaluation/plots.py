@@ -1,4 +1,4 @@
-"""Pictures of a run: training curves, accuracy against object size, and what is taken for what."""
+"""Pictures of a run: training curves, accuracy against object size, and what is mistaken for what."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plot_curves(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
-    """Draws loss and accuracy against the epoch.
+    """Draws loss and accuracy by epoch.
 
     Args:
         rows: Lines of `metrics.jsonl`: each has an `epoch` and numbers. Names that end in `loss` go to the left panel,
@@ -34,7 +34,7 @@ def plot_curves(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str 
     figure = make_figure(width=9.0)
     loss, accuracy = figure.subplots(1, 2)
     _draw_columns(loss, rows, ("loss",))
-    loss.set_ylabel("loss of an image (nats)")
+    loss.set_ylabel("loss per image (nats)")
     _draw_columns(accuracy, rows, ("top1", "top5"))
     accuracy.set_ylabel("accuracy (%)")
     for axes in (loss, accuracy):
@@ -102,7 +102,7 @@ def plot_costs(
 
     Args:
         curves: Model's name → (million multiplications, accuracy in percent) at several thresholds of its cascade.
-        points: Model's name → the same of models that always spend as much.
+        points: Model's name → the same for models whose cost is fixed.
         path: PNG file to write.
         title: On which data.
 
@@ -116,7 +116,7 @@ def plot_costs(
     for number, (name, point) in enumerate(points.items(), start=len(curves)):
         axes.plot(*point, label=name, **{**curve_style(number, 1), "linestyle": "none", "markersize": 8})
     axes.set_ylabel("accuracy (%)")
-    dress_axes(axes, "mean multiplications of an image (millions)")
+    dress_axes(axes, "mean multiplications per image (millions)")
     return save_figure(figure, path, title)
 
 

@@ -1,4 +1,4 @@
-"""Results kept on the disk, so that what was computed once is read the next time."""
+"""Results kept on disk, so that what was computed once is read the next time."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Arrays = dict[str, np.ndarray]
 
 
 def cached(name: str, key: Mapping[str, Any], compute: Callable[[], Arrays], folder: str | None = None) -> Arrays:
-    """What `compute` returns; the next time, the same from the disk.
+    """What `compute` returns; the next time, the same from disk.
 
-    It lies where the Hub's library keeps such files, in `$HF_ASSETS_CACHE/timm-wsms/<name>/<hash of key>`. Where that
-    variable is not set, its place is taken by `$HF_HOME/assets`, `$XDG_CACHE_HOME/huggingface/assets` or
+    It is kept where the Hub's library keeps such files, in `$HF_ASSETS_CACHE/timm-wsms/<name>/<hash of key>`. If that
+    variable is not set, the folder is `$HF_HOME/assets`, `$XDG_CACHE_HOME/huggingface/assets` or
     `~/.cache/huggingface/assets`.
 
     Args:
-        name: Of this kind of results.
+        name: Name of this kind of result.
         key: All that the results depend on, for JSON. The versions of this package and of timm are added.
-        compute: Gives arrays by name.
+        compute: Returns arrays by name.
         folder: Keep them in this folder instead of `$HF_ASSETS_CACHE`; "off": neither read nor keep anything.
 
     Raises:
@@ -70,8 +70,8 @@ def model_hash(model: nn.Module) -> str:
 
 
 def settings_hash(model: nn.Module) -> str:
-    """SHA-256 of what a model computes beside its weights, such as its pyramid or its pooling: of all attributes of its
-    modules that are numbers, words, or lists of such.
+    """SHA-256 of what a model computes besides its weights, such as its pyramid or its pooling: of all its modules'
+    attributes that are numbers, words, or lists of these.
     """
     digest = hashlib.sha256()
     for path, module in model.named_modules():
@@ -87,8 +87,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def data_fingerprint(split: Split) -> str:
-    """SHA-256 of a split's images and labels: of the pixels that are kept decoded; of files, their sizes and times of
-    change; of other images, `datasets`' own fingerprint.
+    """SHA-256 of a split's images and labels: of the pixels if they are kept decoded; for files, of their sizes
+    and modification times; for other images, of `datasets`' own fingerprint.
     """
     digest = hashlib.sha256(split.labels.tobytes())
     digest.update(json.dumps([split.class_names, split.value_range]).encode())

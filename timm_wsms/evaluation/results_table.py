@@ -1,4 +1,4 @@
-"""The table a training run ends with: one row a model, plain text or GitHub Markdown."""
+"""The table a training run ends with: one row per model, plain text or GitHub Markdown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Row:
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """The table for a terminal: columns aligned, a rule under the header, no line ends in blanks."""
+    """The table for a terminal: columns aligned, a rule under the header, no trailing blanks."""
     return aligned(_cells(rows))
 
 
@@ -54,7 +54,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def image_count(measured: int, left_out: int) -> str:
-    """How many images figures are of: `11 images (1 left out)`."""
+    """The number of images that were measured: `11 images (1 left out)`."""
     return f"{measured} images" + (f" ({left_out} left out)" if left_out else "")
 
 

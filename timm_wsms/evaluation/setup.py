@@ -1,4 +1,4 @@
-"""A model and the images it is to be evaluated on, the same for every command that evaluates."""
+"""A model and the images to evaluate it on, the same for every command that evaluates."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Prepared:
         network: the timm model, on the accelerator's device.
         ordered: the same, its logits in the order of the data's classes.
         data_class: the place of each of the network's own logits in `class_names`.
-        class_names: the data's classes, then those of the network that the data has not.
-        config: of its images, from `data_config`.
+        class_names: the data's classes, then those of the network that the data does not have.
+        config: the config of its images, from `data_config`.
         loader: this process's share of the split.
         remark: what a user should know about the classes; None if there is nothing.
     """
@@ -53,7 +53,7 @@ class Prepared:
 
 
 def start(options: Options) -> Accelerator:
-    """The accelerator, and the folders for what is to be written.
+    """The accelerator; also creates the folders for what will be written.
 
     Raises:
         UserError: the device or the precision is not available here, or nothing can be written to a folder.
@@ -79,7 +79,7 @@ def start(options: Options) -> Accelerator:
 
 
 def prepare(name: str, split: Split, options: Options, accelerator: Accelerator) -> Prepared:
-    """Loads a model and makes a loader of the images as it wants them.
+    """Loads a model and makes a loader of the images as it expects them.
 
     Raises:
         UserError: it cannot be loaded, or does not fit the data.
@@ -94,7 +94,7 @@ def prepare(name: str, split: Split, options: Options, accelerator: Accelerator)
         ) from error
     settings = options.data_settings()
     option = settings.option("input_size")
-    if options.input_size:  # before its mean and std are looked at, which are three for three channels
+    if options.input_size:  # before its mean and std are checked, which are three for three channels
         check_input(model, name, options.input_size, model.num_classes, option)
     config = data_config(model, settings, use_test_size=True)
     check_input(model, name, config["input_size"], model.num_classes, option)

@@ -1,4 +1,4 @@
-"""How far figures from one test set can be trusted: bootstrap intervals and McNemar's test."""
+"""How far to trust figures from one test set: bootstrap intervals and McNemar's test."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ LEVEL = 0.95
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The percentile bootstrap interval (Efron 1979) of means over images, 95 % by 1,000 resamples.
 
-    Images are drawn with replacement; every row is given the same draws, so that rows of one model stay together.
+    Images are drawn with replacement; every row gets the same draws, so that rows of one model stay together.
 
     Args:
         values: A number for each image, (…, n); whether it is recognized, for instance.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
-        Lower and upper end, (…,) each; both are the mean where there is but one image.
+        Lower and upper end, (…,) each; both are the mean if there is only one image.
     """
     from scipy.stats import bootstrap
 
@@ -44,12 +44,12 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
     """McNemar's exact test (1947) of whether two models are right equally often on the same images.
 
     Args:
-        first: Whether the one model is right about each image, bool (n,).
-        second: Whether the other is, likewise.
+        first: Whether the first model is right about each image, bool (n,).
+        second: Whether the second is, likewise.
 
     Returns:
-        Number of images that only the first gets, number that only the second gets, and the two-sided probability of a
-        difference at least as large if each such image had been either's with probability 1/2.
+        Number of images that only the first gets right, number that only the second gets right, and the two-sided
+        p-value: the chance of a difference at least as large if each such image were either's with probability 1/2.
     """
     from scipy.stats import binomtest
 

@@ -1,1 +1,1 @@
-"""Publishing on the Hugging Face Hub, and what comes from there: listed, complete, and checked before use."""
+"""Publishing on the Hugging Face Hub, and downloading from it: listed, complete, and checked before use."""

@@ -38,7 +38,7 @@ def write(folder: Path, target: Path, stage: int = 1, figures: dict[str, Any] | 
         target: An empty folder.
         stage: Number of the stage, counted from 1.
         figures: What the stage alone achieves on the test images (`test_top1`, `test_top5`, `by_size`,
-            `by_factor`); None: for stage 1 what the run measured, if it did, and for others it is not known.
+                `by_factor`); None: for stage 1 what the run measured, if anything, and for others unknown.
 
     Raises:
         UserError: The folder holds no network with such a stage, or plain timm doesn't have its backbone.
@@ -56,7 +56,7 @@ def write(folder: Path, target: Path, stage: int = 1, figures: dict[str, Any] | 
     save_model_folder(plain, target, config, names, example, run=run_hash(target))
     found = results.read(folder)
     taken = results.Taken(network.pretrained_cfg["architecture"], stage, network.factors()[stage - 1])
-    if figures is None:  # what the run measured is of the images that the network's row is of, or not known
+    if figures is None:  # the run measured on the same images as for the network's row, or not at all
         figures = {} if found.evaluated else measured(folder, stage)
     rows = [*found.rows, row(plain, found.rows[-1].model, stage, figures, plain.pretrained_cfg["input_size"])]
     results.write(target, rows, found.hardware, found.data, taken, found.evaluated)
@@ -68,10 +68,10 @@ def check(network: Any, stage: int = 1) -> None:
     """Check that a stage of a network can be a plain timm checkpoint.
 
     Raises:
-        UserError: Plain timm doesn't have its backbone, or it is no backbone as it is; see `to_backbone`.
+        UserError: Plain timm doesn't have its backbone, or the stage is not a whole backbone; see `to_backbone`.
     """
     if not isinstance(network, MultiStageNet):
-        raise UserError("it is a plain timm model already, which has no stages to take out; leave out --as-backbone")
+        raise UserError("it is a plain timm model already, which has no stages to extract; leave out --as-backbone")
     check_plain(network, stage)
     architecture = network.backbone.pretrained_cfg["architecture"]
     if not in_timm(architecture):
@@ -82,7 +82,7 @@ def check(network: Any, stage: int = 1) -> None:
 
 
 def measured(folder: Path, stage: int) -> dict[str, Any]:
-    """What the run measured of a stage alone; empty if it did not."""
+    """What the run measured for a stage alone; empty if nothing."""
     last = read_last_line(folder / "metrics.jsonl")
     with understood(folder / "metrics.jsonl"):
         return dict(last.get("backbone", {})) if stage == 1 else {}
@@ -95,7 +95,7 @@ def row(plain: Any, network: str, stage: int, figures: dict[str, Any], input_siz
         plain: The stage as a timm model.
         network: The network's name in the table.
         stage: Its number.
-        figures: `test_top1`, `test_top5`, `by_size` and `by_factor`; without them the accuracy is not known.
+        figures: `test_top1`, `test_top5`, `by_size` and `by_factor`; without them the accuracy is unknown.
         input_size: (C, H, W) of its images.
     """
     return Row(

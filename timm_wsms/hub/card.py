@@ -28,7 +28,7 @@ REPO = r"\w[\w.-]*/\w[\w.-]*"  # a name on the Hub
 
 
 class Markdown(str):
-    """What is Markdown already; every other text in a card is escaped."""
+    """Text that is already Markdown; all other text in a card is escaped."""
 
 
 def write(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> Path:
@@ -44,7 +44,7 @@ def render(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> 
 
     Args:
         folder: Checkpoint folder: config.json, settings.yaml, metrics.jsonl, results.json, and plots if there are any.
-        repo: `owner/name` on the Hub, where it is or will be; None: it has no place there.
+        repo: `owner/name` on the Hub, where it is or will be; None if it is not published.
         template: Jinja's; it sees the names of `values`.
 
     Raises:
@@ -60,7 +60,7 @@ def render(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> 
             text = environment.from_string(template.read_text(encoding="utf-8")).render(known, repo=repo)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {Path(error.filename).name}, which its card needs; train it again") from error
-    text = re.sub(r"\n{3,}", "\n\n", text)  # what a condition left out leaves blank lines
+    text = re.sub(r"\n{3,}", "\n\n", text)  # conditions that are false leave blank lines
     try:
         ModelCard(text)  # the client's own check of the front matter
     except ValueError as error:
@@ -69,7 +69,7 @@ def render(folder: Path, repo: str | None = None, template: Path = TEMPLATE) -> 
 
 
 def _escaped(value: Any) -> Any:
-    """A value of the template's: names of models, data and classes, settings and versions may be a stranger's."""
+    """A value in the template: names of models, data and classes, settings and versions may come from strangers."""
     plain = value is None or isinstance(value, (Markdown, jinja2.Undefined, int, float))
     return value if plain else markdown(str(value))
 
@@ -148,7 +148,7 @@ def _picture(folder: Path, input_size: list[int]) -> str:
 
 
 def data_set(source: str) -> tuple[str, str | None]:
-    """Name and Hub name of the data. Of a local folder only its name is given: its path is private."""
+    """Name and Hub name of the data. For a local folder, only its name is given: its path is private."""
     if source == "digits":
         return "scikit-learn digits at 8 to 32 pixels", None
     if re.fullmatch(REPO, source) and not Path(source).is_dir():
@@ -164,7 +164,7 @@ def base_model(settings: dict[str, Any]) -> str | None:
     if name.startswith("hf-hub:"):
         repo = name.removeprefix("hf-hub:").partition("@")[0]
         if not re.fullmatch(REPO, repo):
-            raise ValueError(f"{repo} is no name on the Hub")
+            raise ValueError(f"{repo} is not a name on the Hub")
         return repo
     found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     return found.hf_hub_id.partition("@")[0] if found and found.hf_hub_id else None

@@ -1,4 +1,4 @@
-"""The Hub as publish.py and verify.py see it: what a repo holds, and calls that are tried again."""
+"""The Hub as publish.py and verify.py see it: what a repo holds, and calls that are retried."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def look_if_there(api: HfApi, repo: str) -> Remote | None:
 def retried(call: Callable[[], T]) -> T:
     """Calls again after 429, 5xx and lost connections, waiting 1, 2, 4 … s, or as long as the Hub says.
 
-    For the calls of `huggingface_hub` that do not do so by themselves: those about repos, commits and tags. It does
-    for files.
+    For the calls of `huggingface_hub` that do not retry on their own: those about repos, commits and tags. Those for
+    files do.
     """
     for number in range(TRIES - 1):
         try:
@@ -75,7 +75,7 @@ def retried(call: Callable[[], T]) -> T:
 
 
 def _wait(error: Exception, otherwise: float) -> float | None:
-    """Seconds to wait before the next try; None if that would be in vain."""
+    """Seconds to wait before the next try; None if retrying is pointless."""
     if not isinstance(error, HfHubHTTPError):
         return otherwise
     status = error.response.status_code

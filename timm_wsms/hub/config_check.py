@@ -28,7 +28,7 @@ def _widths(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(_count(n) and 0 < n <= 1024 for n in value)
 
 
-# Arguments of a backbone's that a file may give; a user's own call may give whatever the backbone takes.
+# Backbone arguments that a file may give; a user's own call may give whatever the backbone takes.
 BACKBONE_ARGS: dict[str, Callable[[Any], bool]] = {
     "num_classes": _count,
     "in_chans": lambda value: _count(value) and value > 0,
@@ -66,10 +66,10 @@ def check_model_args(arguments: Mapping[str, Any], network_args: Collection[str]
 
 
 def check_pretrained_cfg(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """Check what a file says about its weights: they lie beside it, and have the shape it says.
+    """Check what a file says about its weights: they are in the same folder and have the shape it says.
 
     Args:
-        config: `pretrained_cfg`, with the folder's place as timm has filled it in.
+        config: `pretrained_cfg`, with the folder's path filled in by timm.
         arguments: `model_args` of the same file.
 
     Raises:
@@ -77,7 +77,7 @@ def check_pretrained_cfg(config: Mapping[str, Any], arguments: Mapping[str, Any]
     """
     for key in LOCATIONS:
         if config.get(key) and key != SOURCES[config["source"]]:
-            raise UserError(f"the config's pretrained_cfg has {key!r}, but weights are read from beside it only")
+            raise UserError(f"the config's pretrained_cfg has {key!r}, but weights are read only from the same folder")
     classes = config.get("num_classes", 0)
     if not _count(classes) or arguments.get("num_classes", classes) != classes:
         raise UserError(

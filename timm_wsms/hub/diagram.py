@@ -1,4 +1,4 @@
-"""A network as a picture of letters, which every page shows: its stages, and the maps that are integrated."""
+"""A network as text art, which every page can show: its stages, and the maps that are integrated."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from timm_wsms.utils import eval_mode
 
 
 def draw(model: Any, input_size: Sequence[int]) -> str:
-    """Draws a network with the sizes it has.
+    """Draws a network with its sizes.
 
     Args:
         model: A WsmsNet or any timm model; one on the meta device will do.

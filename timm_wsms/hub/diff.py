@@ -15,13 +15,13 @@ from timm_wsms.hub.download import file_sum
 from timm_wsms.hub.verify_folder import FILES
 
 TEXTS = (".json", ".yaml", ".md")
-MARKS = {True: "~", False: "+"}  # is it there already?
+MARKS = {True: "~", False: "+"}  # already there?
 
 
 def changed(files: dict[str, Path | bytes], there: Remote) -> list[str]:
-    """The files that are not yet there as they are here, and those of an earlier version that would be left over.
+    """The files that are new or changed, and those of an earlier version that would be left over.
 
-    Of what somebody else put into the repo nothing is touched.
+    Files that somebody else put into the repo are not touched.
     """
     new = [name for name, content in files.items() if there.sums.get(name) != _sum_like(content, there.sums.get(name))]
     return new + [name for name in there.sums if name in FILES and name not in files]
@@ -43,11 +43,11 @@ def describe(api: HfApi, repo: str, files: dict[str, Path | bytes], there: Remot
                 old = Path(api.hf_hub_download(repo, name, revision=there_is.commit, cache_dir=cache))
                 before, now = (_text(content).splitlines() for content in (old, files[name]))
                 lines += difflib.unified_diff(before, now, f"{repo}/{name}", name, lineterm="", n=1)
-    return "\n".join(map(printable, lines))  # what is there may be anybody's
+    return "\n".join(map(printable, lines))  # the repo's files may be anybody's
 
 
 def _sum_like(content: Path | bytes, other: str | None) -> str:
-    """The sum of the kind that the other one is of."""
+    """A file's checksum of the same kind as the other one."""
     kind = "sha256" if other is not None and len(other) == 64 else "git"
     if isinstance(content, Path):
         return file_sum(content, kind)
@@ -61,5 +61,5 @@ def _size(content: Path | bytes) -> int:
 
 
 def _text(content: Path | bytes) -> str:
-    """A file's text; what is no UTF-8 is shown as �."""
+    """A file's text; what is not UTF-8 is shown as �."""
     return (content.read_bytes() if isinstance(content, Path) else content).decode(errors="replace")

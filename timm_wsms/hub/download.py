@@ -1,4 +1,4 @@
-"""Files from the Hugging Face Hub, checked by sum, which `huggingface_hub` does not do."""
+"""Files from the Hugging Face Hub, with checksums verified, which `huggingface_hub` does not do."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ CHUNK = 2**20  # bytes
 
 
 def fetch(hub_id: str, filename: str, cache_dir: Any = None, sha256: str | None = None) -> Path:
-    """Downloads a file, or finds it in the cache, and checks it.
+    """Downloads a file, or finds it in the cache, and verifies it.
 
     The client's cache names a file by the sum that the Hub gave for it: SHA-256 for large files, git's own for others.
 
@@ -20,10 +20,10 @@ def fetch(hub_id: str, filename: str, cache_dir: Any = None, sha256: str | None 
         hub_id: `owner/name` or `owner/name@revision`.
         filename: In the repo.
         cache_dir: Instead of `HF_HUB_CACHE`.
-        sha256: What the file has to have, if that is known from elsewhere.
+        sha256: The file's checksum, if that is known from elsewhere.
 
     Raises:
-        UserError: The file is not what the Hub has. It has been removed, so that the next attempt downloads it again.
+        UserError: The file differs from the Hub's. It has been removed, so that the next attempt downloads it again.
     """
     repo, _, revision = hub_id.partition("@")
     path = Path(hf_hub_download(repo, filename, revision=revision or None, cache_dir=cache_dir))
@@ -50,7 +50,7 @@ def file_sum(path: Path, kind: str) -> str:
 
 def _check(path: Path, hub_id: str, sha256: str | None) -> None:
     blob = path.resolve()
-    # Where the system has no symbolic links the cache does not say; then only a known sum can be checked.
+    # On systems without symbolic links the cache does not tell; then only a known checksum can be verified.
     expected = sha256 or (blob.name if blob.parent.name == "blobs" else None)
     if expected is None or file_sum(blob, "sha256" if len(expected) == 64 else "git") == expected:
         return

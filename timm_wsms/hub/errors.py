@@ -28,7 +28,7 @@ def explain(error: BaseException, repo: str) -> str | None:
 
     Args:
         error: From `huggingface_hub`.
-        repo: What was asked for.
+        repo: The requested repo.
     """
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
         error = error.__cause__  # the client looked into its cache after an answer it did not like
@@ -70,7 +70,7 @@ def _of_status(error: HfHubHTTPError, repo: str) -> str:
     if status == 412:
         return f"{repo} has changed meanwhile; look at --dry-run, then run it again"
     if status >= 500:
-        return f"the Hub has a fault (HTTP {status}), and had it each time; {repo} is unchanged, run it again later"
+        return f"the Hub failed each time (HTTP {status}); {repo} is unchanged, run it again later"
     return f"the Hub refuses this for {repo}: {_short(error)}"
 
 
@@ -90,7 +90,7 @@ def in_one_line(repo: str) -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, json.JSONDecodeError):
-            raise UserError(f"what answers for {repo} is not a Hub, or has a fault; check HF_ENDPOINT") from error
+            raise UserError(f"the server for {repo} is not a Hub, or has a fault; check HF_ENDPOINT") from error
         message = None if isinstance(error, UserError) else explain(error, repo)
         if message is None:
             raise

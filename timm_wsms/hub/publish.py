@@ -35,7 +35,7 @@ from timm_wsms.training.checkpoint_folder import reference_images, reference_ten
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen: see the command line's help."""
+    """The options: see the command line's help."""
 
     repo: str
     private: bool = False
@@ -50,10 +50,10 @@ def publish(folder: Path, options: Options) -> str:
     """Checks a checkpoint folder and uploads it.
 
     Returns:
-        The commit that holds it; with `dry_run` an empty string if there is no such repo yet.
+        The commit that holds it; with `dry_run`, an empty string if the repo does not exist yet.
 
     Raises:
-        UserError: The folder is not what it says, or the Hub refuses; one line with the remedy.
+        UserError: The folder is inconsistent, or the Hub refuses; one line with the remedy.
     """
     check_repo(options.repo)
     if options.as_backbone is not None:
@@ -87,7 +87,7 @@ def take_stage(folder: Path, place: Path, stage: int, data: str | None) -> Path:
 
     Args:
         folder: The network's.
-        place: Where the new folder is made.
+        place: Where to create the new folder.
         stage: Number of the stage.
         data: Source of images to measure the stage's accuracy on, with timm's transform; None: what the run measured.
     """
@@ -101,10 +101,10 @@ def take_stage(folder: Path, place: Path, stage: int, data: str | None) -> Path:
 
 
 def check_repo(repo: str) -> None:
-    """Check that a name can be a repo's.
+    """Check that a name is valid for a repo.
 
     Raises:
-        UserError: It cannot.
+        UserError: It is not.
     """
     with in_one_line(repo):
         validate_repo_id(repo)
@@ -116,7 +116,7 @@ def check_access(repo: str) -> None:
     """Check before any work, without asking the Hub, that something can be published there.
 
     Raises:
-        UserError: The name is none, or there is no token.
+        UserError: The name is invalid, or there is no token.
     """
     check_repo(repo)
     if not get_token():
@@ -124,7 +124,7 @@ def check_access(repo: str) -> None:
 
 
 def check_tag(api: HfApi, options: Options, before: Remote | None, files: dict[str, Path | bytes]) -> None:
-    """Check that a tag is new, or stands already where it would be set."""
+    """Check that a tag is new, or already where it would be set."""
     if before is None or options.tag is None:
         return
     refs = retried(lambda: api.list_repo_refs(options.repo))
@@ -134,7 +134,7 @@ def check_tag(api: HfApi, options: Options, before: Remote | None, files: dict[s
 
 
 def contents(folder: Path, repo: str, model: Any) -> dict[str, Path | bytes]:
-    """File in the repo → what goes there: files of the folder, and the card filled for this repo.
+    """File in the repo → what goes there: files of the folder, and the card filled in for this repo.
 
     Folders of older runs recorded outputs for two of their test images, which may be private: these are replaced.
     """
@@ -145,10 +145,10 @@ def contents(folder: Path, repo: str, model: Any) -> dict[str, Path | bytes]:
 
 
 def upload(api: HfApi, options: Options, files: dict[str, Path | bytes], before: Remote | None) -> str:
-    """Makes the repo if need be, uploads what has changed, commits it at once, tags it; returns the commit."""
+    """Creates the repo if needed, uploads what has changed in one commit, tags it; returns the commit."""
     repo = options.repo
     if before is None:
-        # private said in either case, since an organization may have another default
+        # private is always given, since an organization may have another default
         retried(lambda: api.create_repo(repo, private=options.private, exist_ok=True))
         before = look(api, repo)
     changed = diff.changed(files, before)
@@ -164,15 +164,15 @@ def upload(api: HfApi, options: Options, files: dict[str, Path | bytes], before:
 
 
 def upload_large(api: HfApi, repo: str, added: list[CommitOperationAdd]) -> None:
-    """Uploads the large files, which no commit names yet; the client itself tries again.
+    """Uploads the large files before the commit; the client itself retries.
 
     Raises:
-        HTTPError: What the Hub answered in the end.
+        HTTPError: The Hub's final answer.
         UserError: It failed for another reason.
     """
     try:
         api.preupload_lfs_files(repo, added)
-    except RuntimeError as error:  # what a thread of the client's, or Xet, makes of it
+    except RuntimeError as error:  # raised by a thread of the client's, or by Xet
         if isinstance(error.__cause__, HTTPError):
             raise error.__cause__ from error
         why = textwrap.shorten(str(error), 160, placeholder=" …")
@@ -180,7 +180,7 @@ def upload_large(api: HfApi, repo: str, added: list[CommitOperationAdd]) -> None
 
 
 def commit_once(api: HfApi, repo: str, files: dict[str, Path | bytes], before: Remote, operations: list) -> str:
-    """Commits on top of what was seen before; not again if an earlier try came through and only its answer was lost."""
+    """Commits on top of what was seen before; not again if an earlier try succeeded and only its answer was lost."""
     now = look(api, repo)
     if now.commit != before.commit and not diff.changed(files, now):
         return now.commit

@@ -28,7 +28,7 @@ class Published:
         tag: `<name>.<tag>` loads it.
         repo: On the Hugging Face Hub.
         revision: The commit, 40 hexadecimal digits.
-        sha256: Of its model.safetensors.
+        sha256: SHA-256 of its model.safetensors.
         accuracy: Top-1 in percent, as its card says.
         config: What timm's `PretrainedCfg` says about input and head; the fields of `DESCRIBES`.
     """
@@ -47,7 +47,7 @@ class Published:
         return f"{self.repo}@{self.revision}"
 
     def pretrained_cfg(self) -> PretrainedCfg:
-        """The tag's entry in timm's registry. Its source says that the weights are the network's, not a backbone's."""
+        """The tag's entry in timm's registry. Its source marks the weights as the network's, not a backbone's."""
         return PretrainedCfg(hf_hub_id=self.hub_id, source="hf-hub", **self.config)
 
 
@@ -55,7 +55,7 @@ def published(file: Path | None = None) -> list[Published]:
     """All entries of published.json, the newest first.
 
     Raises:
-        UserError: It is damaged; names it.
+        UserError: It is damaged.
     """
     file = file or FILE
     entries = read_json(file)
@@ -64,7 +64,7 @@ def published(file: Path | None = None) -> list[Published]:
 
 
 def _read(entry: dict[str, Any]) -> Published:
-    """One entry; what is newer than this version, or no part of it, is left out."""
+    """One entry; fields that are unknown to this version are left out."""
     read = {field.name: entry[field.name] for field in fields(Published)}
     if not all(isinstance(read[name], str) for name in TEXTS):
         raise ValueError(f"{', '.join(TEXTS)} must be texts")
@@ -72,12 +72,12 @@ def _read(entry: dict[str, Any]) -> Published:
 
 
 def register(entry: Published) -> None:
-    """Writes an entry into published.json, in front; one of the same name and tag goes."""
+    """Writes an entry at the front of published.json; it replaces one of the same name and tag."""
     others = [other for other in published() if (other.name, other.tag) != (entry.name, entry.tag)]
     text = json.dumps([asdict(one) for one in (entry, *others)], indent=2)
     atomic_write_text(FILE, text + "\n")
 
 
 def sha256(hub_id: str) -> str | None:
-    """What the weights at `repo@revision` have to have, if they are listed."""
+    """The checksum of the weights at `repo@revision`, if they are listed."""
     return next((entry.sha256 for entry in published() if entry.hub_id == hub_id), None)

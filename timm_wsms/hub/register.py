@@ -16,7 +16,7 @@ from timm_wsms.hub.verify_folder import WEIGHTS, check_files, check_outputs
 
 
 def check_default(model: Any, folder: Path, tag: str) -> None:
-    """Check that a checkpoint can be a tag: built by its name alone, the network computes the same from its weights.
+    """Check that a checkpoint can be a tag: that a network built by name alone computes the same from its weights.
 
     Raises:
         UserError: It cannot.
@@ -25,7 +25,7 @@ def check_default(model: Any, folder: Path, tag: str) -> None:
         raise UserError(f"--register {tag}: a tag consists of small letters, digits and underscores")
     name, described = read(folder)
     if not name.startswith(("wsms_", "wsmean_")):
-        raise UserError(f"{name} can have no tags of its own; load it by its place on the Hub")
+        raise UserError(f"{name} cannot have tags of its own; load it by its name on the Hub")
     plain = timm.create_model(name, pretrained_cfg=described)
     try:
         plain.load_state_dict(model.state_dict())
@@ -45,7 +45,7 @@ def data_tag(folder: Path) -> str:
 
 
 def add(folder: Path, tag: str, repo: str, commit: str) -> str:
-    """Adds a checkpoint that lies in a repo at a commit to published.json; returns what to say about it."""
+    """Adds a checkpoint in a repo at a commit to published.json; returns what to print."""
     name, described = read(folder)
     accuracy: Any = results.read(folder).rows[-1].accuracy  # which every network's folder has
     published.register(

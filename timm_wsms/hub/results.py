@@ -1,4 +1,4 @@
-"""results.json of a checkpoint folder: the figures of the models trained beside each other, and what they ran on."""
+"""results.json of a checkpoint folder: the figures of the models trained together, and the hardware."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ FILE = "results.json"
 
 @dataclasses.dataclass(frozen=True)
 class Taken:
-    """Where a plain model comes from that was taken out of a network.
+    """The origin of a plain model that was extracted from a network.
 
     Attributes:
         network: The network's architecture.
@@ -30,7 +30,7 @@ class Taken:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """What the rows' accuracies are of, where it is not what the run was evaluated on.
+    """What the rows' accuracies were measured on, if not on what the run was evaluated on.
 
     Attributes:
         split: Name of the split.
@@ -46,11 +46,11 @@ class Results:
     """What results.json holds.
 
     Attributes:
-        rows: The models that were trained beside each other; the folder's own is the last.
+        rows: The models that were trained together; the folder's own is the last.
         hardware: What they were trained on, as `timm_wsms.training.environment.describe_environment` returns it.
-        data: The data set's name on the Hub, where the run read it from a local folder; else None.
-        taken: If the folder's model is a stage of a network: which. The network's row is the last but one.
-        evaluated: If it was evaluated again after training: on what.
+        data: The data set's name on the Hub, if the run read it from a local folder; else None.
+        taken: If the folder's model is a stage of a network, which one. The network's row is the last but one.
+        evaluated: If it was evaluated again after training, on what.
     """
 
     rows: list[Row]

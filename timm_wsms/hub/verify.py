@@ -29,12 +29,12 @@ from timm_wsms.hub.download import file_sum
 from timm_wsms.hub.errors import in_one_line
 from timm_wsms.hub.verify_folder import FILES, NEEDED, check_folder, check_outputs
 
-# Of a stranger's settings: which images, and how they are prepared; not how many processes, or how many images.
+# What is used of a stranger's settings: which images, and how to prepare them; not how many processes or images.
 FROM_SETTINGS = (
     *("config", "train_split", "test_split", "holdout", "image_column", "label_column", "value_range"),
     *("mean", "std", "crop_pct"),  # the size is the model's own: that of a stage isn't its network's
 )
-TOLERANCE = 0.05  # percent: images so close to a border that another rounding decides
+TOLERANCE = 0.05  # percent: images so close to a decision boundary that rounding decides
 
 
 def verify(place: str, data: str | None = None) -> list[str]:
@@ -42,10 +42,10 @@ def verify(place: str, data: str | None = None) -> list[str]:
 
     Args:
         place: `owner/name` or `owner/name@revision` on the Hub, or a checkpoint folder.
-        data: Source of images to measure the accuracy on; None: it is not measured.
+        data: Source of images to measure the accuracy on; None: do not measure it.
 
     Returns:
-        A line for each thing that was found right.
+        A line for each thing that is right.
 
     Raises:
         UserError: Something is not right; says what.
@@ -79,7 +79,7 @@ def verify_folder(folder: Path, place: str, data: str | None) -> list[str]:
 
 
 def download(repo: str, revision: str | None, cache: str) -> tuple[Path, str]:
-    """Downloads a repo's files into an empty cache and compares their sums with the Hub's list.
+    """Downloads a repo's files into an empty cache and compares their checksums with the Hub's list.
 
     Returns:
         The folder, and the commit.
@@ -102,12 +102,12 @@ def download(repo: str, revision: str | None, cache: str) -> tuple[Path, str]:
 
 
 def figures(model: Any, folder: Path, source: str) -> dict[str, Any]:
-    """Accuracy in percent on the split that a folder's figures are of, of another source of the same images.
+    """Accuracy in percent on the split that a folder's figures are of, read from another source of the same images.
 
     Args:
-        model: Any timm model; the images are prepared by timm's transform, for the size that it says.
+        model: Any timm model; the images are prepared by timm's transform, for the size that it states.
         folder: Has the run's settings.
-        source: Of the images.
+        source: Source of the images.
 
     Returns:
         `test_top1`, `test_top5`, and `by_size`: object size in pixels → top-1, empty where sizes are not known.

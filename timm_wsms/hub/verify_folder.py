@@ -1,4 +1,4 @@
-"""Whether a checkpoint folder is what it says: its files, config, weights and outputs agree with each other."""
+"""Whether a checkpoint folder is consistent: its files, config, weights and outputs agree with each other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEIGHTS, TENSORS = "model.safetensors", "test/tensors.safetensors"
 NEEDED = ("config.json", WEIGHTS, TENSORS, *RUN, results.FILE)
 FILES = (*NEEDED, "data.json", "README.md", "curves.png", "scale.png", "cascade.json")
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".joblib")
-# Of the largest output: what other kernels, versions and numbers of threads make of the same weights.
+# Part of the largest output: how far other kernels, versions and thread counts change it with the same weights.
 TOLERANCE = 1e-3
 
 
@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> Any:
         The model, in eval mode.
 
     Raises:
-        UserError: Naming the first thing that is not as it has to be.
+        UserError: Naming the first thing that is wrong.
     """
     check_files(folder)
     check_config(folder)
@@ -66,7 +66,7 @@ def check_files(folder: Path) -> None:
         if not any((folder / name).resolve().is_relative_to(place) for place in inside):
             raise UserError(f"{folder / name} is a link out of the folder; put the file itself there")
     for name in sorted(found - set(FILES)):
-        what = "is pickled, and pickles are not published" if name.endswith(PICKLED) else "is no part of a model"
+        what = "is pickled, and pickles are not published" if name.endswith(PICKLED) else "is not part of a model"
         raise UserError(f"{folder / name} {what}; move it out of the folder")
     if missing := [name for name in NEEDED if name not in found]:
         raise UserError(f"{folder} has no {missing[0]}; give the `model` folder of a run, or train it again")
@@ -101,7 +101,7 @@ def check_config(folder: Path) -> None:
 
 
 def check_run(folder: Path) -> None:
-    """Check that the weights' file names the run whose settings and metrics lie beside it."""
+    """Check that the weights' file names the run whose settings and metrics are in the same folder."""
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -115,7 +115,7 @@ def check_run(folder: Path) -> None:
 
 
 def check_results(folder: Path) -> None:
-    """Check that the results are those that the run's metrics tell of, unless they are of another evaluation."""
+    """Check that the results agree with the run's metrics, unless they are from another evaluation."""
     found = results.read(folder)
     if found.evaluated:
         return
@@ -131,7 +131,7 @@ def check_results(folder: Path) -> None:
 
 
 def _differences(row: Row, told: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """What a row of the results says otherwise than the run's metrics: name, the row's, the metrics'."""
+    """Where a row of the results differs from the run's metrics: name, the row's value, the metrics'."""
     figures: dict[str, Any] = {"test_top1": row.accuracy}
     figures |= {"test_top5": row.top5} if row.top5 is not None else {}  # older runs have no such column
     for name, sizes in (("by_size", row.by_size), ("by_factor", row.by_factor)):
@@ -150,7 +150,7 @@ def load(folder: Path) -> Any:
             stored = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  no dict
         check_size(lambda: timm.create_model(f"local-dir:{folder}"), stored, str(folder / WEIGHTS))
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except Exception as error:  # timm's networks raise what a value they did not expect leads them to
+    except Exception as error:  # timm's networks may raise anything on values they do not expect
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         why = textwrap.shorten(str(error), 160, placeholder=" …")
@@ -158,13 +158,13 @@ def load(folder: Path) -> Any:
 
 
 def check_outputs(model: Any, folder: Path) -> None:
-    """Check that the model computes from the recorded input what it computed when it was trained."""
+    """Check that the model computes the same from the recorded input as when it was trained."""
     with understood(folder / TENSORS):
         recorded = load_file(folder / TENSORS)
         computed = reference_tensors(model, recorded["input"])
     for name in ("features", "pre_logits", "logits"):
         if name not in recorded and name != "logits":
-            continue  # features that are no single tensor
+            continue  # features that are not a single tensor
         found, expected = computed[name], recorded.get(name, computed[name].new_empty(0))
         same_shape = expected.shape == found.shape and expected.is_floating_point()
         bound = TOLERANCE * max(1.0, expected.abs().max().item()) if same_shape else 0.0

@@ -12,8 +12,8 @@ def tie_adapters(model: nn.Module) -> int:
     PEFT puts an adapter on every module that it finds, so a weight that three stages share gets three, and
     merging would add all three changes to it. The adapters of the backbone's layers are kept, the stages' are dropped.
 
-    A network ties its adapters by itself when it runs, is saved, or lists its parameters. Call this right after
-    `get_peft_model`, or after adding an adapter, to have it done and checked at once.
+    A network ties its adapters automatically when it runs, is saved, or lists its parameters. Call this right after
+    `get_peft_model`, or after adding an adapter, to tie and check them at once.
 
     Args:
         model: A network of `wsms_<name>`, or a PEFT model around it. It is changed in place.
@@ -22,11 +22,11 @@ def tie_adapters(model: nn.Module) -> int:
         The number of layers with adapters that serve more than one stage.
 
     Raises:
-        UserError: If the model is or holds no such network, or has no adapters.
+        UserError: If the model neither is nor holds such a network, or has no adapters.
     """
     networks = [module for module in model.modules() if isinstance(module, MultiStageNet)]
     if not networks:
-        raise UserError(f"{type(model).__name__} holds no network of wsms_<name>; give tie_adapters PEFT's model")
+        raise UserError(f"{type(model).__name__} holds no wsms_<name> network; give tie_adapters PEFT's model")
     for network in networks:
         network.follow()
     if not any(_is_adapter(module) for network in networks for module in network.modules()):

@@ -1,8 +1,8 @@
-"""The average of the stages' maps, for what asks a network of averaged logits for features.
+"""The average of the stages' maps, for code that asks a network of averaged logits for features.
 
 The maps of the stages differ in height and width. Each is brought to stage 1's (bilinear) and then shifted, channel by
-channel, so that its spatial mean stays the stage's own: so average pooling and a linear layer behind the average give
-the mean of the logits that they give behind each stage's map.
+channel, so that its spatial mean stays the stage's own: so average pooling and a linear layer after the average give
+the mean of the logits that they give after each stage's map.
 """
 
 from collections.abc import Sequence
@@ -48,11 +48,11 @@ def average_features(
     Class and register tokens are averaged as they are, and so is what has the same shape in every stage.
 
     Args:
-        features: What `forward_features` of each stage returns, stage 1's first; of lists, each element is averaged.
+        features: What `forward_features` of each stage returns, stage 1's first; for lists, each element is averaged.
         padded: As in `average_maps`.
         images: As in `average_maps`.
         reductions: Of the backbone's levels. Several features belong to the last of these.
-        layout: Of the features.
+        layout: Layout of the features.
     """
     if isinstance(features[0], (list, tuple)):
         count = len(features[0])

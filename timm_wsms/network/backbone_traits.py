@@ -1,7 +1,7 @@
 """What a network of stages must know of a backbone's class that timm does not say: one table, one row per class.
 
 Rows are found by the class's name along its method resolution order, so that no architecture has to be imported; a test
-holds that every name is still a class of the installed timm. docs/add_a_backbone_family.md tells when a row is needed.
+checks that every name is still a class of the installed timm. docs/add_a_backbone_family.md says when a row is needed.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-Layout = Literal["NCHW", "NHWC", "NCL"]  # of 3 axes "NCL" is channels first, the others tokens
+Layout = Literal["NCHW", "NHWC", "NCL"]  # with 3 axes, "NCL" is channels first, the others tokens
 Size = tuple[int, int]  # height and width in pixels
-TimmModel = Any  # an nn.Module with timm's interface, of which the type nn.Module says nothing
+TimmModel = Any  # an nn.Module with timm's interface, which the type nn.Module does not describe
 OWNERS = ("timm.", "timm_wsms.")  # whose classes the table is about
 
 
@@ -33,10 +33,10 @@ class BackboneTraits:
         preactivation_end: Path of the norm–activation, or activation, that closes a pre-activation backbone. A stage
             that ends earlier gets an end like it.
         neck: Path of the layer between the last map and the features, for a neck as wide as that map.
-        mixes_resolutions: Its blocks see several resolutions at once, so a stage cut from it has parts without use.
+        mixes_resolutions: Its blocks see several resolutions at once, so a stage cut from it has unused parts.
         several_features: `forward_features` gives a list; `num_features` is the sum of its widths, or the width of all.
         class_tokens_only: `forward_features` gives class tokens without patches.
-        layout: Of its features; None: what timm's `output_fmt` says, or NCHW.
+        layout: Layout of its features; None: what timm's `output_fmt` says, or NCHW.
     """
 
     image_multiple: int = 1
@@ -54,7 +54,7 @@ class BackboneTraits:
     layout: Layout | None = None
 
     def multiple_and_minimum(self, whole: bool) -> tuple[int, int]:
-        """Of the image's sides in pixels, for a backbone that is run whole or cut."""
+        """Multiple and minimum of the image's sides in pixels, for a backbone that is run whole or cut."""
         multiple, minimum = (self.whole_multiple, self.whole_minimum) if whole else (None, None)
         return multiple or self.image_multiple, minimum or self.image_minimum
 
@@ -90,9 +90,9 @@ TRAITS: dict[str, BackboneTraits] = {
     "DPN": BackboneTraits(preactivation_end="features.conv5_bn_ac"),
     # the attention of its last level is built for one size
     "EfficientFormer": BackboneTraits(takes_any_size=True, one_size=True),
-    # attention with a strided convolution beside it: halves of odd maps differ
+    # attention with a strided convolution next to it: halves of odd maps differ
     "EfficientFormerV2": BackboneTraits(image_multiple=32),
-    # 1×1 convolution behind the last map
+    # 1×1 convolution after the last map
     "EfficientNet": BackboneTraits(neck="conv_head"),
     # its state-space mixers carry hidden states of all levels to the head
     "EfficientViM": BackboneTraits(mixes_resolutions=True, several_features=True, layout="NCL"),
@@ -113,10 +113,10 @@ TRAITS: dict[str, BackboneTraits] = {
     "MaxxVit": BackboneTraits(whole_multiple=32, window_arguments=_maxvit_windows),
     # blocks of patches divide the map of each level
     "Nest": BackboneTraits(image_multiple=32),
-    # the pooling of its keys and values needs a map of some size
+    # the pooling of its keys and values needs a map of a minimum size
     "NextViT": BackboneTraits(image_minimum=28),
     "NormFreeNet": BackboneTraits(preactivation_end="final_act"),
-    # PiT: the map goes on to the end, but only the class tokens are given out
+    # PiT: the map goes on to the end, but only the class tokens are returned
     "PoolingVisionTransformer": BackboneTraits(class_tokens_only=True),
     # the convolution that reduces its keys and values is not padded
     "PyramidVisionTransformerV2": BackboneTraits(image_minimum=32),

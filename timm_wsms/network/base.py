@@ -1,4 +1,4 @@
-"""What every network of stages is to timm and to PyTorch: one model, in whose state dict each tensor stands once."""
+"""What every network of stages is to timm and to PyTorch: one model, with each tensor once in its state dict."""
 
 import re
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from timm_wsms.network.ties import Ties, duplicate_keys
 
 GROUPS = {"stem": r"^\w+_embed|^cls_token", "blocks": r"^\w+\.(\d+)"}  # for layer decay, where a backbone names none
 
-PARTS = ("backbone", "stages", "integration", "feature_pyramid")  # the layers of the network itself, beside `head`
+PARTS = ("backbone", "stages", "integration", "feature_pyramid")  # the layers of the network itself, besides `head`
 CLASSIFIERS = ("fc", "classifier", "head")  # what timm's models call theirs
 
 
 def pooling(backbone: TimmModel) -> str | None:
-    """timm's name for a backbone's pooling, as it is now: the head knows, since it may have been reset."""
+    """timm's name for a backbone's current pooling, read from the head, since that may have been reset."""
     head = getattr(backbone, "head", None)
     for holder, name in (head, "global_pool"), (head, "pool_type"), (backbone, "global_pool"):
         pool = getattr(holder, name, None)
@@ -64,7 +64,7 @@ class MultiStageNet(nn.Module):
         self.register_load_state_dict_post_hook(_after_loading)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As in PyTorch, but for a layer under a name that means one of the backbone's: it would have no effect.
+        """As in PyTorch, except for a layer under a name that means one of the backbone's: it would have no effect.
 
         Raises:
             UserError: Naming the remedy.
@@ -82,7 +82,7 @@ class MultiStageNet(nn.Module):
 
     @property
     def starts_as_backbone(self) -> bool:
-        """Whether the network makes sense of a backbone's weights without training, its classifier's too."""
+        """Whether a backbone's weights work in the network without training, its classifier's too."""
         raise NotImplementedError
 
     def factors(self) -> list[float]:
@@ -97,7 +97,7 @@ class MultiStageNet(nn.Module):
         return make_pyramid(image, self.factors())
 
     def backbones(self) -> list[TimmModel]:
-        """Of all stages, stage 1's first."""
+        """The modules of all stages, stage 1's first."""
         return [self.backbone, *(stage.backbone for stage in self.stages.values())]
 
     def stage1_features(self, image: torch.Tensor) -> Any:
@@ -107,20 +107,20 @@ class MultiStageNet(nn.Module):
         return self.backbone.forward_features(image)
 
     def compile_stages(self, **options: Any) -> None:
-        """Compile each stage by itself, in place; what joins the stages and the heads stay eager.
+        """Compile each stage separately, in place; what joins the stages and the heads stay eager.
 
-        `torch.compile(model)` makes one graph of all stages, `model.compile_stages()` one graph per stage. What both
-        take: docs/performance.md. Names of parameters stay as they are. A copy made afterwards is not compiled.
+        `torch.compile(model)` makes one graph of all stages, `model.compile_stages()` one graph per stage. For their
+        costs, see docs/performance.md. Parameter names do not change. A copy made afterwards is not compiled.
 
         Args:
-            options: Those of `torch.compile`. `dynamic` is False unless it is given: each size has a graph of its own.
+            options: Those of `torch.compile`. `dynamic` defaults to False: each size has a graph of its own.
         """
         self.compiled_stages = True
         for part in (self.backbone_features, *self.stages.values()):
             part.compile(**{"dynamic": False, **options})
 
     def forward_features(self, x: torch.Tensor) -> Any:
-        """(B, in_chans, H, W) → what the head takes."""
+        """(B, in_chans, H, W) → the head's input."""
         raise NotImplementedError
 
     def forward_head(self, x: Any, pre_logits: bool = False) -> Any:
@@ -182,7 +182,7 @@ class MultiStageNet(nn.Module):
         """Names of the parameters that timm's optimizers leave out of weight decay, each stage's own among them."""
         names = {f"backbone.{name}" for name in getattr(self.backbone, "no_weight_decay", set)()}
         own = {f"stages.{number}.{name}" for number in self.stages for name in names}
-        return names | (own & {name for name, _ in self.named_parameters()})  # a shared one has the backbone's name
+        return names | (own & {name for name, _ in self.named_parameters()})  # shared ones have the backbone's name
 
     def group_matcher(self, coarse: bool = False) -> Any:
         """Regular expressions for timm's layer-wise grouping: a stage's norms go with the backbone's."""
@@ -201,21 +201,21 @@ class MultiStageNet(nn.Module):
     # ---- shared tensors: the stages follow the backbone, and a state dict holds each once
 
     def record_sharing(self) -> None:
-        """Take what the stages share with the backbone for what they are to share from now on."""
+        """Record what the stages share with the backbone as what they are to share from now on."""
         self.ties = None
         self.ties = Ties(self)
 
     def forget_sharing(self) -> None:
-        """Let stages and backbone be changed one by one, until `record_sharing`."""
+        """Allow separate changes to stages and backbone, until `record_sharing`."""
         self.ties = None
 
     def follow(self, complain: bool = True) -> None:
-        """Let the stages follow what was done to the backbone's layers; see `timm_wsms.network.ties`."""
+        """Let the stages follow changes to the backbone's layers; see `timm_wsms.network.ties`."""
         if self.ties is not None:
             self.ties.follow(self, complain)
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Any:
-        """As in PyTorch; whoever looks at the modules or parameters sees the stages as they are going to run."""
+        """As in PyTorch; code that looks at the modules or parameters sees the stages as they will run."""
         self.follow(complain=False)
         return super().named_modules(*args, **kwargs)
 
@@ -260,6 +260,6 @@ def _follow(model: MultiStageNet, *_args: Any) -> None:
 
 
 def _after_loading(model: MultiStageNet, keys: Any) -> None:
-    shared = tuple(key for key, _ in duplicate_keys(model))  # PyTorch's batch norms add a counter where they find none
+    shared = tuple(key for key, _ in duplicate_keys(model))  # PyTorch's batch norms add a counter if there is none
     keys.unexpected_keys[:] = [key for key in keys.unexpected_keys if not key.endswith(shared)]
     model.follow()

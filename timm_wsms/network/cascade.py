@@ -36,24 +36,24 @@ class Cascade(nn.Module):
     the smallest image. (Images that go on alone may have logits that differ by rounding from those in a full batch.)
 
     After BranchyNet (Teerapittayanon et al. 2016), MSDNet (Huang et al. 2018) and RANet (Yang et al. 2020), whose exits
-    are parts of one network; here each exit is a stage. The stages must predict well by themselves: train with a loss
+    are parts of one network; here each exit is a stage. The stages must predict well on their own: train with a loss
     per stage, and `calibrate`.
 
     Args:
-        model: Of `wsmean_<name>`, or of `wsms_<name>` with `fusion="mean"`, in eval mode, not wrapped. It is used, not
-            copied: what happens to its weights happens to the cascade.
+        model: A `wsmean_<name>`, or a `wsms_<name>` with `fusion="mean"`, in eval mode, not wrapped. It is not copied:
+                a change of its weights changes the cascade.
         confidence: Threshold, 0 or larger; or one for every exit but the last, the smallest image's first.
         temperatures: Positive; or one for every exit but the last. `calibrate` finds both.
 
     Attributes:
-        stages: The stages in the order in which their images come. To compile them:
-            `for stage in cascade.stages: stage.compile()`. Each is exported by itself to ONNX or
+        stages: The stages in the order in which they run. To compile them:
+            `for stage in cascade.stages: stage.compile()`. Each is exported separately to ONNX or
             `torch.export`. Not registered as submodules, since the network under `model` has all parameters.
         last_exits: Of the last batch, the number of stages that each image has taken, int64 (B,).
 
     Raises:
-        UserError: If the model is another, in training mode, has no classifier or one stage only, or a threshold or a
-            temperature is not valid.
+        UserError: If the model is not such a network, is in training mode, has no classifier or only one stage, or if a
+                threshold or a temperature is not valid.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Cascade(nn.Module):
         """(B, in_chans, H, W) → mean logits of the stages that each image has taken (B, num_classes).
 
         Raises:
-            UserError: If the network was put into training mode or given another backbone, or the image is too small.
+            UserError: If the network was put into training mode or got another backbone, or the image is too small.
         """
         check_model(self.model)
         check_stages(self.model, (stage.part for stage in self.stages))
@@ -126,7 +126,7 @@ class Cascade(nn.Module):
         return sorted(range(place + 1), key=lambda taken: self.order[taken])
 
     def costs(self, input_size: Sequence[int]) -> list[float]:
-        """Arithmetic of an image that leaves at each exit, relative to the plain backbone's, which is stage 1.
+        """Arithmetic for an image that leaves at each exit, relative to the plain backbone's, which is stage 1.
 
         Multiplications of the stages taken over those of stage 1, both at this image size, counted as
         `timm_wsms.evaluate` counts them. The first call for a size runs each stage on one image.
@@ -141,12 +141,12 @@ class Cascade(nn.Module):
         """Mean arithmetic of the last batch, relative to the plain backbone's; see `costs`.
 
         Raises:
-            UserError: If there was none.
+            UserError: If there was no batch.
         """
         return self.spending.mean(last=True)
 
     def summary(self) -> str:
-        """What was spent since the start, or since `reset`: how many images left at each exit, and the mean cost.
+        """The work since the start, or since `reset`: how many images left at each exit, and the mean cost.
 
         Raises:
             UserError: If there were no images.
@@ -154,7 +154,7 @@ class Cascade(nn.Module):
         return self.spending.summary()
 
     def reset(self) -> None:
-        """Forget what was spent so far."""
+        """Forget the work done so far."""
         self.spending.reset()
 
     # ---- thresholds
@@ -168,16 +168,16 @@ class Cascade(nn.Module):
         `timm_wsms.network.exits.choose_thresholds`. If none passes, every image goes through all stages.
 
         Args:
-            batches: Of images that were not trained on, (images (B, C, H, W), labels (B,)), or objects that have these
-                as `.images` and `.labels`. One of four serves for temperatures, the others for the thresholds.
-            max_drop: In points of accuracy.
+            batches: Images that were not trained on, (images (B, C, H, W), labels (B,)), or objects that have these as
+                    `.images` and `.labels`. One in four is used for the temperatures, the others for the thresholds.
+                max_drop: In points of accuracy.
 
         Returns:
-            What was found; its `exits` and `drop` are of the images that thresholds were tested on.
+            The calibration; its `exits` and `drop` are those of the images that thresholds were tested on.
 
         Raises:
-            UserError: If there are too few images, with the number needed, a batch has no labels or one that is no
-                class, or logits are not finite.
+            UserError: If there are too few images (says how many are needed), a batch has no labels or an invalid
+                    one, or logits are not finite.
         """
         check_model(self.model)
         logits, labels = [], []
@@ -195,7 +195,7 @@ class Cascade(nn.Module):
     # ---- files
 
     def save(self, folder: str | Path) -> None:
-        """Write thresholds and temperatures to `cascade.json` in a checkpoint folder, beside the model's weights.
+        """Write thresholds and temperatures to `cascade.json` in a checkpoint folder, next to the model's weights.
 
         Raises:
             UserError: If there is no such folder.
@@ -214,12 +214,12 @@ class Cascade(nn.Module):
         """The cascade of a checkpoint folder, as it was saved.
 
         Args:
-            folder: With `cascade.json`, and the model's files.
-            model: Its model, if it is loaded already.
+            folder: Has `cascade.json`, and the model's files.
+            model: Its model, if it is already loaded.
 
         Raises:
-            UserError: If there is no such file, it is damaged, holds a threshold or a temperature that is not valid, or
-                is of another pyramid than the model's.
+            UserError: If there is no such file, or it is damaged, holds an invalid threshold or temperature, or was
+                    made for a different pyramid.
         """
         path = Path(folder) / FILE
         try:
@@ -231,7 +231,7 @@ class Cascade(nn.Module):
         network: Any = model or timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         cascade = cls(network)
         if factors != [stage.factor for stage in cascade.stages]:
-            raise UserError(f"{path} is of a pyramid of {str(factors)[:60]}, which the model has not; calibrate again")
+            raise UserError(f"{path} is for a pyramid of {str(factors)[:60]}, not the model's; calibrate again")
         try:
             cascade.confidence = one_per_exit("confidence", confidence, len(factors) - 1, 0)
             cascade.temperatures = one_per_exit("temperatures", temperatures, len(factors) - 1, 1e-6)

@@ -1,4 +1,4 @@
-"""What a cascade refuses: other models, thresholds that are none, batches without labels."""
+"""What a cascade refuses: other models, invalid thresholds, batches without labels."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from timm_wsms.network.mean_net import WsmsMeanNet
 
 
 def check_model(model: Any) -> None:
-    """Raise a UserError unless a cascade can be made of a model."""
+    """Raise a UserError unless a cascade can be made from a model."""
     if not isinstance(model, WsmsMeanNet):
         raise UserError(
             f"a cascade takes a network with fusion='mean', such as wsmean_<name>, not wrapped; not "
@@ -29,7 +29,7 @@ def check_model(model: Any) -> None:
 
 
 def check_stages(model: WsmsMeanNet, parts: Iterable[Any]) -> None:
-    """Raise a UserError if a model has other stages than those that a cascade was made of."""
+    """Raise a UserError if a model's stages are not those that a cascade was made from."""
     if {id(part) for part in parts} != {id(part) for part in (model.backbone, *model.stages.values())}:
         raise UserError("the model has another backbone than when the cascade was made; make a new cascade")
 
@@ -38,7 +38,7 @@ def one_per_exit(name: str, given: Any, count: int, least: float) -> list[float]
     """One number for every exit but the last.
 
     Raises:
-        UserError: If there is another number of them, or one is below the least.
+        UserError: If there are too few or too many, or one is below the minimum.
     """
     values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
     numbers = [as_number(value) for value in values]

@@ -10,7 +10,7 @@ def update_statistics_once(model: nn.Module, enable: bool = True) -> None:
     """Keep the running statistics as they are while `torch.utils.checkpoint` recomputes a forward pass.
 
     Args:
-        model: All of its batch normalizations are given two hooks.
+        model: All of its batch normalizations get two hooks.
         enable: False removes the hooks.
     """
     for module in model.modules():

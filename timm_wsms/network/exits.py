@@ -13,10 +13,10 @@ import torch
 
 from timm_wsms.errors import UserError
 
-LEVEL = 0.95  # of the bound on the loss of accuracy, one-sided
+LEVEL = 0.95  # confidence level of the bound on the loss of accuracy, one-sided
 NEVER = 2.0  # a threshold that no confidence reaches
 STEPS = 40  # thresholds that are tried
-FITTED = 4  # one image of so many is for temperatures, the others are for thresholds
+FITTED = 4  # one image in this many is for temperatures, the others are for thresholds
 RESTRICTED = 0.1  # part of the error level for the bound on the share of differing images (Berger and Boos)
 GRID = 24  # values of that share at which the test is evaluated
 HOTTEST = 20.0  # the largest temperature; the smallest is its inverse
@@ -27,10 +27,10 @@ class Calibration(NamedTuple):
 
     Attributes:
         confidence: Threshold of every exit but the last, E - 1 times the same; `NEVER` if none passed the test.
-        temperatures: Of the same exits.
+        temperatures: Temperatures of the same exits.
         images: Number of images that thresholds were tested on.
-        drop: By how many points accuracy fell on these, against the last exit.
-        p_value: Of the hypothesis that it falls by more than was allowed; at most 0.05 unless no threshold passed.
+        drop: By how many points accuracy fell on these, compared with the last exit.
+        p_value: For the hypothesis that it falls by more than allowed; at most 0.05 unless no threshold passed.
         exits: Number of these images that left at each exit, E numbers.
     """
 
@@ -46,8 +46,8 @@ def average_exits(logits: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
     """Logits of the stages (S, B, classes) → those of the exits (S, B, classes), in which the last is the mean of all.
 
     Args:
-        logits: Of each stage, stage 1's first.
-        order: The stages as their images come, the smallest first, counted from 0.
+        logits: Logits of each stage, stage 1's first.
+        order: The stages in the order in which they run, the smallest image first, counted from 0.
     """
     return torch.stack([logits[sorted(order[: known + 1])].mean(0) for known in range(len(order))])
 
@@ -67,7 +67,7 @@ def leave_at(confidence: torch.Tensor, thresholds: Sequence[float]) -> torch.Ten
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature at which the labels are likeliest (Guo et al. 2017, On calibration of modern neural networks).
+    """The temperature at which the labels are most likely (Guo et al. 2017, On calibration of modern neural networks).
 
     Args:
         logits: (n, classes).
@@ -75,7 +75,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
     Returns:
         The minimum of the mean negative log-likelihood between 1/20 and 20, by golden-section search: convex in the
-        inverse temperature, it has but one.
+        inverse temperature, it has only one.
     """
     logits = logits.double()
 
@@ -100,9 +100,9 @@ def drop_p_value(lost: int, gained: int, images: int, max_drop: float) -> float:
     comes from its characteristic function; b + c goes over a grid of 24 values.
 
     Args:
-        lost: Number of images.
-        gained: Number of images.
-        images: Number of all, n.
+        lost: Number of images lost.
+        gained: Number of images gained.
+        images: Number of all images, n.
         max_drop: In points, above 0.
     """
     fall, restricted = max_drop / 100, RESTRICTED * (1 - LEVEL)
@@ -125,7 +125,7 @@ def drop_p_value(lost: int, gained: int, images: int, max_drop: float) -> float:
 
 
 def _upper_bound(count: int, images: int, level: float) -> float:
-    """The largest share of which `count` or fewer in n are no less likely than `level` (Clopper and Pearson 1934)."""
+    """The largest share for which `count` or fewer in n are no less likely than `level` (Clopper and Pearson 1934)."""
     if count >= images:
         return 1.0
     k = torch.arange(count + 1, dtype=torch.float64)
@@ -140,7 +140,7 @@ def _upper_bound(count: int, images: int, level: float) -> float:
 
 
 def images_needed(max_drop: float) -> int:
-    """The least number of images, those for temperatures included, with which any threshold could pass the test."""
+    """The smallest number of images, including those for temperatures, with which any threshold could pass the test."""
     low, high = 1, 2
     while drop_p_value(0, 0, high, max_drop) > 1 - LEVEL:
         low, high = high, 2 * high
@@ -151,10 +151,10 @@ def images_needed(max_drop: float) -> int:
 
 
 def check_count(images: int, max_drop: float) -> None:
-    """Check that with so many images a threshold could pass the test.
+    """Check that a threshold could pass the test with this many images.
 
     Raises:
-        UserError: If `max_drop` is no number of points, or there are too few images; with the number needed.
+        UserError: If `max_drop` is not a number of points, or there are too few images; says how many are needed.
     """
     if not (isinstance(max_drop, Real) and 0 < max_drop < 100):
         raise UserError(f"max_drop is {max_drop!r}; give points of accuracy between 0 and 100, such as 1")
@@ -169,21 +169,21 @@ def check_count(images: int, max_drop: float) -> None:
 def choose_thresholds(logits: torch.Tensor, labels: torch.Tensor, max_drop: float = 1.0) -> Calibration:
     """The smallest threshold at which accuracy is shown to fall by at most `max_drop` points.
 
-    One image of four, every fourth in their order, serves to fit the temperatures and to choose 40 thresholds, one for
-    all exits: quantiles of the confidences, from the highest down, and 0. They are then tested on the other images in
-    this order, each at the level 0.05, until the first fails; what passed before is taken. Since the order does not
-    depend on the images that are tested, the chance that accuracy on new images of the same distribution falls by more
+    Every fourth image is used to fit the temperatures and to choose 40 thresholds, each for all exits: quantiles of the
+    confidences, from the highest down, and 0. They are then tested on the other images in this order, each at the level
+    0.05, until one fails; the last that passed is used. Since the order does not depend on the images that are
+    tested, the chance that accuracy on new images of the same distribution falls by more
     than `max_drop` is at most 0.05, however many thresholds are tried: Learn then Test (Angelopoulos, Bates, Candès,
     Jordan and Lei 2021, arXiv:2110.01052) with fixed-sequence testing. The test is that of `drop_p_value`.
 
     Args:
-        logits: Of every exit (E, n, classes), the last exit's is what accuracy is compared with.
+        logits: Of every exit (E, n, classes); accuracy is compared with the last exit's.
         labels: int64 (n,).
         max_drop: In points of accuracy.
 
     Raises:
-        UserError: If `max_drop` is no number of points, there are too few images for any threshold to pass, a label is
-            no class, or logits are not finite.
+        UserError: If `max_drop` is not a number of points, there are too few images for any threshold to pass, a label
+                is not a class, or logits are not finite.
     """
     check_count(len(labels), max_drop)
     outside = labels[(labels < 0) | (labels >= logits.shape[-1])]

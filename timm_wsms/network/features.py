@@ -17,17 +17,17 @@ from timm_wsms.utils import take_indices
 
 
 class FeatureMaps(MultiStageNet):
-    """What a WsmsNet does besides classification: it gives the maps of its levels.
+    """What a WsmsNet does besides classification: it returns the maps of its levels.
 
     Attributes:
         integrated: Positions of the maps that are integrated for `features_only`.
-        integration: Of the last map; None if there is one stage alone.
+        integration: The integration layer of the last map; None if there is only one stage.
         feature_pyramid: The integration layers of other levels, by their position; empty but for `features_only`.
         feature_info: timm's list of levels.
-        replaces_last_map: Whether the last of these maps has the channels of f1, so that the integrated replaces it.
+        replaces_last_map: Whether the last of these maps has the channels of f1, so the integrated map replaces it.
         map_not_in_features: Whether f1 is not among the features (PiT).
-        layout: Of the features.
-        reduction: Of the last map.
+        layout: Layout of the features.
+        reduction: Reduction of the last map.
         residual: Whether the integrated map is added.
     """
 
@@ -50,7 +50,7 @@ class FeatureMaps(MultiStageNet):
         return [*self.stages.values()]  # type: ignore[list-item]
 
     def make_feature_pyramid(self, gamma: float) -> nn.ModuleDict:
-        """An integration layer for every map that other stages have a counterpart of, but for the last one's."""
+        """An integration layer for every map that other stages have a counterpart of, except the last one."""
         layers = nn.ModuleDict()
         for position, entry in enumerate(self.feature_info[: -1 if self.replaces_last_map else None]):
             stages = [stage for stage in self.shallow_stages() if position in stage.taps]
@@ -69,7 +69,7 @@ class FeatureMaps(MultiStageNet):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The maps of the backbone's levels, as timm's models give them.
+        """The maps of the backbone's levels, as timm's models return them.
 
         The last one holds the integrated map, if `forward_features` has as many channels. With `feature_pyramid` the
         others hold those of their own resolution; without it they are the backbone's.
@@ -78,13 +78,13 @@ class FeatureMaps(MultiStageNet):
             x: (B, in_chans, H, W).
             indices: The last n levels if an int, all if None.
             norm: Apply the backbone's last norm to its maps.
-            stop_early: Leave out what lies behind the deepest of the levels.
+            stop_early: Leave out what comes after the deepest of the levels.
             output_fmt: "NCHW", "NHWC" or "NLC".
-            intermediates_only: Return the list of maps alone.
+            intermediates_only: Return only the list of maps.
 
         Returns:
-            The result of `forward_features` and the maps. With `stop_early` but without the last level, what the
-            backbone's blocks gave so far takes the place of the former.
+            The result of `forward_features` and the maps. With `stop_early` but without the last level, the former is
+            the output of the last block of the backbone that was run.
         """
         last = len(self.feature_info) - 1
         take, _ = take_indices(last + 1, indices)
@@ -116,7 +116,7 @@ class FeatureMaps(MultiStageNet):
         return features, dict(zip(used, found, strict=True))
 
     def _with_layer(self, maps: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """Those of the maps for which there is an integration layer in `feature_pyramid`."""
+        """The maps for which there is an integration layer in `feature_pyramid`."""
         return {position: x for position, x in maps.items() if str(position) in self.feature_pyramid}
 
     def _integrate_levels(self, maps: dict[int, torch.Tensor], others: dict[int, list[torch.Tensor]]) -> None:
@@ -138,7 +138,7 @@ class FeatureMaps(MultiStageNet):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what `forward_intermediates` does not need for some of the levels; gives their positions."""
+        """Remove what `forward_intermediates` does not need for some of the levels; returns their positions."""
         self.forget_sharing()
         last = len(self.feature_info) - 1
         take, _ = take_indices(last + 1, indices)
@@ -164,9 +164,8 @@ class FeatureMaps(MultiStageNet):
 class WsmsFeatures(FeatureGetterNet):
     """The maps of a network's levels, each with the stages' maps of its resolution integrated, or averaged.
 
-    Which levels, if `out_indices` does not say, is what timm gives for the backbone. What the maps that are left out
-    would need is left out too, so every parameter gets a gradient if every map is used. Where a decoder asks for more
-    maps than it uses (segmentation_models.pytorch asks for all, DeepLabV3+ takes two), `integrated_indices` says which
-    are integrated: the others are the backbone's, without parameters that DDP would wait for. `fusion="mean"` has no
-    such parameters.
+    Without `out_indices`, the levels are those that timm returns for the backbone. What only other levels would need is
+    removed, so every parameter gets a gradient if every map is used. Where a decoder asks for more maps than it uses
+    (segmentation_models.pytorch asks for all, DeepLabV3+ takes two), `integrated_indices` says which are integrated:
+    the others are the backbone's, without parameters that DDP would wait for. `fusion="mean"` has no such parameters.
     """

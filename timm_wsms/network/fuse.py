@@ -36,22 +36,22 @@ def fuse(model: Any, images: torch.Tensor | None = None) -> Any:
 
     timm's re-parameterizable blocks (RepVGG, MobileOne, LeViT …) take their deployed form; then every batch norm that
     reads the output of one convolution or linear layer, which nothing else reads, is folded into that layer's weights.
-    What a norm does besides, timm's activation in `BatchNormAct2d`, stays. Norms that follow an addition, a
+    What else a norm does, such as timm's activation in `BatchNormAct2d`, stays. Norms that follow an addition, a
     concatenation or a pooling stay too. One forward pass shows which layer reads which output, since neither names
     nor the order of modules tell, and torch.fx can trace neither a `WsmsNet` nor many of timm's backbones.
 
     The stages of a `WsmsNet` share convolutions but not norms, so in the copy each has weights of its own: it is faster
-    and takes more memory. It cannot be trained, and its state dict does not fit the network that it came from.
+    but needs more memory. It cannot be trained, and its state dict does not fit the original network.
     Fuse in float32 and convert to bfloat16 afterwards: the other way round, the weights are rounded twice.
 
     Args:
         model: A `WsmsNet`, or any of timm's networks. It is left as it is.
-        images: (B, C, H, W), a batch that the network runs on, whatever its values. None: one black image of the size
-            that the network's `pretrained_cfg` names.
+        images: (B, C, H, W), a batch that the network accepts; its values do not matter. None: one black image of the
+                size in the network's `pretrained_cfg`.
 
     Returns:
-        A network of the same class in eval mode, on the same device, without gradients. Where there is nothing to
-        change it is a plain copy, and a warning says so.
+        A network of the same class in eval mode, on the same device, without gradients. If there is nothing to change,
+        it is a plain copy, and a warning says so.
 
     Raises:
         UserError: If the network does not run on the images.
@@ -79,7 +79,7 @@ def fuse(model: Any, images: torch.Tensor | None = None) -> Any:
 
 
 def _reparameterize(model: nn.Module) -> bool:
-    """Let timm deploy its re-parameterizable blocks; whether there were any."""
+    """Let timm deploy its re-parameterizable blocks; returns whether there were any."""
     found = [part for part in model.modules() if any(hasattr(part, method) for method in REPARAMETERIZED)]
     for module in {inner for part in found for inner in part.modules()}:
         module._parameters = copy.deepcopy(module._parameters)  # some are written in place: not to stages that share
@@ -102,11 +102,11 @@ def _images(model: Any) -> torch.Tensor:
 
 @torch.no_grad()
 def _find_pairs(model: Any, images: torch.Tensor) -> dict[nn.Module, nn.Module]:
-    """Layer: the norm that alone reads its output and reads nothing else, in all that a network gives out."""
+    """Layer → the norm that is the only reader of its output and reads nothing else."""
     flow = _Flow()
     handles = []
     for module in model.modules():
-        if module._forward_hooks or module._forward_pre_hooks:  # somebody watches or changes what passes here
+        if module._forward_hooks or module._forward_pre_hooks:  # somebody watches or changes its tensors
             continue
         if type(module).forward in AFFINE and module._parameters.get("weight") is not None:  # not a parametrized one
             handles.append(module.register_forward_hook(flow.leave_layer))
@@ -135,12 +135,12 @@ def _find_pairs(model: Any, images: torch.Tensor) -> dict[nn.Module, nn.Module]:
 
 
 class _Flow(TorchDispatchMode):
-    """Watches which norms, and what else, read the outputs of which layers.
+    """Records which norms, and what else, read the outputs of which layers.
 
     Attributes:
-        outputs: id of a tensor: the tensor, kept so that no other gets its id, and the layer that it came from.
-        readers: Layer: the norms that read one of its outputs; None stands for anything else.
-        sources: Norm: the layers whose outputs it read; None stands for anything else.
+        outputs: id of a tensor → the tensor, kept so that no other gets its id, and the layer that it came from.
+        readers: Layer → the norms that read one of its outputs; None stands for anything else.
+        sources: Norm → the layers whose outputs it read; None stands for anything else.
     """
 
     def __init__(self) -> None:
@@ -180,6 +180,6 @@ def _fold(norm: Any, layer: Any) -> None:
 
 
 def _without_normalization(norm: nn.Module) -> nn.Module:
-    """What a norm does besides: timm's norms may carry a dropout and an activation."""
+    """What a norm does besides normalization: timm's norms may include a dropout and an activation."""
     rest = [part for part in norm.children() if not isinstance(part, nn.Identity)]
     return rest[0] if len(rest) == 1 else nn.Sequential(*rest) if rest else nn.Identity()

@@ -1,6 +1,6 @@
 """What torch.fx needs to trace a network: functions that look at sizes stay calls, backbones are called as modules.
 
-Nothing outside this package is changed for it.
+Nothing outside this package is changed for this.
 """
 
 import functools
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 def opaque(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """A function that a tracer records as one call instead of following it.
 
-    As `torch.fx.wrap`, which holds only for calls from one file, and not where a traced network is traced again
+    Like `torch.fx.wrap`, which works only for calls from one file, and not where a traced network is traced again
     (`torch.fx.experimental.optimization.optimize_for_inference`).
     """
 

@@ -1,4 +1,4 @@
-"""A backbone for images of another size: what is built for it, and what its images are padded to."""
+"""A backbone for images of another size: how it is built, and what its images are padded to."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +33,7 @@ def build_part(
     share_weights: bool,
     unshared_norms: UnsharedNorms,
 ) -> TimmModel:
-    """The whole backbone once more, for a stage.
+    """Another copy of the whole backbone, for a stage.
 
     Args:
         build_backbone: Returns the backbone; takes the arguments.
@@ -57,17 +57,17 @@ def build_part(
 def whole_multiple(backbone: TimmModel, reduction: int, flat: bool) -> int:
     """The sides of the images of a backbone that is not cut must be a multiple of N pixels.
 
-    Besides what its class says, its modules do: a ByobNet or a ResNet is put together by arguments.
+    Its modules decide this as well as its class: a ByobNet or a ResNet is assembled from arguments.
 
     Args:
         backbone: As timm builds it.
-        reduction: Of its last map.
-        flat: Whether it keeps one resolution: then only whole patches.
+        reduction: Reduction of its last map.
+        flat: Whether it keeps one resolution: then only whole patches are possible.
     """
     modules = [*backbone.modules()]
     blocks = max(getattr(module, "block_size", 1) for module in modules)  # halo and bilinear attention
     attends = blocks > 1 or any(hasattr(module, "self_attn") for module in modules)  # BoTNet: positions of whole maps
-    # beside a convolution that rounds odd sides up, this pooling rounds them down (resnetaa50)
+    # next to a convolution that rounds odd sides up, this pooling rounds them down (resnetaa50)
     pooled = any(isinstance(getattr(module, "aa", None), nn.AvgPool2d) for module in modules)
     if flat or attends or pooled:
         return reduction * blocks

@@ -13,7 +13,7 @@ IntegrationKind = Literal["conv1x1", "conv3x3", "none"]
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A 1×1 convolution as the matrix product that it is, over maps in NHWC memory."""
+    """A 1×1 convolution computed as a matrix product, over maps in NHWC memory."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) → (B, out_channels, h, w)."""
@@ -21,14 +21,14 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 class Integration(nn.Module):
-    """Concatenation, then convolution (no bias), batch normalization and ReLU; or concatenation alone.
+    """Concatenation, then convolution (no bias), batch normalization and ReLU; or only concatenation.
 
     Args:
         in_channels: Channels of each stage's map, stage 1 first.
         out_channels: Channels of the integrated map, c in the paper.
         kernel_size: 1 or 3; 0 for the paper's *no conv*.
-        residual: Weight the integrated map by γ, one weight a channel, since it is to be added to f1.
-        gamma: What γ starts from.
+        residual: Weight the integrated map by γ, one weight per channel, since it is to be added to f1.
+        gamma: Initial value of γ.
     """
 
     def __init__(
@@ -61,4 +61,4 @@ class Integration(nn.Module):
             return x
         return torch.mul(
             self.gamma[:, None, None], x
-        )  # torch.fx's optimize_for_inference takes `*` to MKL-DNN, in vain
+        )  # torch.fx's optimize_for_inference tries in vain to move `*` to MKL-DNN

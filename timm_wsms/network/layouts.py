@@ -1,7 +1,7 @@
-"""The layouts in which timm's backbones give their features, and the map (B, C, h, w) in each of them.
+"""The layouts in which timm's backbones return their features, and the map (B, C, h, w) in each of them.
 
 Feature maps are NCHW or NHWC; transformers give tokens (B, P + h·w, C), P of them class or register tokens;
-EfficientViM gives (B, C, h·w). Of several features (CoaT, EfficientViM) the last is the one that counts. The functions
+EfficientViM gives (B, C, h·w). Of several features (CoaT, EfficientViM), the last is used. The functions
 are opaque to torch.fx, since they look at shapes.
 """
 
@@ -16,7 +16,7 @@ from timm_wsms.network.fx import opaque
 
 
 def last_feature(features: Any) -> torch.Tensor:
-    """What `forward_features` returns, of several features the last."""
+    """What `forward_features` returns; of several features, the last."""
     return features[-1] if isinstance(features, (list, tuple)) else features
 
 
@@ -28,7 +28,7 @@ def to_map(features: Any, image: torch.Tensor, reduction: int, layout: Layout) -
         features: What `forward_features` returns.
         image: (B, in_chans, H, W), which the features were computed from.
         reduction: H / h.
-        layout: Of the features.
+        layout: Layout of the features.
     """
     x = last_feature(features)
     if x.ndim == 4:
@@ -47,8 +47,8 @@ def merge(features: torch.Tensor, x: torch.Tensor, layout: Layout, residual: boo
     Args:
         features: What `forward_features` returns, of several the last.
         x: (B, C, h, w).
-        layout: Of the features.
-        residual: Add, do not replace.
+        layout: Layout of the features.
+        residual: Add instead of replacing.
     """
     x = from_map(x, features, layout)
     return with_plain_strides(features) + with_plain_strides(x) if residual else x
@@ -83,7 +83,7 @@ def fit(x: torch.Tensor, like: torch.Tensor, padded: torch.Tensor, image: torch.
     """
     height, width = whole = [*like.shape[-2:]]
     known = _are_numbers(*x.shape[-2:], *whole)
-    if padded is not image:  # then the map's size with what belongs to the padding is larger
+    if padded is not image:  # then the map is larger, including what belongs to the padding
         whole = [_ceil_div(whole[axis] * padded.shape[axis], image.shape[axis]) for axis in (-2, -1)]
     if not known or [*x.shape[-2:]] != whole:  # interpolation to the same size is exact
         x = F.interpolate(x, size=whole, mode="bilinear", align_corners=False)
@@ -120,7 +120,7 @@ def _are_numbers(*sizes: Any) -> bool:
 
 
 def _ceil_div(size: Any, divisor: Any) -> Any:
-    return (size + divisor - 1) // divisor  # of positive numbers only: ONNX rounds to zero
+    return (size + divisor - 1) // divisor  # for positive numbers only: ONNX rounds to zero
 
 
 def _at_least(size: Any, least: int) -> Any:

@@ -1,7 +1,7 @@
 """The multi-stage network of averaged logits: every stage is the whole backbone, and their logits are averaged.
 
 An average of predictions at several sizes does not depend on which stage saw an object at the size it was learned at
-(scale channels; Jansson and Lindeberg, 2022). The output of layers after a concatenation does.
+(scale channels; Jansson and Lindeberg, 2022). The output of layers after a concatenation does depend on it.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ from timm_wsms.network.whole_stage import WholeStage
 
 
 class StageOutputs(NamedTuple):
-    """What each stage gives in training.
+    """What each stage returns in training.
 
     Attributes:
         logits: (S, B, num_classes), stage 1's first.
-        features: What the classifiers take, (S, B, head_hidden_size); None if it was not asked for. With `drop_rate`
-            they have a dropout mask of their own, not that of `logits`.
+        features: The classifiers' inputs, (S, B, head_hidden_size); None if not requested. With `drop_rate` they have
+                their own dropout mask, not that of `logits`.
     """
 
     logits: torch.Tensor
@@ -47,16 +47,15 @@ class WsmsMeanNet(MultiStageNet):
     All parameters are shared, in the head too, except those of norms (see `unshared_norms`) and those whose shape
     depends on the image size. Dropout draws separately for every stage.
 
-    `forward` averages logits. What asks for features gets the average of the stages' maps, each brought to stage 1's
-    height and width (bilinear) and then shifted per channel so that its spatial mean stays the stage's own:
-    `forward_features`, `forward_intermediates` and `features_only=True`, level by level. `stage_features` has those of
-    each stage.
+    `forward` averages logits. `forward_features`, `forward_intermediates` and `features_only=True` average, level by
+    level, the stages' maps, each brought to stage 1's height and width (bilinear) and then shifted per channel so that
+    its spatial mean stays the stage's own. `stage_features` returns those of each stage.
 
     Args:
         build_backbone: As in `WsmsNet`.
         stages: Number of stages, S; None: as many as the pyramid has, or 3.
         pyramid: Size of each stage's image divided by the image's, in any order; one of them is 1 (stage 1). None: 1,
-            1/2, 1/4 …, which average pooling makes; others are made by bilinear interpolation with antialiasing.
+            1/2, 1/4 …, made by average pooling; others are made by bilinear interpolation with antialiasing.
         share_weights: False: a backbone of its own for every stage, with nothing shared.
         unshared_norms: As in `WsmsNet`.
         img_size: As in `WsmsNet`.
@@ -107,10 +106,10 @@ class WsmsMeanNet(MultiStageNet):
         self.record_sharing()
 
     def set_stagewise_training(self, enable: bool = True, features: bool = False) -> None:
-        """Return, in training mode, `StageOutputs`: the logits of every stage instead of their mean.
+        """In training mode, return `StageOutputs`: the logits of every stage instead of their mean.
 
-        For a loss per stage beside that of the mean: trained by the mean's loss alone, a stage learns to correct the
-        others and predicts poorly by itself. In eval mode the network returns the mean as before.
+        For a loss per stage in addition to the mean's: trained by the mean's loss alone, a stage learns to correct the
+        others and predicts poorly on its own. In eval mode the network returns the mean as before.
 
         Args:
             enable: False returns to the mean.
@@ -144,8 +143,8 @@ class WsmsMeanNet(MultiStageNet):
     def forward(self, x: torch.Tensor) -> Any:
         """(B, in_chans, H, W) → the mean of the stages' logits (B, num_classes).
 
-        In training mode after `set_stagewise_training` it is `StageOutputs`. Without pooling
-        (`reset_classifier(0, "")`) there are no logits, and it is what `forward_features` gives.
+        In training mode after `set_stagewise_training`, returns `StageOutputs`. Without pooling
+        (`reset_classifier(0, "")`) there are no logits, and it returns what `forward_features` does.
         """
         if self.global_pool == "":
             return self.forward_head(self.forward_features(x))
@@ -169,9 +168,9 @@ class WsmsMeanNet(MultiStageNet):
     def forward_head(self, x: Any, pre_logits: bool = False) -> torch.Tensor:
         """Features → (B, num_classes), or (B, head_hidden_size) with `pre_logits`: stage 1's head.
 
-        On what `forward_features` gives, these are the logits of `forward` up to rounding if the head is average
-        pooling, or a class token, and one linear layer that all stages share. Behind other heads they are not: a norm
-        or an activation behind the pooling, and maximum pooling, are applied to the average instead of to each stage;
+        For the output of `forward_features`, these are the logits of `forward` up to rounding if the head is average
+        pooling, or a class token, and one linear layer that all stages share. With other heads they are not: a norm
+        or an activation after the pooling, and max pooling, are applied to the average instead of to each stage;
         with `share_weights=False` each stage has a classifier of its own, and this is stage 1's.
         """
         return self.backbone.forward_head(x, pre_logits=pre_logits)
@@ -185,19 +184,19 @@ class WsmsMeanNet(MultiStageNet):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The maps of the backbone's levels, as timm's models give them, each the average of the stages' maps.
+        """The maps of the backbone's levels, as timm's models return them, each the average of the stages' maps.
 
         Args:
             x: (B, in_chans, H, W).
             indices: The last n levels if an int, all if None.
             norm: Apply the backbone's last norm to its maps.
-            stop_early: Leave out what lies behind the deepest of the levels.
+            stop_early: Leave out what comes after the deepest of the levels.
             output_fmt: "NCHW", "NHWC" or "NLC".
-            intermediates_only: Return the list of maps alone.
+            intermediates_only: Return only the list of maps.
 
         Returns:
             The result of `forward_features` and the maps, (B, C, h, w) each with stage 1's h and w. With `stop_early`,
-            what the backbone's blocks gave so far takes the place of the former.
+            the former is the output of the last block of the backbone that was run.
         """
         images = self.pyramid(x)
         padded = self._pad(images)
@@ -213,7 +212,7 @@ class WsmsMeanNet(MultiStageNet):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what `forward_intermediates` does not need for some of the levels; gives their positions."""
+        """Remove what `forward_intermediates` does not need for some of the levels; returns their positions."""
         self.forget_sharing()
         taken = [part.prune_intermediate_layers(indices, prune_norm, prune_head) for part in self.backbones()]
         self.record_sharing()

@@ -1,4 +1,4 @@
-"""Stages side by side, in threads or on CUDA streams: at batch 1, small stages leave most of a machine idle."""
+"""Stages in parallel, in threads or on CUDA streams: at batch 1, small stages leave most of a machine idle."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ NOT_TRAINED = "parallel_stages is for inference; call model.eval() first, and tr
 
 
 def parallel_stages(model: MultiStageNet, threads_per_stage: int = 1) -> "ParallelStages":
-    """Let a network run its stages side by side: for inference at small batches.
+    """Let a network run its stages in parallel: for inference with small batches.
 
     ```python
     fast = timm_wsms.parallel_stages(model.eval())
@@ -33,8 +33,8 @@ def parallel_stages(model: MultiStageNet, threads_per_stage: int = 1) -> "Parall
     (Not run on a GPU yet.)
 
     With as many cores as stages, the network then takes about as long as its slowest stage; with fewer, stages wait for
-    one another. At large batches, and for backbones of few and large operators (ViT), the operators use all cores by
-    themselves, and this is slower: measure it.
+    one another. With large batches, and for backbones of few large operators (ViT), the operators already use all
+    cores, and this is slower: measure it.
 
     Args:
         model: In eval mode. It is shared, not copied.
@@ -52,7 +52,7 @@ class ParallelStages(nn.Module):
 
     Args:
         model: In eval mode.
-        threads_per_stage: Of each stage, inside of operators.
+        threads_per_stage: Number of intra-op threads per stage.
     """
 
     def __init__(self, model: MultiStageNet, threads_per_stage: int = 1):
@@ -86,12 +86,12 @@ class ParallelStages(nn.Module):
 
     @torch.compiler.disable(reason=NOT_COMPILED)
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_chans, H, W) → (B, num_classes), what the model gives; without gradients.
+        """(B, in_chans, H, W) → (B, num_classes), the model's output; without gradients.
 
-        `torch.compile` leaves it as it is.
+        `torch.compile` leaves it uncompiled.
 
         Raises:
-            UserError: If the model was put into training mode since.
+            UserError: If the model has been put into training mode since.
         """
         if self.model.training:
             raise UserError(NOT_TRAINED)
@@ -147,14 +147,14 @@ def _run_on_streams(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
     streams = [torch.cuda.Stream() for _ in tasks[1:]]  # from PyTorch's pool
     others = []
     for stream, task in zip(streams, tasks[1:], strict=True):
-        stream.wait_stream(current)  # the images are made there
+        stream.wait_stream(current)  # the images are computed there
         with torch.cuda.stream(stream):
             others.append(task())
     results = [tasks[0](), *others]
     for stream in streams:
         current.wait_stream(stream)
     for tensor in _tensors(others):
-        tensor.record_stream(current)  # its memory must not be given away before it was used there
+        tensor.record_stream(current)  # its memory must not be reused before it was used there
     return results
 
 
@@ -167,7 +167,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 class _Context:
-    """What PyTorch keeps for each thread: the modes of the thread that makes this hold in the one that runs a task."""
+    """PyTorch's thread-local modes: those of the thread that creates this hold in the one that runs a task."""
 
     def __init__(self) -> None:
         self.inference = torch.is_inference_mode_enabled()

@@ -1,4 +1,4 @@
-"""Back to the plain backbone: one stage of a trained network as a timm model, which costs what the backbone costs."""
+"""Back to the plain backbone: one stage of a trained network as a timm model, as cheap as the backbone."""
 
 import copy
 from numbers import Integral
@@ -15,16 +15,16 @@ from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.ties import untie
 from timm_wsms.network.wsms_net import WsmsNet
 
-LOCATIONS = ("state_dict", "custom_load", "label_offset")  # of a source that holds other weights; timm drops the rest
+LOCATIONS = ("state_dict", "custom_load", "label_offset")  # of a source with other weights; timm drops the rest
 FOR_TESTS = ("test_input_size", "test_crop_pct", "test_pool_size")  # what timm recommends for stage 1's images
-LABELS = ("label_names", "label_descriptions")  # of as many classes as the network was loaded with
+LABELS = ("label_names", "label_descriptions")  # for the number of classes the network was loaded with
 
 
 def to_backbone(model: Any, stage: int = 1, drop_integration: bool = False) -> TimmModel:
-    """One stage of a network as a plain timm model: the backbone, with the weights that it was trained to.
+    """One stage of a network as a plain timm model: the backbone, with its trained weights.
 
     In eval mode it computes the stage's logits bit for bit: stage 1's of the image, and another stage's of that stage's
-    image, `model.stage_images(images)[stage - 1]`. It has tensors of its own and no class or hook of this package's.
+    image, `model.stage_images(images)[stage - 1]`. It has its own tensors and no class or hook of this package.
     Its `pretrained_cfg` names the backbone's architecture, so that `timm.models.save_for_hf` and `push_to_hf_hub`
     write a checkpoint that needs timm alone. It is on the network's device and in its mode (training or eval).
 
@@ -34,16 +34,16 @@ def to_backbone(model: Any, stage: int = 1, drop_integration: bool = False) -> T
     Args:
         model: A `WsmsMeanNet`, or a `WsmsNet` with `residual`, not wrapped or compiled. It is left as it is.
         stage: Number of the stage, counted from 1. `pretrained_cfg["input_size"]` is the size of its image, and timm's
-            transform for that size resizes otherwise than the pyramid does, so accuracies may differ a little.
-        drop_integration: Of a `WsmsNet` whose γ is not 0: accept that the integrated map is dropped, and with it what
-            stages 2, 3 … contribute to the logits.
+                transform for that size resizes differently from the pyramid, so accuracies may differ a little.
+            drop_integration: For a `WsmsNet` whose γ is not 0: accept that the integrated map is dropped, and with it
+                the contribution of stages 2, 3 … to the logits.
 
     Returns:
         The backbone, (B, in_chans, H, W) → (B, num_classes).
 
     Raises:
-        UserError: If the model is no such network, has no such stage, or the stage alone would compute something else;
-            says what would be lost.
+        UserError: If the model is not such a network, has no such stage, or the stage alone would compute something
+                else; says what would be lost.
     """
     check_plain(model, stage, drop_integration)
     model.follow()
@@ -85,7 +85,7 @@ def check_plain(model: Any, stage: int = 1, drop_integration: bool = False) -> N
 
 
 def _pretrained_cfg(model: MultiStageNet, plain: Any, stage: int) -> dict[str, Any]:
-    """What timm says of the plain model: what the network says of itself, under the backbone's names."""
+    """timm's config of the plain model: that of the network, under the backbone's names."""
     own: dict[str, Any] = plain.pretrained_cfg
     known: dict[str, Any] = getattr(model, "pretrained_cfg", own)  # a network that the registry didn't build has none
     size = _image_size(model, stage)

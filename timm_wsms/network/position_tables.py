@@ -1,6 +1,6 @@
 """Position tables of a backbone for images of another size.
 
-Which grid a table lists is read from timm's modules where they say so; otherwise it is guessed by its length. When a
+Which grid a table lists is read from timm's modules if they say so; otherwise it is guessed from its length. When a
 checkpoint is loaded, timm's own resamplers (`resample_abs_pos_embed`, `resize_rel_pos_bias_table`) do the same by
 bicubic interpolation; here it is bilinear, so that no value leaves the table's range.
 """
@@ -20,10 +20,10 @@ Grids = tuple[Size, Size]  # old and new
 
 
 def find_grids(name: str, old: tuple[Any, nn.Module], new: tuple[Any, nn.Module]) -> Grids | None:
-    """The grids of a position table as timm's modules state them; None where they do not.
+    """The grids of a position table as timm's modules state them; None if they do not.
 
     Args:
-        name: Of the parameter.
+        name: Name of the parameter.
         old: The backbone and its module that holds the table.
         new: The same, built for another image size.
     """
@@ -44,16 +44,16 @@ def _stated_grid(name: str, backbone: Any, module: nn.Module) -> Size | None:
 def resample(table: torch.Tensor, shape: torch.Size, aspect: float = 1.0, grids: Grids | None = None) -> torch.Tensor:
     """A parameter whose shape depends on the image size, for another image size.
 
-    Each axis that differs is resized by linear interpolation. Where it lists the positions of a grid, row by row, it is
-    resized as that grid; in position embeddings (1, N, C) entries of class tokens stand before the grid, in tables of
-    relative positions (N, heads) behind it, as in timm. Where it does not it is one row of positions.
+    Each axis that differs is resized by linear interpolation. If it lists the positions of a grid, row by row, it is
+    resized as that grid; entries of class tokens come before the grid in position embeddings (1, N, C), and after it in
+    tables of relative positions (N, heads), as in timm. Otherwise it is one row of positions.
 
     Args:
-        table: Of any shape.
-        shape: Of the result; as many axes.
+        table: A table of any shape.
+        shape: Shape of the result, with as many axes.
         aspect: Height of the image divided by its width.
         grids: Heights and widths of the old and the new grid, if they are known. None: the squares, or rectangles of
-            that aspect, of which the table has as many entries.
+                that aspect, with as many entries as the table.
 
     Raises:
         UserError: If a table could list two different grids.
@@ -102,7 +102,7 @@ def _guess_grids(length: int, wanted: int, extras: Iterable[int], aspect: float)
     if len(found) > 1:
         raise UserError(
             f"a position table of {length} entries may list a grid of {found[0][1]} or of {found[1][1]}; give an "
-            "img_size for which it can be told"
+            "img_size for which this is unambiguous"
         )
     return found[0] if found else None
 

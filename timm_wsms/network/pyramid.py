@@ -50,18 +50,18 @@ def halvings(stages: int) -> list[float]:
 def make_pyramid(image: torch.Tensor, factors: Sequence[float]) -> list[torch.Tensor]:
     """The image at each of the factors.
 
-    1, 1/2, 1/4 … by repeated 2×2 average pooling, which leaves out an odd last row or column; all others by bilinear
-    interpolation, antialiased. Parts of pixels are left out.
+    1, 1/2, 1/4 … by repeated 2×2 average pooling, which leaves out an odd last row or column; all others by antialiased
+    bilinear interpolation. Sizes are rounded down to whole pixels.
 
     Args:
         image: (B, C, H, W).
-        factors: Of its height and width.
+        factors: Factors of its height and width.
 
     Returns:
         (B, C, about factor · H, about factor · W) each.
 
     Raises:
-        UserError: If one of them had no pixel.
+        UserError: If one of them would have no pixel.
     """
     check_size(image, min(factors), len(factors))
     halved, images = [image], []
@@ -80,14 +80,14 @@ def make_pyramid(image: torch.Tensor, factors: Sequence[float]) -> list[torch.Te
 def resize(image: torch.Tensor, factor: float) -> torch.Tensor:
     """(B, C, H, W) → (B, C, about factor · H, about factor · W)."""
     size = [max(1, int(side * factor)) for side in image.shape[-2:]]
-    x = image.to(torch.promote_types(image.dtype, torch.float32))  # PyTorch's filter knows no others on a CPU
+    x = image.to(torch.promote_types(image.dtype, torch.float32))  # PyTorch's filter supports no others on a CPU
     x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=factor < 1)
     return x.to(image.dtype)
 
 
 @opaque
 def check_size(image: torch.Tensor, least: float, stages: int) -> None:
-    """Raise a UserError if the smallest image of the pyramid, `least` times as large, had no pixel."""
+    """Raise a UserError if the smallest image of the pyramid, `least` times as large, would have no pixel."""
     height, width = image.shape[-2:]
     side = math.ceil(1 / least)
     if height < side or width < side:

@@ -1,7 +1,7 @@
 """Running statistics for the stages that see smaller images: `timm_wsms.recalibrate(model, batches)`.
 
-A network that starts from a backbone's weights starts its stages 2… with the backbone's running statistics too, which
-were taken on the whole image. Theirs, on images of a half and a quarter of the size, are others.
+A network that starts from a backbone's weights also starts its stages 2… with the backbone's running statistics, which
+were computed on the whole image. On images of half and a quarter of the size, the statistics are different.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ def recalibrate(model: MultiStageNet | WsmsFeatures, batches: Iterable[Any]) -> 
 
     Each becomes the mean and the unbiased variance of all values that reach the norm in one pass over the batches, so
     that neither the order of the images nor a smaller last batch matters. In this pass these norms normalize by
-    their batch, as in training: what reaches a deeper norm then doesn't depend on the statistics that are replaced, and
+    their batch, as in training: what reaches a deeper norm then doesn't depend on the statistics being replaced, and
     all are done at once. In eval mode the inputs differ a little, less with larger batches; about 64 images
     per batch and a thousand in total are enough. Everything else runs as in eval mode: no dropout, and stage 1, whose
     statistics suit its images, keeps them. Parameters don't change.
@@ -32,7 +32,7 @@ def recalibrate(model: MultiStageNet | WsmsFeatures, batches: Iterable[Any]) -> 
         model: A multi-stage network of any form, with `features_only` or without, not wrapped (DDP, compiled). It is
             changed in place; its mode, training or eval, stays.
         batches: Images as in training, float (B, C, H, W), or tuples or lists that hold them first, or objects that
-            hold them as `.images`. Taken to the model's device and type.
+            hold them as `.images`. They are moved to the model's device and type.
 
     Returns:
         The number of norms whose statistics were replaced.

@@ -19,7 +19,7 @@ class StageLogits(nn.Module):
 
     Args:
         part: The stage, or the backbone, which is stage 1.
-        factor: Of the image's size, which it makes itself.
+        factor: Factor of the image's size; the stage resizes the image itself.
     """
 
     def __init__(self, part: Any, factor: float):
@@ -38,7 +38,7 @@ class Spending:
     """Counts the images that leave at each exit.
 
     Args:
-        stages: In the order in which their images come.
+        stages: In the order in which they run.
         plain: The place of stage 1, the plain backbone, among them.
     """
 
@@ -48,7 +48,7 @@ class Spending:
         self.reset()
 
     def reset(self) -> None:
-        """Start again from nothing."""
+        """Start again from zero."""
         self._total: dict[Size, list[int]] = {}
         self._last: dict[Size, list[int]] = {}
 
@@ -56,8 +56,8 @@ class Spending:
         """Add a batch.
 
         Args:
-            size: Of its images.
-            counts: How many of them left at the first exits; at those that are not given, none.
+            size: Size of its images.
+            counts: How many of them left at the first exits; none left at exits that are not given.
         """
         every = [*counts, *[0] * (len(self.stages) - len(counts))]
         before = self._total.get(size, [0] * len(every))
@@ -65,9 +65,9 @@ class Spending:
         self._last = {size: every}
 
     def costs(self, size: Size) -> list[float]:
-        """Arithmetic of an image of this size that leaves at each exit, relative to stage 1's."""
+        """Arithmetic for an image of this size that leaves at each exit, relative to stage 1's."""
         if size not in self._costs:
-            # modules of their own, since the stages may be compiled
+            # separate modules, since the stages may be compiled
             each = [multiplications(StageLogits(stage.part, stage.factor), size) for stage in self.stages]
             taken = torch.tensor(each, dtype=torch.float64).cumsum(0) / each[self.plain]
             self._costs[size] = taken.tolist()

@@ -2,8 +2,8 @@
 
 Stage 1 is the backbone itself. Stage s sees the image at 1 / 2^(s-1) of its size and runs the backbone's blocks up to
 reduction R / 2^(s-1), so all stages end in maps of the same height and width. A backbone that keeps one resolution
-(ViT, mixers) has no such cut: there stage s runs the first S - s + 1 of S equal parts of the depth, and its map is
-resized.
+(ViT, mixers) cannot be cut like this: there, stage s runs the first S - s + 1 of S equal parts of the depth, and its
+map is resized.
 """
 
 import copy
@@ -25,7 +25,7 @@ from timm_wsms.network.weight_sharing import UnsharedNorms
 
 @dataclass(frozen=True)
 class Level:
-    """Where a stage ends: for stage 1 at the last of the backbone's maps, for the others before.
+    """Where a stage ends: for stage 1 at the last of the backbone's maps, for the others earlier.
 
     Attributes:
         index: Position in the backbone's `feature_info`.
@@ -39,7 +39,7 @@ class Level:
 
 
 def levels_info(backbone: TimmModel) -> list[dict[str, Any]]:
-    """timm's `feature_info` of the backbone as a list of its own, whether timm has it as a list or as an object."""
+    """timm's `feature_info` of the backbone as a new list, whether timm has it as a list or as an object."""
     return [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]
 
 
@@ -89,7 +89,7 @@ def preactivation_end(backbone: TimmModel) -> nn.Module | None:
 
 
 def end_like(end: Any, channels: int) -> nn.Module:
-    """A fresh norm–activation (or activation) of the kind of `end`, for another number of channels."""
+    """A new norm–activation (or activation) of the same kind as `end`, for another number of channels."""
     new: Any
     if isinstance(end, nn.BatchNorm2d):
         momentum: Any = end.momentum
@@ -110,7 +110,7 @@ class Stage(nn.Module):
         backbone: The copy of the backbone that this stage may cut; its deeper blocks and its head are removed.
         level: Where it is cut.
         multiple: The sides of the images that the backbone takes must be a multiple of N pixels …
-        norm: Whether the backbone's last norm stands at the end of every part of its depth.
+        norm: Whether to apply the backbone's last norm at the end of every part of its depth.
         taps: Position of a map in stage 1 → that of the map of the same resolution in this stage.
         minimum: … and at least N pixels.
         factor: Size of its image divided by that of stage 1's.
@@ -157,11 +157,11 @@ class Stage(nn.Module):
         return pad_to_multiple(image, self.multiple, self.minimum)
 
     def own_maps(self, padded: torch.Tensor, positions: Collection[int]) -> dict[int, torch.Tensor]:
-        """Its maps as they are, not yet of the height and width of stage 1's, which it does not wait for.
+        """Its maps as they are, not yet resized to stage 1's, so that it need not wait for those.
 
         Args:
             padded: (B, in_chans, H, W), from `pad`.
-            positions: Of stage 1's maps.
+            positions: Positions of stage 1's maps.
         """
         indices = sorted({self.taps[position] for position in positions})
         found = self.backbone.forward_intermediates(
@@ -184,7 +184,7 @@ def find_taps(backbone: TimmModel, level: Level, divisor: int) -> dict[int, int]
     """For each of stage 1's maps that a stage has a counterpart of, the position of both in `feature_info`.
 
     The counterpart has the same resolution, since the stage's image is smaller; in a backbone of one resolution it
-    stands as far before the stage's end as stage 1's map stands before its own.
+    is as far from the stage's end as stage 1's map is from its own.
     """
     reductions = [entry["reduction"] for entry in levels_info(backbone)]
     last = len(reductions) - 1

@@ -1,9 +1,9 @@
-"""How stages keep sharing weights: tied parameters, of which the backbone's layers lead.
+"""How stages keep sharing weights: tied parameters, with the backbone's layers in the lead.
 
 A stage's layer holds the same `Parameter` objects as the backbone's layer at the same path, in dictionaries of its own:
-PyTorch's tied weights. What puts another tensor or another layer in the place of one (`prune`, `weight_norm`, LoRA,
-`.to("meta")`, `assign=True` …) reaches one layer of several. The stages then follow the backbone: their layers take its
-new tensor; where its layer was re-parametrized or replaced, that very layer serves the stages too.
+PyTorch's tied weights. Anything that replaces a tensor or a layer (`prune`, `weight_norm`, LoRA, `.to("meta")`,
+`assign=True` …) reaches only one of the layers. The stages then follow the backbone: their layers take its new tensor;
+if its layer was re-parametrized or replaced, the stages use that same layer.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ class Ties:
     """Which tensors of the stages are the backbone's, and whether they still are.
 
     Args:
-        model: Has a `backbone`, and `stages` in which each shared tensor stands under the backbone's path.
+        model: Has a `backbone`, and `stages` in which each shared tensor has the same path as in the backbone.
 
     Attributes:
         keys: (key, the backbone's key) of every shared tensor in a stage.
@@ -39,14 +39,14 @@ class Ties:
         self._watch(model)
 
     def follow(self, model: nn.Module, complain: bool = True) -> None:
-        """Let the stages follow what was done to the backbone's layers since the last call.
+        """Let the stages follow changes to the backbone's layers since the last call.
 
         Args:
             model: The one that it was made for.
-            complain: False: leave the complaint about a change in one stage to a later call.
+            complain: False: leave the error about a change in one stage to a later call.
 
         Raises:
-            UserError: If a shared tensor was changed in one stage only, or where the stages cannot follow.
+            UserError: If a shared tensor was changed in one stage only, or if the stages cannot follow.
         """
         if self._intact():
             return
@@ -90,7 +90,7 @@ class Ties:
         model.get_submodule(parent)._modules[name] = model.get_submodule(level)
 
     def _refuse_folded(self, model: nn.Module, level: str) -> None:
-        """Raise if a norm beside a new layer is gone, as if folded into it, of which the stages have their own."""
+        """Raise if a norm next to a new layer is gone, as if folded into it, but the stages have their own."""
         parent = level.rpartition(".")[0]
         for name, module in model.get_submodule(parent)._modules.items():
             path = f"{parent}.{name}"
@@ -101,7 +101,7 @@ class Ties:
                 )
 
     def _changed(self, model: nn.Module, key: str) -> str | None:
-        """The first module on the way to a tensor that is another one than it was."""
+        """The first module on the way to a tensor that is not the one it was."""
         modules = {path: find_owner(model, f"{path}.") for path in _prefixes(key)}
         return next((path for path, module in modules.items() if module is not self._modules.get(path)), None)
 
@@ -111,7 +111,7 @@ class Ties:
         )
 
     def _watch(self, model: nn.Module) -> None:
-        """Note how things are."""
+        """Record the current state."""
         modules = dict(nn.Module.named_modules(model, remove_duplicate=False))
         for module in modules.values():  # what is no longer shared belongs in checkpoints again
             if isinstance(module._non_persistent_buffers_set, _NotPersistent):
@@ -138,9 +138,9 @@ class Ties:
 class _NotPersistent(set[str]):
     """A module's `_non_persistent_buffers_set` that, asked for a name, also says yes to tied tensors.
 
-    torch.distributed.checkpoint asks name by name which tensors of a module to leave out of a checkpoint, parameters
-    among them, and knows no other way to leave one out. torch.export goes through the names, and takes every one away
-    from the tensors that the program may use: there, only buffers that truly are not persistent may turn up.
+    torch.distributed.checkpoint asks for each tensor of a module, parameters included, whether this set has its name,
+    and has no other way to leave one out of a checkpoint. torch.export iterates over the names and removes each from
+    the tensors that the program may use: there, only buffers that truly are not persistent may appear.
 
     Attributes:
         tied: Names of the module's tensors that a checkpoint has under the backbone's name.
@@ -154,17 +154,17 @@ class _NotPersistent(set[str]):
         return super().__contains__(name) or name in self.tied
 
     def discard(self, name: object) -> None:
-        """As in a set; a tensor that is registered anew is not tied."""
+        """As in a set; a tensor that is registered again is not tied."""
         super().discard(name)
         self.tied.discard(name)
 
     def copy(self) -> set[str]:
-        """A plain set: a copy of the module may be tied to nothing."""
+        """A plain set: a copy of the module may not be tied to anything."""
         return set(self)
 
 
 def untie(copied: nn.Module) -> None:
-    """Of a copy of a stage or a backbone, which is tied to nothing, make every tensor one that checkpoints hold."""
+    """Make checkpoints hold every tensor of a copy of a stage or a backbone, which is not tied to anything."""
     for module in copied.modules():
         if isinstance(module._non_persistent_buffers_set, _NotPersistent):
             module._non_persistent_buffers_set = module._non_persistent_buffers_set.copy()

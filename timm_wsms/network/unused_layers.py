@@ -1,4 +1,4 @@
-"""Removes what is left over of a backbone that is cut, or whose head another head replaces."""
+"""Removes what a backbone no longer needs once it is cut, or its head is replaced."""
 
 import copy
 
@@ -11,7 +11,7 @@ from timm_wsms.network.ties import find_owner
 
 
 def remove_head(backbone: TimmModel) -> None:
-    """Remove all that `forward_features` does not use, so that every parameter left gets a gradient.
+    """Remove everything that `forward_features` does not use, so that every remaining parameter gets a gradient.
 
     Raises:
         UserError: If the features are tokens, which only the backbone's own head can pool.
@@ -32,14 +32,14 @@ def remove_head(backbone: TimmModel) -> None:
         if parameters and not parameters & used and not path.startswith(removed):
             parent, _, name = path.rpartition(".")
             setattr(backbone.get_submodule(parent), name, nn.Identity())
-            removed += (f"{path}.",)  # what it held is gone with it
+            removed += (f"{path}.",)  # its children are gone with it
     remove_empty_classifier(backbone)
 
 
 def remove_empty_classifier(backbone: TimmModel) -> None:
-    """Remove the `Identity` that timm leaves in a classifier's place, of a backbone whose head is never called.
+    """Remove the `Identity` that timm leaves in a classifier's place, if the backbone's head is never called.
 
-    PEFT's `target_modules="all-linear"` goes by names, and would take it for a linear layer.
+    PEFT's `target_modules="all-linear"` goes by names, and would mistake it for a linear layer.
     """
     names = getattr(backbone, "default_cfg", {}).get("classifier") or ()
     for name in (names,) if isinstance(names, str) else names:
@@ -49,10 +49,10 @@ def remove_empty_classifier(backbone: TimmModel) -> None:
 
 
 def remove_unused(stage: nn.Module, backbone: TimmModel, share_weights: bool) -> None:
-    """Remove what a stage has of its own and does not use, where blocks mix all resolutions (HRNet, EfficientViM).
+    """Remove a stage's own parts that it does not use, where blocks mix all resolutions (HRNet, EfficientViM).
 
-    Only norms and loose parameters can go without changing shapes. What else there is without use belongs to the
-    backbone where weights are shared, and is frozen where they are not.
+    Only norms and loose parameters can be removed without changing shapes. Other unused parts belong to the backbone
+    if weights are shared, and are frozen if they are not.
 
     Args:
         stage: Takes (B, in_chans, 64, 64).

@@ -1,7 +1,7 @@
 """What the stages of a WSMS-Net share, and how (paper, Section 3.1 and Fig. 2).
 
-A stage is a copy of the backbone's *structure*: each of its modules holds the very parameters of the backbone's module.
-`ties.py` keeps it so, whatever is done to them later. Every stage has norms of its own without any switching at run
+A stage is a copy of the backbone's *structure*: each of its modules holds the same parameters as the backbone's module.
+`ties.py` keeps it so, whatever is done to them later. Every stage has norms of its own, without any switching at run
 time.
 """
 
@@ -48,7 +48,7 @@ def has_own_parameters(module: nn.Module, unshared_norms: UnsharedNorms) -> bool
 
 
 def has_own_buffers(module: nn.Module, unshared_norms: UnsharedNorms) -> bool:
-    """Whether every stage has buffers, that is running statistics, of its own for this module."""
+    """Whether every stage has its own buffers, that is, running statistics, for this module."""
     return unshared_norms != "none" and keeps_statistics(module)
 
 
@@ -58,11 +58,11 @@ def keeps_statistics(module: nn.Module) -> bool:
 
 
 def copy_sharing(backbone: TimmModel, unshared_norms: UnsharedNorms) -> TimmModel:
-    """A copy of the backbone that shares every parameter and buffer but those of the unshared norms."""
-    memo: dict[int, Any] = {}  # deepcopy leaves as they are the objects that its memo already holds
+    """A copy of the backbone that shares every parameter and buffer except those of the unshared norms."""
+    memo: dict[int, Any] = {}  # deepcopy does not copy the objects that its memo already holds
     for module in backbone.modules():
         own_parameters, own_buffers = (has(module, unshared_norms) for has in (has_own_parameters, has_own_buffers))
-        # Most are. By deepcopy alone creating wsms_convnext_tiny takes 1.35 times its backbone's time, not 1.0.
+        # Most are. With deepcopy alone, creating wsms_convnext_tiny takes 1.35 times its backbone's time, not 1.0.
         if _is_simple(module):
             memo[id(module)] = _copy_simple(module, own_parameters, own_buffers)
             continue
@@ -97,7 +97,7 @@ def _copy_simple(module: nn.Module, own_parameters: bool, own_buffers: bool) -> 
 
 
 def _copy_buffer(tensor: Any) -> Any:
-    """A deep copy. Of a plain tensor deepcopy takes many times as long, and every norm has three."""
+    """A deep copy. For a plain tensor, deepcopy takes many times as long, and every norm has three."""
     if type(tensor) is torch.Tensor and not tensor.requires_grad and not vars(tensor):
         return tensor.clone()
     return copy.deepcopy(tensor)
@@ -126,12 +126,12 @@ class SkipInit(TorchFunctionMode):
 def build_sharing(
     build: Callable[[], TimmModel], backbone: TimmModel, unshared_norms: UnsharedNorms, aspect: float = 1.0
 ) -> TimmModel:
-    """The backbone for another image size, which shares every parameter but the unshared norms' and position tables.
+    """The backbone for another image size, sharing every parameter except unshared norms' and position tables.
 
     Args:
         build: Builds the backbone for the other image size.
-        backbone: The one that it shares with. From it also come the norms that are not shared, and the parameters
-            whose shape depends on the image size, resampled.
+        backbone: The one that it shares with. The norms that are not shared are copied from it, and the parameters
+                whose shape depends on the image size are resampled from it.
         unshared_norms: As in `WsmsNet`.
         aspect: Height of the image divided by its width.
     """
@@ -165,10 +165,10 @@ def build_sharing(
 
 
 def share_new(part: nn.Module, backbone: TimmModel, kept: Collection[nn.Module], unshared_norms: UnsharedNorms) -> None:
-    """After both were changed alike: let the modules that are new hold the backbone's tensors, except for norms.
+    """After the same change to both: let the new modules hold the backbone's tensors, except for norms.
 
     Args:
-        part: Of the backbone's structure.
+        part: A copy of the backbone's structure.
         backbone: Has the new modules too.
         kept: Modules that stay as they are.
         unshared_norms: As in `WsmsNet`.

@@ -55,13 +55,13 @@ class WholeStage(nn.Module):
             ) from error
 
     def _is_too_small(self, image: torch.Tensor) -> bool:
-        """Whether the backbone, which failed on an image, takes one that is larger and otherwise the same."""
+        """Whether the backbone, which failed on an image, accepts one that is larger and otherwise the same."""
         side = 8 * self.reduction
         if min(image.shape[-2:]) >= side:
             return False
         try:
             with eval_mode(self.backbone):
                 self.backbone.forward_features(image.new_zeros(*image.shape[:2], side, side))
-        except Exception:  # whatever it is, it is not the size
+        except Exception:  # whatever the reason is, it is not the size
             return False
         return True

@@ -37,18 +37,18 @@ class WsmsNet(FeatureMaps):
             where nothing is shared or where parameters depend on the image size: then with `img_size` and the like.
         stages: Number of stages, S; None: 3, or the number of levels of a backbone that has fewer. 1: the backbone.
         integration: "conv1x1", "conv3x3" or "none" (paper, Fig. 3).
-        integration_channels: Channels of the integrated map, c. None: f1's, or what the paper gives its own backbones.
-        residual: Add the integrated map, weighted by γ, to f1 instead of putting it in f1's place. None: True except
+        integration_channels: Channels of the integrated map, c. None: f1's, or the paper's for its own backbones.
+        residual: Add the integrated map, weighted by γ, to f1 instead of replacing f1 by it. None: True except
             for the paper's own backbones.
         share_weights: False for the paper's MS-Net: the same shape, nothing shared.
-        unshared_norms: Norms of which every stage has its own: "batch" (the paper), "all" or "none"; "statistics": of
-            batch norms the running statistics only, while their scales and shifts are shared.
-        gamma: What γ starts from: 0 leaves the backbone's logits as they are.
+        unshared_norms: Norms of which every stage has its own: "batch" (the paper), "all" or "none"; "statistics": only
+                the running statistics of batch norms, while their scales and shifts are shared.
+            gamma: Initial value of γ: 0 leaves the backbone's logits as they are.
         img_size: Of the images, in pixels, for a backbone whose parameters depend on it; None: its default.
         feature_pyramid: Integrate the maps of the other levels too, for `forward_intermediates`.
         integrated_indices: With `feature_pyramid`, positions of the maps to integrate, as in `out_indices`; None: all.
-            A decoder that takes some of the maps only leaves the integration of the others without gradients.
-        pyramid: 1, 1/2, 1/4 …, of which `stages` says how many; no other factors give maps that fit together.
+                A decoder that takes only some of the maps leaves the integration of the others without gradients.
+        pyramid: 1, 1/2, 1/4 …, as many as `stages`; no other factors give maps that fit together.
 
     Raises:
         UserError: If the backbone or the arguments do not allow it; the message names the remedy.
@@ -109,7 +109,7 @@ class WsmsNet(FeatureMaps):
     def _integrate(
         self, widths: list[int], kind: str, channels: int | None, residual: bool, gamma: float, paper: dict[str, Any]
     ) -> None:
-        """Build the integration layer, and a head of its own where the integrated map is not as wide as f1."""
+        """Build the integration layer, and a separate head if the integrated map is not as wide as f1."""
         if residual and (kind == "none" or channels not in (None, widths[0])):
             raise UserError(
                 f"residual adds the integrated map to f1 of {widths[0]} channels, so it needs a convolution and "
@@ -145,14 +145,14 @@ class WsmsNet(FeatureMaps):
         """See `MultiStageNet`.
 
         Raises:
-            UserError: For PiT, whose last map `forward_features` does not give.
+            UserError: For PiT, whose last map `forward_features` does not return.
         """
         if not self.has_graph_per_stage:
             raise UserError(f"{type(self.backbone).__name__} has no graph per stage; use torch.compile(model)")
         super().compile_stages(**options)
 
     def stage_maps(self, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
-        """(B, in_chans, H, W) → the backbone's features, and S maps (B, C_s, h, w) that wait for their integration."""
+        """(B, in_chans, H, W) → the backbone's features, and S maps (B, C_s, h, w) to be integrated."""
         images = self.pyramid(x)
         features, f1 = self.stage1_map(images[0])  # first, since then it draws its random numbers first
         others = [stage(image, f1) for stage, image in zip(self.shallow_stages(), images[1:], strict=True)]
@@ -169,7 +169,7 @@ class WsmsNet(FeatureMaps):
     def forward_features(self, x: torch.Tensor) -> Any:
         """(B, in_chans, H, W) → the integrated map (B, num_features, h, w), laid out as the backbone's features.
 
-        Where these are tokens, the map is added to those of the patches, and its mean to the class token's.
+        If these are tokens, the map is added to the patch tokens, and its mean to the class token.
         """
         if self.integration is None:
             return self.stage1_features(x)
@@ -177,7 +177,7 @@ class WsmsNet(FeatureMaps):
         return self.merged(features, self.integration(maps))
 
     def merged(self, features: Any, x: torch.Tensor) -> Any:
-        """The backbone's features with the integrated map (B, C, h, w); of several features in the last."""
+        """The backbone's features with the integrated map (B, C, h, w); if there are several, in the last."""
         if isinstance(features, (list, tuple)):
             return [*features[:-1], merge(features[-1], x, self.layout, self.residual)]
         return merge(features, x, self.layout, self.residual)

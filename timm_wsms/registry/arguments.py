@@ -1,4 +1,4 @@
-"""The arguments of a network: which are its own, what each name's defaults are, and whether they go together."""
+"""The arguments of a network: which are its own, the defaults of each name, and whether they fit together."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ NETWORK_ARGS: dict[str, tuple[type, ...]] = {
     "unshared_norms": (str,),
 }
 Fusion = Literal["concat", "mean"]
-CONCAT_ARGS = ("integration", "integration_channels", "residual", "integrated_indices")  # of fusion="concat" alone
-# What a name's prefix says of the arguments. `wsmean_` is the form that is recommended.
+CONCAT_ARGS = ("integration", "integration_channels", "residual", "integrated_indices")  # only for fusion="concat"
+# What a name's prefix says about the arguments. `wsmean_` is the recommended form.
 PREFIXES: dict[str, dict[str, Any]] = {
     "wsms_": {"share_weights": True},
     "ms_": {"share_weights": False},
@@ -36,7 +36,7 @@ PREFIXES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a user gave, sorted and checked.
+    """The user's arguments, sorted and checked.
 
     Attributes:
         fusion: Which of the two forms.
@@ -50,7 +50,7 @@ class Arguments:
 
     @property
     def features_only(self) -> bool:
-        """Whether the maps of all levels are asked for."""
+        """Whether the maps of all levels are requested."""
         return bool(self.backbone.get("features_only"))
 
 
@@ -60,11 +60,11 @@ def prefix_of(name: str) -> str | None:
 
 
 def sort_arguments(name: str, given: Mapping[str, Any], from_file: Mapping[str, Any]) -> Arguments:
-    """Complete the arguments by the name's defaults, check them, and tell the network's from the backbone's.
+    """Add the name's defaults to the arguments, check them, and separate the network's from the backbone's.
 
     Args:
-        name: Of the architecture, with its prefix.
-        given: Keyword arguments of `timm.create_model`, those of a checkpoint folder among them.
+        name: Name of the architecture, with its prefix.
+        given: Keyword arguments of `timm.create_model`, including those of a checkpoint folder.
         from_file: The arguments found in a checkpoint folder's config.json.
 
     Raises:
@@ -90,13 +90,13 @@ def sort_arguments(name: str, given: Mapping[str, Any], from_file: Mapping[str, 
 
 
 def record_form(model: Any, arguments: Arguments) -> None:
-    """Let a saved config state the pyramid and the norms, so that it means the same when defaults change one day.
+    """Let a saved config state the pyramid and the norms, so that it means the same if defaults change.
 
     A config without them was saved before they were stated: 1, 0.5, 0.25 and "batch", the defaults of `wsms_<name>`.
 
     Args:
         model: A network of stages, before timm saves it.
-        arguments: That it was built with.
+        arguments: Those it was built with.
     """
     pyramid = [int(factor) if factor == int(factor) else factor for factor in model.factors()]
     norms = arguments.network.get("unshared_norms", "batch")

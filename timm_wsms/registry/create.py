@@ -80,7 +80,7 @@ def build_network(plan: LoadPlan, arguments: Arguments, backbone_args: dict[str,
     Args:
         plan: Where its weights are.
         arguments: The network's own are used here.
-        backbone_args: What timm has made of the backbone's.
+        backbone_args: The backbone's, as processed by timm.
     """
     warm = plan.kind == "backbone"
 
@@ -103,16 +103,16 @@ def build_network(plan: LoadPlan, arguments: Arguments, backbone_args: dict[str,
 
 
 def inside(names: Any) -> Any:
-    """A module's name in the backbone → its name in the network; or several."""
+    """A module's name in the backbone → its name or names in the network."""
     if names is None or isinstance(names, str):
         return names and f"backbone.{names}"
     return tuple(f"backbone.{name}" for name in names)
 
 
 def _classifier(network: MultiStageNet) -> Any:
-    """Names of the layers that hold the classifier's weights: the network's own head's, or what timm says.
+    """Names of the layers that hold the classifier's weights: those of the network's own head, or what timm says.
 
-    `get_classifier` of LeViT, iFormer, CPUBone and EfficientViM gives a module around that layer.
+    `get_classifier` of LeViT, iFormer, CPUBone and EfficientViM returns a module around that layer.
     """
     if network.head is not None:
         return network.get_classifier(name_only=True)
@@ -120,7 +120,7 @@ def _classifier(network: MultiStageNet) -> Any:
 
 
 def _timms_out_indices(backbone: str, arguments: Arguments) -> Any:
-    """Which maps `features_only` gives where the user does not say: timm's choice differs from backbone to backbone."""
+    """Which maps `features_only` returns by default: timm's choice differs from backbone to backbone."""
     with torch.device("meta"):  # only the built model tells
         plain: Any = timm.create_model(backbone, **arguments.backbone)
     return plain.feature_info.out_indices

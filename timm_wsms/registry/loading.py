@@ -1,4 +1,4 @@
-"""Loads weights into a network or its backbone, and says how many of them fit: random weights never pass in silence."""
+"""Loads weights into a network or its backbone, and says how many of them fit: random weights never go unnoticed."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -20,18 +20,18 @@ def load_backbone(plan: LoadPlan, build: Callable[..., nn.Module]) -> nn.Module:
     """Build the backbone with its own weights, by timm's loading, which brings foreign forms into timm's.
 
     Args:
-        plan: Of kind "backbone".
+        plan: A plan of kind "backbone".
         build: Builds the backbone; takes `pretrained`.
 
     Raises:
-        UserError: If the weights cannot be loaded, or a checkpoint that was given holds none of the backbone's.
+        UserError: If the weights cannot be loaded, or a given checkpoint holds none of the backbone's.
     """
     try:
         backbone = build(pretrained=True)
     except UserError:
         raise
     except Exception as error:
-        build(pretrained=False)  # raises what has nothing to do with weights
+        build(pretrained=False)  # raises errors that have nothing to do with weights
         given = bool(plan.cfg.file or plan.cfg.state_dict)
         raise UserError(explain(error, plan.where, plan.name, plan.backbone, given)) from error
     if plan.weights is not None:
@@ -44,8 +44,8 @@ def load_network(network: MultiStageNet, plan: LoadPlan) -> None:
     network has another number of classes than the weights.
 
     Args:
-        network: Of the architecture that the weights are for.
-        plan: Of kind "network".
+        network: A network of the architecture that the weights are for.
+        plan: A plan of kind "network".
 
     Raises:
         UserError: If they do not fit.
@@ -80,7 +80,7 @@ def load_network(network: MultiStageNet, plan: LoadPlan) -> None:
 def _classes_of_weights(
     network: MultiStageNet, plan: LoadPlan, own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
 ) -> int:
-    """The number of classes that the weights have: a checkpoint folder says it, of a file only the tensors do."""
+    """The number of classes of the weights: stated by a checkpoint folder; for a file, read from the tensors."""
     if plan.cfg.source in FOLDERS:
         return plan.cfg.num_classes
     prefixes, classes = _classifiers(network), network.num_classes
@@ -99,7 +99,7 @@ def _classes_of_weights(
 def _unfit_classifiers(
     network: MultiStageNet, own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
 ) -> set[str]:
-    """The tensors of the classifiers' layers in which one differs in shape or is on one side only."""
+    """The tensors of the classifiers' layers in which any tensor differs in shape or is on one side only."""
     keys = [key for key in {*own, *weights} if key.startswith(_classifiers(network))]
     unfit = [key for key in keys if key not in own or key not in weights or own[key].shape != weights[key].shape]
     layers = {key.rpartition(".")[0] for key in unfit}  # as a whole: no new weight goes with an old bias
@@ -116,9 +116,9 @@ def _classifiers(network: MultiStageNet) -> tuple[str, ...]:
 
 
 def _check_backbone(backbone: nn.Module, plan: LoadPlan) -> None:
-    """Say how much of a checkpoint has arrived in the backbone.
+    """Say how much of a checkpoint was loaded into the backbone.
 
-    timm loads with `strict=False` when the number of classes differs, and then takes a checkpoint of which not one name
+    timm loads with `strict=False` when the number of classes differs, and then accepts a checkpoint of which no name
     fits.
     """
     if next(backbone.parameters()).is_meta:
@@ -144,7 +144,7 @@ def _nothing_fits(plan: LoadPlan, name: str) -> str:
 
 
 def _varied(tensors: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    """Of a nested dictionary, the tensors that say something: ones, zeros and counters are the same everywhere."""
+    """The informative tensors of a nested dictionary: ones, zeros and counters are the same everywhere."""
     for value in tensors.values():
         if isinstance(value, Mapping):
             yield from _varied(value)
@@ -155,7 +155,7 @@ def _varied(tensors: Mapping[str, Any]) -> Iterator[torch.Tensor]:
 
 
 def _fingerprint(tensor: torch.Tensor) -> tuple[int, float, float]:
-    """What stays the same when timm renames a tensor, reshapes it or permutes its axes, and hardly is by chance."""
+    """What stays the same when timm renames, reshapes or permutes a tensor, and is hardly the same by chance."""
     return tensor.numel(), *_ends(tensor)
 
 

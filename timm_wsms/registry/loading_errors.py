@@ -1,4 +1,4 @@
-"""What a user reads where weights cannot be loaded: one line that names the remedy."""
+"""What a user reads if weights cannot be loaded: one line that names the remedy."""
 
 import textwrap
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from timm_wsms.hub import errors as hub_errors
 
 @contextmanager
 def explained(where: str, name: str, backbone: str) -> Iterator[None]:
-    """Within it weights are fetched or loaded, and nothing else is done: whatever is raised is said in one line.
+    """Within it, weights are fetched or loaded, and nothing else is done: any exception is reported in one line.
 
     Args:
         where: What the weights are called.
@@ -39,12 +39,12 @@ def explain(error: Exception, where: str, name: str, backbone: str, given: bool 
         where: What the weights are called.
         name: Architecture of the network.
         backbone: Architecture of its backbone.
-        given: The weights are a file or in memory, so that what could not be fetched is something else.
+        given: The weights are a file or in memory, so something else could not be fetched.
     """
     known = hub_errors.explain(error, where)
     if isinstance(error, (LocalEntryNotFoundError, URLError)) and (known is None or "cannot be reached" in known):
         missing, instead = where, "pretrained_cfg_overlay=dict(file=...)"
-        if given:  # timm's hybrids fetch the weights of their first part by themselves
+        if given:  # timm's hybrids fetch the weights of their first part on their own
             missing, instead = f"what {backbone} loads before {where}", "checkpoint_path=..., not pretrained=True"
         remedy = f"connect once (without HF_HUB_OFFLINE), or give {instead}"
         return f"{missing} is not in the cache and cannot be reached; {remedy}"

@@ -1,7 +1,7 @@
 """Writes the table of the architectures that can be staged: `python -m timm_wsms.registry.stageable`.
 
 Building a network to find out takes a second, and there are over a thousand names, so the answer is kept in
-`stageable.json` beside this file. Every name is built and run once, forward and backward, without memory or arithmetic
+`stageable.json` next to this file. Every name is built and run once, forward and backward, without memory or arithmetic
 (on PyTorch's meta device). Run it again for a new version of timm; it continues where it stopped.
 """
 
@@ -30,7 +30,7 @@ def reason_against(name: str) -> str | None:
     """Why an architecture cannot be staged; None if it can.
 
     Args:
-        name: Of an architecture in timm's registry.
+        name: Name of an architecture in timm's registry.
     """
     reason = _reason(name, torch.device("meta"))
     if reason is not None and "meta tensors" in reason:  # some read a value on their way
@@ -42,7 +42,7 @@ def reason_against_mean(name: str) -> str | None:
     """Why an architecture that can be staged cannot be averaged over image sizes; None if it can.
 
     Args:
-        name: Of an architecture in timm's registry.
+        name: Name of an architecture in timm's registry.
     """
     with torch.device("meta"):
         try:
@@ -73,7 +73,7 @@ def _reason(name: str, device: torch.device) -> str | None:
 
 
 def _run(network: WsmsNet, side: int) -> str | None:
-    """Run a network forward and backward on square images; why it cannot be, or None."""
+    """Run a network forward and backward on square images; returns why it cannot be, or None."""
     try:
         features: Any = network.forward_features(torch.zeros(2, 3, side, side))
     except (RuntimeError, AssertionError, ValueError) as error:

@@ -13,7 +13,7 @@ _logger = logging.getLogger(__name__)
 
 
 def start_fresh(network: MultiStageNet, name: str) -> None:
-    """Without a residual the backbone's classifier says nothing about the integrated map: say so, and make it new."""
+    """Without a residual the backbone's classifier does not fit the integrated map: say so, and reset it."""
     if network.starts_as_backbone:
         return
     integration: Any = network.integration
@@ -30,7 +30,7 @@ def from_backbone(network: MultiStageNet, state_dict: dict[str, Any], prefix: st
     """Load-state-dict hook: a state dict of the backbone becomes one of the network that gives the same logits.
 
     So `checkpoint_path` and `load_state_dict` take either. A part of the backbone's, such as all but its classifier, is
-    taken too: the rest is missing, as in timm. What the backbone does not have stays as it is, but γ is 0.
+    accepted too: the rest is missing, as in timm. What the backbone does not have stays as it is, but γ is 0.
     """
     keys = [key for key in network.backbone.state_dict() if f"{prefix}{key}" in state_dict]
     named = any(key.startswith(f"{prefix}backbone.") for key in state_dict)  # it is the network's

@@ -43,7 +43,7 @@ NO_WEIGHTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What is to be loaded into a network.
+    """What to load into a network.
 
     Attributes:
         name: Architecture of the network.
@@ -51,10 +51,10 @@ class LoadPlan:
         cfg: What timm will say about the network, and where the weights are.
         kind: "none": no weights; "backbone": the backbone's own, which timm loads; "network": those of a multi-stage
             network, which `load_network` loads.
-        weights: The state dict, where it had to be read to tell whose it is; None for a tag of timm's, and for formats
-            that the backbone reads by itself.
-        cache_dir: Of downloads.
-        from_tag: Arguments for building the backbone in any case: some backbones ask for their tag.
+        weights: The state dict, if it had to be read to tell whose it is; None for a timm tag, and for formats that the
+                backbone reads itself.
+            cache_dir: For downloads.
+            from_tag: Arguments for building the backbone in any case: some backbones need their tag.
     """
 
     name: str
@@ -93,7 +93,7 @@ def plan_weights(
     Args:
         name: Architecture of the network.
         backbone: Architecture of its backbone.
-        pretrained: Whether weights are asked for.
+        pretrained: Whether weights are requested.
         pretrained_cfg: As in `timm.create_model`: a tag, a config, or None.
         overlay: As in `timm.create_model`.
         cache_dir: As in `timm.create_model`.
@@ -110,7 +110,7 @@ def plan_weights(
     given = dataclasses.asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg
     cfg = resolve_pretrained_cfg(name, given, overlay)
     from_tag = {}
-    if cfg.source is None and (given is None or isinstance(given, str)):  # what has been published is no tag of timm's
+    if cfg.source is None and (given is None or isinstance(given, str)):  # what has been published is not a timm tag
         from_tag = {"pretrained_cfg": given, "pretrained_cfg_overlay": overlay}
     if not pretrained:
         return LoadPlan(name, backbone, cfg, "none", from_tag=from_tag)
@@ -137,7 +137,7 @@ def plan_weights(
 
 
 def _warn_of_another(file: Path, name: str, backbone: str) -> None:
-    """Warn if a file lies in the checkpoint folder of another architecture, whose tensors may be of the same shapes."""
+    """Warn if a file is in the checkpoint folder of another architecture, whose tensors may have the same shapes."""
     config = file.with_name("config.json")
     if not config.is_file():
         return
@@ -145,11 +145,11 @@ def _warn_of_another(file: Path, name: str, backbone: str) -> None:
         found = read_json(config)
         theirs = found.get("architecture") if isinstance(found, dict) else None
         if isinstance(theirs, str) and theirs not in (name, backbone, f"wsms_{backbone}", f"wsmean_{backbone}"):
-            _logger.warning(f"{file}: {config.name} beside it says that it is of {printable(theirs)}, not of {name}")
+            _logger.warning(f"{file}: {config.name} beside it says that it is for {printable(theirs)}, not for {name}")
 
 
 def place(cfg: PretrainedCfg) -> str:
-    """What a config's weights are called in a message; in timm's order of preference."""
+    """The name of a config's weights in messages; in timm's order of preference."""
     if cfg.state_dict:
         return "the given state dict"
     return cfg.file or (f"{cfg.hf_hub_id} of the Hugging Face Hub" if cfg.hf_hub_id else str(cfg.url))
@@ -163,7 +163,7 @@ def _is_of_a_tag(cfg: PretrainedCfg, name: str) -> bool:
 
 
 def _only_safetensors(cfg: PretrainedCfg) -> PretrainedCfg:
-    """The config, changed so that of a checkpoint folder nothing but safetensors is read."""
+    """The config, changed so that only safetensors are read from a checkpoint folder."""
     if cfg.source == "local-dir" and not (Path(str(cfg.file)) / WEIGHTS).is_file():
         raise UserError(
             f"{cfg.file} has no {WEIGHTS}, and pickled weights are not read; write the folder with "
@@ -210,6 +210,6 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 def _unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict inside what a training script has saved, as `timm.models.load_state_dict` finds it in a file."""
+    """The state dict inside what a training script saved, as `timm.models.load_state_dict` finds it in a file."""
     wrapper = next((key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)), None)
     return clean_state_dict(dict(checkpoint[wrapper] if wrapper else checkpoint))

@@ -1,4 +1,4 @@
-"""Why there is no multi-stage network of a name, and what the commands say of a name that timm does not know."""
+"""Why there is no multi-stage network of a name, and what the commands say about names that timm does not know."""
 
 import difflib
 import json
@@ -25,7 +25,7 @@ def why_not(name: str) -> str | None:
 
     Args:
         name: `wsms_<backbone>`, `ms_<backbone>`, `wsmean_<backbone>`, or the backbone alone, which asks about the
-            first. With a pretrained tag or without.
+                first. With or without a pretrained tag.
     """
     architecture = get_arch_name(name)
     prefix = prefix_of(architecture)
@@ -70,10 +70,10 @@ def table() -> dict[str, Any]:
 
 
 def not_stageable() -> dict[str, str]:
-    """Of each backbone that cannot be staged, why."""
+    """For each backbone that cannot be staged, why."""
     return table()["not_stageable"]
 
 
 def not_mean() -> dict[str, str]:
-    """Of each backbone that can be staged, but not with `fusion="mean"`, why."""
+    """For each backbone that can be staged, but not with `fusion="mean"`, why."""
     return table().get("not_mean", {})

@@ -17,7 +17,7 @@ from timm_wsms.registry.arguments import PREFIXES
 from timm_wsms.registry.create import create, inside
 from timm_wsms.registry.why_not import not_mean, not_stageable
 
-# Of a network with a head of its own, since its integrated map is wider than the backbone's
+# For a network with a head of its own, since its integrated map is wider than the backbone's
 HEAD_CLASSIFIER = "head.fc"
 DOCS = {
     "wsms_": "`{}` as a weight-shared multi-stage network; see `WsmsNet`.",
@@ -46,7 +46,7 @@ def register(backbone: str) -> None:
 
 
 def register_all() -> None:
-    """Register every architecture of timm's that can be staged, or that is newer than the table of those that can."""
+    """Register every timm architecture that can be staged, or that is newer than the table of those that can."""
     ours = tuple(PREFIXES)
     for backbone in timm.list_models():
         if not backbone.startswith(ours) and backbone not in not_stageable():
@@ -60,8 +60,8 @@ def _register(backbone: str, prefixes: Iterable[str]) -> None:
         if prefix != "ms_":  # which has none of its own
             default_cfgs[name] = _default_cfg(name, tags, prefix == "wsms_" and backbone in backbones.CIFAR_NAMES)
         register_model(_entrypoint(name, prefix, backbone))
-        # timm notes every name here, but these are no attributes of this module; and it looks each new one up in the
-        # list, which for 4,000 would take as long as all the rest
+        # timm lists every name here, but these are not attributes of this module; and it searches the list for each new
+        # one, which for 4,000 would take as long as all the rest
         del __all__[1:]
 
 

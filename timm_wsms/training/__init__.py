@@ -1,1 +1,1 @@
-"""Training: settings, schedule, one epoch, checkpoints, and faults told in one line."""
+"""Training: settings, schedule, one epoch, checkpoints, and faults reported in one line."""

@@ -29,18 +29,18 @@ def build_accelerator(settings: Settings) -> "Accelerator":
     """Builds the accelerator of a run, with its precision and trackers.
 
     Raises:
-        UserError: the device does not offer the precision, a tracker's package is missing, or `accelerate config` asks
-            for a network in pieces.
+        UserError: the device does not support the precision, a tracker's package is missing, or `accelerate config`
+                asks to split the network.
     """
     check_trackers(settings.trackers)
     return accelerator.build_accelerator(settings.precision, settings.trackers, settings.output)
 
 
 def _check_readable(name: str, network: MultiStageNet) -> None:
-    """Checks that the run's model folder may be read, before it is trained.
+    """Checks, before training, that the run's model folder will be readable.
 
     Raises:
-        UserError: a folder may not give one of the backbone's arguments; names it.
+        UserError: a folder may not set one of the backbone's arguments; names it.
     """
     try:
         check_model_args(get_model_args(network, {}), NETWORK_ARGS)
@@ -69,8 +69,8 @@ def build(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Modu
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         if "size mismatch" in str(error):
             raise UserError(
-                f"{name}({given}) does not fit its weights ({error}); the data has {num_classes} classes: weights of "
-                "others can be the beginning by --model local-dir:<folder> --model_kwargs.pretrained true"
+                f"{name}({given}) does not fit its weights ({error}); the data has {num_classes} classes: to start "
+                "from weights for others, use --model local-dir:<folder> --model_kwargs.pretrained true"
             ) from error
         raise UserError(f"{name}({given}) cannot be built: {error}") from error
 
@@ -86,7 +86,7 @@ def scale_head(network: nn.Module, scale: float | None) -> None:
 
 
 def classifiers(network: Any) -> list[nn.Module]:
-    """A timm model's classifiers; with `fusion="mean"` those of every stage, whose weights may be one another's."""
+    """A timm model's classifiers; with `fusion="mean"` those of every stage, which may share weights."""
     found: list[nn.Module] = []
     for part in network.backbones() if isinstance(network, WsmsMeanNet) else [network]:
         classifier = part.get_classifier()
@@ -98,7 +98,7 @@ def build_optimizer(network: nn.Module, settings: Settings) -> Optimizer:
     """Builds the optimizer by timm's `create_optimizer_v2`.
 
     Raises:
-        UserError: timm has none of this name, or it does not take these arguments.
+        UserError: timm has no optimizer of this name, or it does not accept these arguments.
     """
     chosen = settings.optimizer
     try:
@@ -117,14 +117,14 @@ def build_optimizer(network: nn.Module, settings: Settings) -> Optimizer:
 
 
 def adapt(network: nn.Module, settings: Settings, device: torch.device) -> nn.Module:
-    """Changes a network to what the settings want of its norms, memory and training; returns it on the device.
+    """Applies the settings for norms, memory and training to a network; returns it on the device.
 
     Raises:
         UserError: it cannot be done with this network or device.
     """
     if settings.sync_bn:
         network = synchronize_norms(network, settings.model, device)
-    if settings.grad_checkpointing:  # later than the norms, since it gives them hooks
+    if settings.grad_checkpointing:  # after the norms, since it gives them hooks
         checkpoint_activations(network, settings.model)
     if settings.trains_stages:
         if not isinstance(network, WsmsMeanNet):
@@ -147,9 +147,9 @@ def adapt(network: nn.Module, settings: Settings, device: torch.device) -> nn.Mo
 
 
 def compiled(network: nn.Module) -> nn.Module:
-    """Compiles a network of several stages in place, with a graph per stage; wraps any other by `torch.compile`.
+    """Compiles a network of several stages in place, with a graph per stage; wraps any other in `torch.compile`.
 
-    A graph per stage is compiled sooner than one graph of all stages, and Swin trains faster so (docs/performance.md).
+    A graph per stage compiles faster than one graph of all stages, and Swin trains faster so (docs/performance.md).
     """
     if isinstance(network, MultiStageNet) and network.has_graph_per_stage:
         network.compile_stages(dynamic=None)  # as `torch.compile` does: the last batch of an evaluation is smaller
@@ -164,7 +164,7 @@ def placed(network: Any, settings: Settings, device: torch.device) -> Any:
 
 
 def checkpoint_activations(network: Any, name: str) -> None:
-    """Lets a network recompute its activations in the backward pass, by timm's `set_grad_checkpointing`.
+    """Lets a network recompute its activations in the backward pass, with timm's `set_grad_checkpointing`.
 
     Raises:
         UserError: it cannot.
@@ -176,10 +176,10 @@ def checkpoint_activations(network: Any, name: str) -> None:
 
 
 def synchronize_norms(network: nn.Module, name: str, device: torch.device) -> nn.Module:
-    """Returns the network with batch norms over the images of all processes, by timm's `convert_sync_batchnorm`.
+    """Returns the network with batch norms over the images of all processes, with timm's `convert_sync_batchnorm`.
 
-    What is shared stays shared, since the new modules take over the very parameters and buffers, and the activations
-    that timm's norms carry.
+    What is shared stays shared, since the new modules take over the same parameters and buffers, and the activations
+    in timm's norms.
 
     Raises:
         UserError: there is nothing to convert, or PyTorch cannot do it on this device.

@@ -1,7 +1,7 @@
-"""Checkpoints to resume from: safetensors and JSON, no pickle; complete or absent; damage is found before use.
+"""Checkpoints to resume from: safetensors and JSON, no pickle; complete or absent; damage is detected before use.
 
 A checkpoint holds no random state: whatever is random in a step is seeded by (seed, epoch, step, process), order and
-augmentation by (seed, epoch, image), all known from how far the run is.
+augmentation by (seed, epoch, image), all known from the run's position.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ MANIFEST, STATE = "manifest.json", "state.json"
 
 
 class Position(NamedTuple):
-    """How far a run is, which is also a checkpoint's name.
+    """How far a run has come, which is also a checkpoint's name.
 
     Attributes:
         epoch: epochs done.
-        update: optimizer steps done of the epoch after them.
+        update: optimizer steps done in the epoch after them.
     """
 
     epoch: int
@@ -41,7 +41,7 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> "Position | None":
-        """Reads a folder's name; None if it is no checkpoint's."""
+        """Reads a folder's name; None if it is not a checkpoint's."""
         found = re.fullmatch(r"epoch-(\d+)(?:-step-(\d+))?", name)
         return cls(int(found[1]), int(found[2] or 0)) if found else None
 
@@ -57,8 +57,8 @@ def save_run_state(
     """Writes `<checkpoints>/<position>/`.
 
     Args:
-        checkpoints: folder for them all.
-        position: how far the run is.
+        checkpoints: folder for all of them.
+        position: how far the run has come.
         model: without wrappers.
         optimizer: without wrappers.
         ema: the averaged model, if there is one.
@@ -68,7 +68,7 @@ def save_run_state(
         The new checkpoint's folder.
 
     Raises:
-        OSError: the disk is full, for instance. The checkpoints that were there are whole.
+        OSError: the disk is full, for instance. Existing checkpoints stay whole.
     """
     folder = checkpoints / str(position)
     tensors: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def save_run_state(
 def load_run_state(
     folder: Path, model: nn.Module, optimizer: Optimizer, ema: nn.Module | None = None
 ) -> dict[str, Any]:
-    """Brings a run back to where `save_run_state` was called.
+    """Restores a run to where `save_run_state` was called.
 
     Args:
         folder: the checkpoint.
@@ -101,14 +101,14 @@ def load_run_state(
         `extra`.
 
     Raises:
-        UserError: the checkpoint is damaged, or another model's or optimizer's.
+        UserError: the checkpoint is damaged, or belongs to another model or optimizer.
     """
     files = verified(folder)
     if (ema is not None) != ("ema.safetensors" in files):
         raise UserError(
             f"{folder} was written {'without' if ema is not None else 'with'} ema_decay; choose another --output"
         )
-    with understood(folder / STATE, "choose another --output"):  # its sum is right, but whose is it?
+    with understood(folder / STATE, "choose another --output"):  # its checksum is right, but whose is it?
         state = json.loads(files[STATE])
         try:
             if (kind := type(optimizer).__name__) != state.get("kind", kind):
@@ -129,7 +129,7 @@ def verified(folder: Path) -> dict[str, bytes]:
         Their content by name.
 
     Raises:
-        UserError: one is missing or is not what was written; names it.
+        UserError: one is missing or has changed; names it.
     """
     name = MANIFEST
     try:
@@ -138,22 +138,22 @@ def verified(folder: Path) -> dict[str, bytes]:
         for name in sorted({"model.safetensors", "optimizer.safetensors", STATE} | sums.keys()):
             files[name] = (folder / name).read_bytes()
             if hashlib.sha256(files[name]).hexdigest() != sums[name]:
-                raise ValueError("its SHA-256 is another")
+                raise ValueError("its SHA-256 differs")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{folder / name} is damaged or missing") from error
     return files
 
 
 def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
-    """Finds the newest undamaged checkpoint of a run, and takes the damaged ones out of the way (`<name>.damaged`).
+    """Finds the newest undamaged checkpoint of a run, and renames the damaged ones (`<name>.damaged`).
 
-    Those that an earlier resume has put aside are removed then, or a long run would fill the disk with them.
+    Those that an earlier resume renamed are then removed, or a long run would fill the disk with them.
 
     Returns:
-        Its folder, or None if there is none; and what is wrong with those that are newer, a line each.
+        Its folder, or None if there is none; and what is wrong with the newer ones, a line each.
 
     Raises:
-        UserError: there are checkpoints, but not one of them is whole.
+        UserError: there are checkpoints, but none of them is whole.
     """
     damaged: dict[Path, str] = {}
     for folder in reversed(all_of(output)):
@@ -194,7 +194,7 @@ def newest(output: Path) -> Path | None:
 
 
 def _holds_run(folder: Path) -> bool:
-    """Whether a run has left there what would be lost: a checkpoint, damaged or not, or a model.
+    """Whether a folder holds something of a run that would be lost: a checkpoint, damaged or not, or a model.
 
     A run that ended before its first checkpoint leaves settings and perhaps metrics, which cannot be resumed.
     """

@@ -1,4 +1,4 @@
-"""The folder that a run leaves and timm loads. Safetensors and JSON, no pickle."""
+"""The folder that a run writes and timm loads. Safetensors and JSON, no pickle."""
 
 import copy
 import hashlib
@@ -13,7 +13,7 @@ from torch import nn
 from timm_wsms.files import write_tensors
 from timm_wsms.timm_private import save_config_for_hf
 
-RUN = ("settings.yaml", "metrics.jsonl")  # what tells one training run from another
+RUN = ("settings.yaml", "metrics.jsonl")  # what distinguishes one training run from another
 
 
 def save_model_folder(
@@ -24,18 +24,18 @@ def save_model_folder(
     example: torch.Tensor,
     **metadata: str,
 ) -> None:
-    """Writes what `timm.create_model("local-dir:<folder>", pretrained=True)` loads into a folder.
+    """Writes a folder that `timm.create_model("local-dir:<folder>", pretrained=True)` loads.
 
     `test/tensors.safetensors` in it holds `input`, `features`, `pre_logits` and `logits`, in float32 and eval mode on
-    the CPU, for whoever wants to check that a loaded model still computes the same.
+    the CPU, for checking that a loaded model still computes the same.
 
     Args:
         model: without wrappers; it is left as it is.
         folder: where, usually from `atomic_folder`.
         data_config: the preprocessing the model was trained with, as `timm.data.resolve_data_config` returns it.
         class_names: one for each logit.
-        example: images (b, channels, height, width) for the test tensors; whoever has the folder sees them.
-        metadata: what else the weights' file says of itself; `run`, the `run_hash`.
+        example: images (b, channels, height, width) for the test tensors; anyone with the folder can see them.
+        metadata: further metadata for the weights' file; `run`, the `run_hash`.
     """
     write_tensors(folder / "model.safetensors", model.state_dict(), **metadata)
     save_config_for_hf(
@@ -57,22 +57,22 @@ def leave_out_num_classes(config: Path) -> None:
 
 
 def run_hash(folder: Path) -> str:
-    """SHA-256 of a run's settings and metrics, as they lie in a folder: the name of the run in its weights' file."""
+    """SHA-256 of a run's settings and metrics in a folder: the name of the run in its weights' file."""
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in RUN)).hexdigest()
 
 
 def reference_images(input_size: Sequence[int]) -> torch.Tensor:
-    """Two images of noise, (2, C, H, W), for the test tensors: a folder that is published shows nobody's pictures."""
+    """Two images of noise, (2, C, H, W), for the test tensors: a published folder then shows nobody's pictures."""
     return torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
 
 
 def reference_tensors(model: Any, images: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Returns `input`, `features`, `pre_logits` and `logits` of a float32 pass in eval mode on the CPU.
 
-    Features that are no single tensor are left out. By default the images are `reference_images` of the model's size.
+    Features other than a single tensor are left out. By default the images are `reference_images` of the model's size.
     """
     images = reference_images(model.pretrained_cfg["input_size"]) if images is None else images
-    # In the memory order of a model that was just loaded; another may choose other kernels, with other roundings.
+    # In the memory order of a model that was just loaded; another may select other kernels, which round differently.
     model = copy.deepcopy(model).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()
     images = images.cpu()
     with torch.no_grad():

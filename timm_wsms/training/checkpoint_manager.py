@@ -1,4 +1,4 @@
-"""Saves a run when that is due or when it is asked to stop, and brings it back."""
+"""Saves a run when that is due or when it is asked to stop, and restores it."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from timm_wsms.training.trainer import Trainer
 
 
 class CheckpointManager:
-    """Saves and restores a run. Every process has one, and process 0's writes.
+    """Saves and restores a run. Every process has one, and that of process 0 writes.
 
     Args:
         trainer: holds the network, the optimizer and the average.
@@ -32,10 +32,10 @@ class CheckpointManager:
         self.sync = sync
         self._ema = trainer.ema and trainer.ema.module
         self._output = trainer.run.output
-        self._saved: Position | None = None  # where the run is in the newest checkpoint
+        self._saved: Position | None = None  # position of the newest checkpoint
 
     def resume(self) -> RunState:
-        """Brings the run to where its newest undamaged checkpoint is, or returns the state of a new run.
+        """Restores the run from its newest undamaged checkpoint, or returns the state of a new run.
 
         Raises:
             UserError: all checkpoints are damaged, the newest does not fit the settings, or not all machines see it.
@@ -43,7 +43,7 @@ class CheckpointManager:
         from accelerate.utils import broadcast_object_list
 
         found: list[Any] = [None]
-        if self.accelerator.is_main_process:  # it alone may rename what is damaged
+        if self.accelerator.is_main_process:  # only it may rename damaged ones
             folder, damaged = checkpoint.newest_whole(self._output)
             for line in damaged:
                 print(f"{line}; the checkpoint before it is used")
@@ -64,10 +64,10 @@ class CheckpointManager:
         return state
 
     def _check_seen_by_all(self, folder: str | None) -> None:
-        """Checks that a folder of which each machine has its own does not hide a checkpoint from a process.
+        """Checks that no process misses a checkpoint because each machine has a folder of its own.
 
         Raises:
-            UserError: the newest checkpoint of another process is another than `folder`; names its machine.
+            UserError: the newest checkpoint of another process is not `folder`; names its machine.
         """
         from accelerate.utils import gather_object
 
@@ -87,7 +87,7 @@ class CheckpointManager:
 
         Raises:
             Stopped: it was, and the run is saved.
-            UserError: it was, since a launcher has ended. Had the processes ended well, those of the other machines'
+            UserError: it was, since a launcher has ended. If the processes ended without an error, the other machines'
                 launchers would wait five minutes for it (torchrun's exit barrier).
         """
         every = self.settings.checkpoint_every_steps
@@ -139,18 +139,18 @@ class CheckpointManager:
         checkpoint.prune(folder, self.settings.keep_last, state.best_epochs(self.settings.keep_best))
 
     def _source(self) -> dict[str, int | str | None]:
-        """What the order of the images and their labels follow from, beside the settings."""
+        """What determines the order of the images and their labels, besides the settings."""
         split, test = self.run.train_loader.split, self.run.test_loader.split
         labels = None if isinstance(split, Stream) or isinstance(test, Stream) else _digest(split.labels, test.labels)
         shards = split.rows.num_shards if isinstance(split, Stream) else None
         return {"split_size": len(split), "shards": shards, "labels": labels}
 
     def _check_images(self, folder: str, extra: dict[str, Any]) -> None:
-        """Checks that the images' classes and order are still the same, and that an epoch is no shorter than its part
-        that is done.
+        """Checks that the images' classes and order are still the same, and that an epoch is no shorter than the part
+        already done.
 
         Raises:
-            UserError: it is not so; names what differs.
+            UserError: they are not; names what differs.
         """
         names = self.run.train_loader.split.class_names
         before = extra.get("class_names", names)  # newer than some runs
@@ -183,7 +183,7 @@ class CheckpointManager:
             )
 
     def _own_progress(self, saved: list[dict[str, Any]], update: int) -> EpochProgress:
-        """This process's part of how far the epoch was; if there were more or fewer processes, the mean loss."""
+        """This process's part of the epoch's progress; if there were more or fewer processes, the mean loss."""
         if len(saved) == self.accelerator.num_processes:
             return EpochProgress(**saved[self.accelerator.process_index] | {"update": update})
         loss = sum(part["loss"] for part in saved) / len(saved)
@@ -191,7 +191,7 @@ class CheckpointManager:
 
 
 def _digest(*labels: np.ndarray) -> str:
-    """What tells labels, and their order, from others."""
+    """A hash of the labels in their order."""
     return hashlib.sha256(b"|".join(one.tobytes() for one in labels)).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the teacher, and the loss that it has a part in. Both are timm's."""
+"""Knowledge distillation: the teacher, and the loss that includes it. Both are timm's."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ class Teacher(DistillationTeacher):
     """timm's teacher, for images that are normalized as the data settings say, not as the student's pretraining did.
 
     Args:
-        model: in eval mode from now on, without gradients.
+        model: is put into eval mode, without gradients.
         data_config: the student's, with `mean` and `std`.
         class_names: the data's.
 
@@ -45,15 +45,15 @@ class Teacher(DistillationTeacher):
         self.register_buffer("std", std, persistent=False)
 
     def normalize_input(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
-        """Images (b, c, h, w) as the student gets them → as the teacher was trained with."""
+        """Images (b, c, h, w) as normalized for the student → as normalized for the teacher."""
         return super().normalize_input(input, self.mean, self.std)
 
 
 def _in_order(model: Any, class_names: Sequence[str]) -> tuple[nn.Module, str | None]:
-    """Brings a teacher's logits into the order of the data's classes, where it names its classes.
+    """Brings a teacher's logits into the order of the data's classes, if it names its classes.
 
     Raises:
-        UserError: it names others.
+        UserError: it names different ones.
     """
     names = label_names(model.pretrained_cfg.get("label_names"), model.num_classes) or class_names
     if sorted(names) != sorted(class_names) or len({*names}) < len(names):
@@ -67,7 +67,7 @@ def _in_order(model: Any, class_names: Sequence[str]) -> tuple[nn.Module, str | 
 
 
 def build_teacher(settings: Settings, data_config: Mapping[str, Any], class_names: Sequence[str]) -> Teacher | None:
-    """Builds the teacher, if there is to be one.
+    """Builds the teacher, if the settings ask for one.
 
     Args:
         settings: `distill` is used.
@@ -82,7 +82,7 @@ def build_teacher(settings: Settings, data_config: Mapping[str, Any], class_name
         return None
     check_name(name)
     kwargs = {"pretrained": True, **settings.distill.teacher_kwargs}
-    # A pretrained classifier must not be replaced by a new one, as timm does when the number of classes differs.
+    # Keep the pretrained classifier: timm would replace it by a new one when the number of classes differs.
     classes = kwargs.pop("num_classes", None if kwargs["pretrained"] else len(class_names))
     model = build(name, kwargs, classes)
     check_input(model, f"teacher {name}", data_config["input_size"], len(class_names))
@@ -95,7 +95,7 @@ def build_teacher(settings: Settings, data_config: Mapping[str, Any], class_name
 def build_task(
     model: nn.Module, network: nn.Module, teacher: Teacher | None, settings: Settings, device: torch.device
 ) -> Task:
-    """Returns what computes the loss: `task(images, labels)["loss"]`.
+    """Returns a task that computes the loss: `task(images, labels)["loss"]`.
 
     Args:
         model: `network` in its wrappers.
@@ -106,7 +106,7 @@ def build_task(
     """
     loss: Any = build_loss(settings)
     chosen = settings.distill
-    if settings.trains_stages:  # then the network returns what every stage gives, see `adapt`
+    if settings.trains_stages:  # then the network returns every stage's output, see `adapt`
         loss = with_stages(loss, settings, network.factors())  # type: ignore[operator]
     if teacher is None:
         return ClassificationTask(model, loss, device=device, verbose=False)

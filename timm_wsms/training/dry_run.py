@@ -23,10 +23,10 @@ class Estimate:
     """What a run will need.
 
     Attributes:
-        memory: peak of the process that needs most, in bytes: of its GPU, or of the process itself on a CPU.
+        memory: peak of the process that needs the most, in bytes: of its GPU, or of the process itself on a CPU.
         seconds: for all steps and evaluations.
         step: seconds of one optimizer step.
-        since_start: `memory` is the process's since its start, an earlier network's included, as on a CPU.
+        since_start: `memory` is measured since the start of the process, including earlier networks, as on a CPU.
         streamed: images come from a stream, whose shuffle buffer is filled before an epoch's first step.
     """
 
@@ -48,18 +48,18 @@ class Estimate:
 def dry_run(trainer: Trainer, train_step: TrainStep) -> Estimate:
     """Trains for two steps, as in the last epoch, when nothing is frozen any more, and evaluates one batch.
 
-    The network is another one afterwards. Every process has to call it.
+    This changes the network. Every process has to call it.
 
     Args:
-        trainer: of the run; nothing is written.
+        trainer: the run's trainer; nothing is written.
         train_step: the training script's own.
 
     Raises:
-        UserError: a loss or gradient is not finite, and no step may be left out.
+        UserError: a loss or gradient is not finite, and no step may be skipped.
     """
     run, settings, accelerator = trainer.run, trainer.settings, trainer.accelerator
     if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(accelerator.device)  # an earlier network's is none of this one's
+        torch.cuda.reset_peak_memory_stats(accelerator.device)  # leave out earlier networks' memory
     sync, steps, seconds_per_step = StepSync(accelerator), trainer.steps_per_epoch, 0.0
     batches = trainer.start_epoch(settings.epochs)
     for update in range(min(STEPS, steps)):
@@ -71,7 +71,7 @@ def dry_run(trainer: Trainer, train_step: TrainStep) -> Estimate:
     evaluations = -(-settings.epochs // settings.eval_every) * (1 if trainer.ema is None else 2)
     seconds = settings.epochs * steps * seconds_per_step
     seconds += evaluations * len(run.test_loader) * _evaluation_batch(trainer)
-    # Of all processes, the one that needs most.
+    # Of all processes, the one that needs the most.
     needs = torch.tensor([_peak_memory(accelerator.device), seconds, seconds_per_step], dtype=torch.float64)
     memory, seconds, seconds_per_step = accelerator.gather(needs[None].to(accelerator.device)).amax(0).tolist()
     return Estimate(
@@ -84,7 +84,7 @@ def dry_run(trainer: Trainer, train_step: TrainStep) -> Estimate:
 
 
 def _evaluation_batch(trainer: Trainer) -> float:
-    """Evaluates one batch; returns the seconds that took."""
+    """Evaluates one batch; returns the seconds it took."""
     batch = next(iter(trainer.run.test_loader), None)
     if batch is None:  # more processes than images
         return 0.0

@@ -1,4 +1,4 @@
-"""What a run was computed on."""
+"""The hardware and software that a run used."""
 
 import platform
 from importlib.metadata import version
@@ -11,7 +11,7 @@ PACKAGES = ("torch", "timm", "timm-wsms")
 
 
 def describe_environment(processes: int, device: torch.device) -> dict[str, Any]:
-    """Number of processes, name of the device each had, versions; as plain values for JSON."""
+    """Number of processes, name of each one's device, versions; as plain values for JSON."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
     return {
         "processes": processes,
@@ -21,7 +21,7 @@ def describe_environment(processes: int, device: torch.device) -> dict[str, Any]
 
 
 def versions() -> dict[str, str]:
-    """Of the packages on which a run's result depends."""
+    """Versions of the packages on which a run's result depends."""
     return {name: version(name) for name in PACKAGES}
 
 

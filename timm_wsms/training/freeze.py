@@ -1,4 +1,4 @@
-"""Fine-tuning in two parts: first what is new, the integration layer and the classifier, then all."""
+"""Fine-tuning in two parts: first what is new, the integration layer and the classifier, then everything."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +10,10 @@ from timm_wsms.training.settings import Settings
 
 
 class Freeze:
-    """Says what of a network is trained in which epoch, and sees to it.
+    """Decides which parts of a network are trained in which epoch, and freezes the others.
 
-    timm's own `freeze` does not fit: it puts other modules in the norms' place, in which parameters are buffers, so the
-    optimizer would lose them, the stages what they share, and the state dict its keys.
+    timm's own `freeze` does not fit: it replaces norms by modules in which parameters are buffers, so the optimizer
+    would lose them, the stages would lose what they share, and the state dict its keys.
 
     Args:
         network: any timm model. It is left as it is.
@@ -50,7 +50,7 @@ class Freeze:
 
 
 def new_parts(network: Any) -> Iterator[nn.Module]:
-    """What a network has that its backbone does not: the integration layer; and the classifiers, for other classes."""
+    """What a network has and its backbone does not: the integration layer, and the classifiers for other classes."""
     yield from classifiers(network)
     if (integration := getattr(network, "integration", None)) is not None:
         yield integration

@@ -1,4 +1,4 @@
-"""The loss, and the mixing of images that it has to know of. Both are timm's and PyTorch's."""
+"""The loss, and the mixing of images that it has to know about. Both are timm's and PyTorch's."""
 
 from collections.abc import Callable, Sequence
 
@@ -36,8 +36,8 @@ def with_stages(loss: Loss, settings: Settings, factors: Sequence[float]) -> Cal
     (Tian et al. 2023, ResFormer, Section 3.2).
 
     Args:
-        loss: of logits (b, classes).
-        settings: of which these three and `stage_distill_temperature` count.
+        loss: the loss of logits (b, classes).
+        settings: these three and `stage_distill_temperature` are used.
         factors: size of each stage's image, in the order of the stages.
     """
     teacher = max(range(len(factors)), key=factors.__getitem__)
@@ -93,7 +93,7 @@ def build_mix(settings: Settings, num_classes: int, micro_batch_size: int) -> Mi
                 "mixup and cutmix pair the images of a micro-batch, of which only one could be decoded; fix the data, "
                 "raise --batch_size or leave out mixup and cutmix"
             )
-        if len(images) % 2:  # an image that could not be decoded was left out; another goes with it
+        if len(images) % 2:  # an image that could not be decoded was left out; leave out another with it
             images, labels = images[:-1], labels[:-1]
         return mixup(images, labels)
 

@@ -1,4 +1,4 @@
-"""What cannot be trained because a feature map has a single pixel, found before a run begins."""
+"""Finds, before a run begins, what cannot be trained because a feature map has a single pixel."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,9 +20,9 @@ def check_single_images(
     """Checks that batch normalization gets more than one value per channel from a micro-batch of one image.
 
     Args:
-        network: on the CPU; it is left as it is.
-        settings: of the run.
-        sizes: of the training images, (channels, height, width) each.
+        network: on the CPU; it is not changed.
+        settings: the run's settings.
+        sizes: sizes of the training images, (channels, height, width) each.
         num_processes: how many share a batch.
 
     Raises:
@@ -49,15 +49,15 @@ def check_single_images(
 def needs_float32(
     network: nn.Module, settings: Settings, sizes: Sequence[tuple[int, ...]], device: torch.device
 ) -> str | None:
-    """Says why a network has to be trained in float32 although the settings ask for bf16; None: it need not.
+    """Says why a network has to be trained in float32 although the settings ask for bf16; None if it doesn't.
 
-    PyTorch has been seen to compute wrong weight gradients in bf16 on CPUs for a strided convolution of a map of one
-    pixel, after which runs diverged. It depends on the CPU, so the layer's shape decides, not a trial.
+    PyTorch has computed wrong weight gradients in bf16 on CPUs for a strided convolution of a one-pixel map, after
+    which runs diverged. This depends on the CPU, so the layer's shape decides, not a trial.
 
     Args:
         network: on the CPU; it is left as it is.
-        settings: of the run.
-        sizes: of the training images, (channels, height, width) each.
+        settings: the run's settings.
+        sizes: sizes of the training images, (channels, height, width) each.
         device: where it is trained.
     """
     if settings.precision != "bf16" or device.type != "cpu":
@@ -80,7 +80,7 @@ def needs_float32(
 def _first_layer(
     network: nn.Module, size: tuple[int, ...], is_wanted: Callable[[nn.Module, torch.Tensor], bool]
 ) -> str | None:
-    """The name of the first layer whose input is as wanted, in a pass of one black image in eval mode."""
+    """The name of the first layer whose input meets a condition, in a pass of one black image in eval mode."""
     found: list[str] = []
     names = {module: name for name, module in network.named_modules()}
 

@@ -1,11 +1,11 @@
-"""States as tensors and JSON, instead of a pickle."""
+"""Optimizer states as tensors and JSON, instead of a pickle."""
 
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-COUNTERS = {"lookahead_step"}  # timm's Lookahead counts among its hyperparameters; others add their counts later
+COUNTERS = {"lookahead_step"}  # timm's Lookahead counts in its hyperparameters; others add their counts later
 
 
 def flatten_state(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
@@ -14,10 +14,10 @@ def flatten_state(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -
     Args:
         tree: the tree; it is left as it is.
         tensors: receives them, each under its path, e.g. `state.3.momentum_buffer`.
-        path: of `tree` itself.
+        path: path of `tree` itself.
 
     Returns:
-        What is left, for JSON; types that JSON does not know (tuples, integer keys) are spelled out.
+        What is left, for JSON; types that JSON does not have (tuples, integer keys) are spelled out.
 
     Raises:
         TypeError: the tree holds something else.
@@ -37,7 +37,7 @@ def flatten_state(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -
 
 
 def unflatten_state(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Returns what `split` was given."""
+    """Inverse of `flatten_state`."""
     if not isinstance(tree, dict):
         return tree
     ((kind, content),) = tree.items()
@@ -50,14 +50,14 @@ def unflatten_state(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Brings an optimizer's state back, but not its hyperparameters: the settings may have changed since.
+    """Restores an optimizer's state, but not its hyperparameters: the settings may have changed since.
 
     Args:
         optimizer: as it was built.
         saved: what its `state_dict` was.
 
     Raises:
-        ValueError: its parameter groups are others.
+        ValueError: its parameter groups differ.
     """
     built = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
@@ -67,7 +67,7 @@ def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 
 def _like_parameters(optimizer: Optimizer) -> None:
-    """Gives states the memory order of their parameters (channels last, say), which files do not keep."""
+    """Gives states the memory order of their parameters (such as channels last), which files do not keep."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:

@@ -47,7 +47,7 @@ class Results:
     """What the models that a recipe asks for have achieved so far.
 
     Attributes:
-        rows: of the table of results, in the order of training; stage 1 alone comes after its network.
+        rows: of the table of results, in training order; stage 1 alone comes after its network.
         sizes: predictions at each size of `eval_object_sizes`, by the model's name; empty without that setting.
         seen: smallest and largest object size in training, if known; the same for all models of a recipe.
     """
@@ -92,7 +92,7 @@ def write_settings(run: Run, accelerator: "Accelerator") -> None:
 
 
 def is_evaluated(epoch: int, settings: Settings) -> bool:
-    """Whether the accuracy is measured after an epoch; after the last one `evaluate_final` does it."""
+    """Whether to measure the accuracy after an epoch; after the last one, `evaluate_final` does."""
     return epoch % settings.eval_every == 0 and epoch < settings.epochs
 
 
@@ -106,7 +106,7 @@ def evaluate_epoch(trainer: Trainer) -> dict[str, float]:
 
 
 def evaluate_final(trainer: Trainer) -> Evaluated:
-    """Evaluates the final model in float32 and not compiled, as its folder will hold it."""
+    """Evaluates the final model in float32 and uncompiled, as its folder will hold it."""
     run, final, accelerator = trainer.run, trainer.final, trainer.accelerator
     with torch.compiler.set_stance("force_eager"):
         figures, by_size = evaluate(InFloat32(final), run.test_loader, accelerator, run.output)
@@ -165,7 +165,7 @@ def evaluate(
         model: images to logits.
         loader: this process's share of the images.
         accelerator: gives the precision and the other processes.
-        folder: for the tables and plots of what each class is taken for; None: none are written.
+        folder: for the tables and plots of what each class is mistaken for; None: none are written.
     """
     split = loader.split
     found = evaluation.predict(model, loader, accelerator, len(split), progress=True)
@@ -176,7 +176,7 @@ def evaluate(
 
 
 def _of_raw_weights(figures: dict[str, float]) -> dict[str, float]:
-    """Renames the figures of the weights that are not averaged, which stand beside the average's."""
+    """Renames the figures of the weights that are not averaged, which are listed next to the average's."""
     return {name.replace("test_", "test_raw_"): value for name, value in figures.items()}
 
 
@@ -199,13 +199,13 @@ def write_metrics(folder: Path, state: RunState, accelerator: "Accelerator") -> 
 
 
 def write_model_files(folder: Path, trainer: Trainer, state: RunState, rows: list[evaluation.Row]) -> None:
-    """Writes all that a model folder holds but its card and results: weights, config, settings, metrics, curves.
+    """Writes all of a model folder except its card and results: weights, config, settings, metrics, curves.
 
     Args:
         folder: usually from `atomic_folder`.
-        trainer: of the model.
+        trainer: the model's trainer.
         state: with all epochs done.
-        rows: results of this model, the last, and of those trained before it.
+        rows: results of this model (the last) and of those trained before it.
     """
     run = trainer.run
     (folder / "settings.yaml").write_text(dump(portable(run.settings)), encoding="utf-8")
@@ -219,7 +219,7 @@ def write_model_files(folder: Path, trainer: Trainer, state: RunState, rows: lis
 
 
 def write_backbone(output: Path) -> None:
-    """Writes `<output>/model_backbone`: stage 1 of the network in `model` as a plain timm model, if timm has such."""
+    """Writes `<output>/model_backbone`: stage 1 of the network in `model` as a plain timm model, if timm has one."""
     network = json.loads((output / "model" / "config.json").read_text(encoding="utf-8"))["architecture"]
     if backbone_folder.in_timm(network.removeprefix(prefix_of(network) or "")):
         with atomic_folder(output / "model_backbone") as folder:
@@ -231,7 +231,7 @@ def print_accuracy(run: Run, rows: list[evaluation.Row], accelerator: "Accelerat
     from accelerate.utils import gather_object
 
     for loader in (run.train_loader, run.test_loader):
-        met = set().union(*gather_object([loader.left_out]))  # epoch by epoch an image comes to another process
+        met = set().union(*gather_object([loader.left_out]))  # in each epoch an image may go to another process
         if skipped := loader.split.skipped + len(met):
             accelerator.print(f"{skipped} images of split {loader.split.name} left out, which cannot be decoded")
     measured = len(run.test_loader.split) - len(met)

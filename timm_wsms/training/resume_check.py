@@ -1,4 +1,4 @@
-"""Whether a resumed run is still the same run."""
+"""Checks that a resumed run is still the same run."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from timm_wsms.training.settings import Settings, dump
 
 VERSIONS = "versions.json"
 
-# A resumed run may change these and gives the same result. The data may move, not change.
+# A resumed run may change these without changing its result. The data may move, but not change.
 FREE = {
     "baseline",
     "baseline_kwargs",
@@ -44,18 +44,18 @@ def check_same_run(settings: Settings, saved: Path) -> list[str]:
     """Compares settings with those that a run was started with.
 
     Args:
-        settings: of the run to be resumed.
+        settings: settings of the run to be resumed.
         saved: settings.yaml of the run so far.
 
     Returns:
-        What differs, `name before → now` each.
+        What differs, as `name before → now`.
 
     Raises:
-        UserError: something differs that changes the result, and `resume_with_changes` is not set; names all of it.
+        UserError: something differs that changes the result, and `resume_with_changes` is not set; names everything.
     """
     if not saved.is_file():
         raise UserError(f"{saved} is missing, so that the run cannot be resumed; choose another --output")
-    default = flat(yaml.safe_load(dump(Settings(settings.model))))  # for what is newer than the run
+    default = flat(yaml.safe_load(dump(Settings(settings.model))))  # for settings newer than the run
     with understood(saved, "choose another --output"):
         before = {**default, **flat(read_yaml(saved))}
     now = {**default, **flat(yaml.safe_load(dump(settings)))}
@@ -76,7 +76,7 @@ def check_same_run(settings: Settings, saved: Path) -> list[str]:
 
 
 def changed_versions(folder: Path) -> list[str]:
-    """Packages that are others than when a run was last started, `name before → now` each.
+    """Packages whose versions have changed since a run was last started, as `name before → now`.
 
     Args:
         folder: the run's; it may be from before versions were kept.

@@ -1,4 +1,4 @@
-"""From settings to all that a run needs, checked to fit together before anything is written."""
+"""From settings to everything that a run needs, checked to fit together before anything is written."""
 
 import dataclasses
 import json
@@ -32,11 +32,11 @@ class Run:
     """One model to train: the recipe's `baseline` or its `model`.
 
     Attributes:
-        settings: of this run.
+        settings: settings of this run.
         network: a timm model, on its device, without wrappers.
         optimizer: of all its parameters; frozen ones have no gradient, so it leaves them alone.
         schedule: sets the optimizer's learning rate.
-        teacher: for distillation, if there is to be one.
+        teacher: for distillation, if the settings ask for one.
         data_config: the images' preprocessing, from `data_config`.
         train_loader: this process's micro-batches.
         test_loader: this process's share of the test images.

@@ -1,4 +1,4 @@
-"""How far a run is: what a checkpoint holds beside the weights, and what a step and an epoch of training give."""
+"""How far a run has come: what a checkpoint holds besides the weights, and the results of a step and an epoch."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from timm_wsms.training.fault_tolerance.step_sync import StepFlags
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step gave.
+    """The result of one optimizer step.
 
     Attributes:
         loss: mean over this process's images.
-        norm: of all gradients, before clipping; 0 with a gradient scaler.
+        norm: norm of all gradients, before clipping; 0 with a gradient scaler.
         images: indices of this process's images, int64.
-        flags: what the processes agreed on; if `bad`, the step was left out.
+        flags: what the processes agreed on; if `bad`, the step was skipped.
     """
 
     loss: float
@@ -30,14 +30,14 @@ class StepResult(NamedTuple):
 
 @dataclass(frozen=True)
 class EpochProgress:
-    """How far an epoch is.
+    """How far an epoch has come.
 
     Attributes:
         update: optimizer steps done, including those ...
-        skipped: ... that were left out because the loss or a gradient was not finite.
+        skipped: ... that were skipped because the loss or a gradient was not finite.
         loss: sum of the other steps' losses in this process.
         seconds: time taken, of which ...
-        waited: ... this process spent so much waiting for images.
+        waited: ... this process spent this much waiting for images.
     """
 
     update: int = 0
@@ -59,15 +59,15 @@ class EpochProgress:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What an epoch of training gave.
+    """The result of an epoch of training.
 
     Attributes:
         train_loss: mean over all images and processes.
         lr: learning rate of the last step.
         seconds: time it took.
         images_per_second: over all processes.
-        data_wait: fraction of the time in which process 0 waited for images.
-        skipped: steps left out because the loss or a gradient was not finite.
+        data_wait: fraction of the time that process 0 spent waiting for images.
+        skipped: steps skipped because the loss or a gradient was not finite.
     """
 
     train_loss: float
@@ -80,11 +80,11 @@ class EpochResult:
 
 @dataclass
 class RunState:
-    """How far a run is. The training loop owns it; the checkpoint manager saves and restores it.
+    """How far a run has come. The training loop owns it; the checkpoint manager saves and restores it.
 
     Attributes:
         metrics: one entry per epoch done, the same in every process.
-        progress: of the epoch after them.
+        progress: progress in the epoch after them.
     """
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -106,7 +106,7 @@ class RunState:
         self.progress = EpochProgress()
 
     def stopped_improving(self, epochs: int | None) -> bool:
-        """Whether the highest accuracy is at least `epochs` measured epochs old; of equal ones the first counts.
+        """Whether the highest accuracy is at least `epochs` measured epochs old; among equal ones, the first counts.
 
         It follows from what a checkpoint holds, so a resumed run stops where an uninterrupted one does.
 
@@ -120,14 +120,14 @@ class RunState:
         return measured[-1]["epoch"] - best["epoch"] >= epochs
 
     def best_epochs(self, count: int) -> list[Position]:
-        """The `count` epochs with the highest accuracy; of equal ones the first."""
+        """The `count` epochs with the highest accuracy; among equal ones, the first."""
         measured = [row for row in self.metrics if "test_top1" in row]
         best = sorted(measured, key=lambda row: row["test_top1"], reverse=True)
         return [Position(row["epoch"]) for row in best[:count]]
 
 
 def not_finite(step: StepResult, epoch: int, update: int, remark: str = "") -> UserError:
-    """The error about a step that was left out; names process, step and images. Every process has to call it.
+    """The error about a step that was skipped; names process, step and images. Every process has to call it.
 
     Args:
         step: this process's.

@@ -1,4 +1,4 @@
-"""The learning rate of every update, by timm's schedulers, and by PyTorch's for one-cycle."""
+"""The learning rate of every update, from timm's schedulers, or PyTorch's for one-cycle."""
 
 import warnings
 from typing import Any
@@ -12,12 +12,12 @@ from timm_wsms.training.settings import Settings
 
 
 class Schedule:
-    """Sets an optimizer's learning rate from the number of the update alone.
+    """Sets an optimizer's learning rate from only the number of the update.
 
     Nothing is remembered from one update to the next, so a resumed run needs nothing but that number.
 
     Args:
-        optimizer: a plain one, as it was built; its learning rates are the peak ones, which a checkpoint's are not.
+        optimizer: without wrappers, as it was built; its learning rates are the peak ones, unlike a checkpoint's.
         settings: `schedule`, `epochs` and, for one-cycle, `lr` are used.
         updates_per_epoch: optimizer steps in one epoch.
 
@@ -51,7 +51,7 @@ class Schedule:
             final_div_factor=schedule.final_div_factor,
             cycle_momentum=False,
         )
-        with warnings.catch_warnings():  # torch warns at its first step only, which here precedes the optimizer's
+        with warnings.catch_warnings():  # torch warns only at its first step, which here precedes the optimizer's
             warnings.simplefilter("ignore")
             onecycle.step()
         return onecycle

@@ -1,4 +1,4 @@
-"""The groups of settings that belong together, and the bounds of settings that are numbers."""
+"""Groups of settings that belong together, and the bounds of numeric settings."""
 
 import dataclasses
 import math
@@ -30,11 +30,11 @@ SEED = {"must_be": "from 0 to 4294967295"}
 
 
 def check_bounds(settings: Any, prefix: str = "") -> None:
-    """Checks every field whose metadata has a bound, in groups of settings too. None means unset, and passes.
+    """Checks every field whose metadata has a bound, also in groups of settings. None means unset, and passes.
 
     Args:
         settings: an instance of a dataclass.
-        prefix: what comes before the fields' names in the message, `optimizer.` for instance.
+        prefix: what comes before the fields' names in the message, such as `optimizer.`.
 
     Raises:
         UserError: a value is out of bounds; names the setting.
@@ -65,7 +65,7 @@ class OptimizerSettings:
     decay_norm_and_bias: bool = True
     """Decay every parameter, as the paper does; false leaves out biases and normalization, as timm does by default."""
     layer_decay: float | None = field(default=None, metadata=FRACTION_ABOVE_0)
-    """Layers before the last learn more slowly, each by this factor again; for fine-tuning, 0.65 to 0.9 for example."""
+    """Each layer learns more slowly than the next by this factor; for fine-tuning, 0.65 to 0.9 for example."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Anything else the optimizer takes, e.g. betas."""
 
@@ -77,7 +77,7 @@ class ScheduleSettings:
     name: Literal["constant", "step", "cosine", "onecycle"] = "constant"
     """`constant` and `step` change it between epochs only, `cosine` and `onecycle` with every update."""
     milestones: list[int] = field(default_factory=list)
-    """step: from each of these epochs on, counted from 1, it is multiplied by `gamma`."""
+    """step: from each of these epochs on, counted from 1, the learning rate is multiplied by `gamma`."""
     gamma: float = field(default=0.1, metadata=ABOVE_0)
     """step: the factor at each milestone."""
     min_lr: float = field(default=0.0, metadata=AT_LEAST_0)
@@ -121,11 +121,11 @@ class HubSettings:
 
 
 def check_groups(kind: Any, values: Any) -> None:
-    """Check that where settings belong to a group there are settings, which jsonargparse takes for granted.
+    """Check that groups of settings hold settings, which jsonargparse takes for granted.
 
     Args:
         kind: A dataclass of settings.
-        values: What was parsed for it, a dictionary or jsonargparse's like.
+        values: What was parsed for it, a dictionary or jsonargparse's namespace.
 
     Raises:
         UserError: Something else is there; names the group.

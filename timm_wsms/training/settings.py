@@ -70,25 +70,25 @@ class Settings:
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
     sync_bn: bool = False
-    """Batch normalization over the images of all processes (GPUs only), not of each process by itself."""
+    """Batch normalization over the images of all processes (GPUs only), not of each process separately."""
     clip_grad: float | None = field(default=None, metadata=ABOVE_0)
     """Clip the norm of all gradients to this."""
     ema_decay: float | None = field(default=None, metadata=PROPER_FRACTION)
-    """Keep an exponential moving average of the weights, which then are the ones evaluated and published."""
+    """Keep an exponential moving average of the weights, which is then evaluated and published."""
     ema_warmup: bool = False
     """Let the average forget faster at first, by timm's rule, until it reaches `ema_decay`."""
     head_init_scale: float | None = field(default=None, metadata=ABOVE_0)
     """Multiply the classifier's initial weights and biases by this, as timm's `--head-init-scale` does. In
-    fine-tuning a small number, such as 0.01, starts the loss at that of chance."""
+    fine-tuning, a small number such as 0.01 makes the loss start at chance level."""
     freeze: Literal["none", "backbone"] = "none"
     """`backbone` trains the integration layer and the classifier only; the other norms keep their statistics too."""
     freeze_epochs: int | None = field(default=None, metadata=AT_LEAST_1)
     """With `freeze`: number of epochs after which everything is trained; by default never."""
     distill: DistillSettings = field(default_factory=DistillSettings)
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """Cross entropy, or binary cross entropy of each class by itself."""
+    """Cross entropy, or binary cross entropy for each class separately."""
     bce_threshold: float | None = field(default=None, metadata=PROPER_FRACTION)
-    """bce: labels that are mixed count as 1 if above this, else as 0; by default they keep their values."""
+    """bce: mixed labels count as 1 if above this, else as 0; by default they keep their values."""
     label_smoothing: float = field(default=0.0, metadata=FRACTION_BELOW_1)
     """Label smoothing of the loss."""
     stage_loss: float = field(default=0.0, metadata=AT_LEAST_0)
@@ -109,7 +109,7 @@ class Settings:
     mixup_switch_prob: float = field(default=0.5, metadata=FRACTION)
     """With both: probability of cutmix."""
     max_skipped_steps: int = field(default=0, metadata=AT_LEAST_0)
-    """Steps per epoch that may be left out because their loss or gradient is not finite; one more ends the run."""
+    """Steps per epoch that may be skipped because their loss or gradient is not finite; one more ends the run."""
     channels_last: bool = False
     """Keep images and weights in channels-last order, which is faster for convolutions on most machines."""
     compile: bool = False
@@ -118,7 +118,7 @@ class Settings:
     """Number of epochs between two evaluations; the last epoch is always evaluated."""
     eval_object_sizes: list[float] | None = None
     """After training, also evaluate and compare the models with the object of each test image at these sizes, such as
-    [0.5, 1, 2]; 1 is as it is, and always included."""
+    [0.5, 1, 2]; 1 is the original size, and always included."""
     early_stop: int | None = field(default=None, metadata=AT_LEAST_1)
     """Number of epochs without a new best accuracy after which the run ends."""
     trackers: list[str] = field(default_factory=list)
@@ -141,7 +141,7 @@ class Settings:
 
     @property
     def trains_stages(self) -> bool:
-        """Whether the loss is one of every stage's predictions, not of their mean alone."""
+        """Whether the loss uses every stage's predictions, not only their mean."""
         return self.stage_loss > 0 or self.stage_distill > 0 or self.stage_consistency > 0
 
     def __post_init__(self) -> None:
@@ -191,17 +191,17 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 
 def parse(argv: list[str] | None = None) -> Settings:
-    """Reads settings from a recipe and the command line, which overrides the recipe wherever `--recipe` stands.
+    """Reads settings from a recipe and the command line, which overrides the recipe regardless of their order.
 
     Args:
-        argv: arguments without the program's name; None takes those of the process.
+        argv: arguments without the program's name; None for those of the process.
 
     Raises:
         UserError: unknown key, wrong type, no such recipe; names the key.
     """
     import jsonargparse
 
-    # jsonargparse lets what stands later win, so the recipe has to be read first.
+    # In jsonargparse later arguments win, so the recipe has to be read first.
     recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     recipes.add_argument("--recipe", action="append", default=[])
     recipes.add_argument("--dry-run", action="store_true")
@@ -265,7 +265,7 @@ def dump(settings: Settings) -> str:
 
 
 def portable(settings: Settings) -> Settings:
-    """Returns the settings without this machine's paths, for publishing: of local files only their names are left."""
+    """Returns the settings without this machine's paths, for publishing: only the names of local files are left."""
     return dataclasses.replace(_only_names(settings), output=f"outputs/{Path(settings.output).resolve().name}")
 
 

@@ -1,4 +1,4 @@
-"""Accelerate's trackers: TensorBoard, Weights & Biases and others, beside metrics.jsonl."""
+"""Accelerate's trackers: TensorBoard, Weights & Biases and others, in addition to metrics.jsonl."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -16,12 +16,12 @@ PROJECT = "timm-wsms"
 
 
 def check_trackers(names: list[str]) -> None:
-    """Checks that these can be logged to; Accelerate would leave out, without a word, those whose package is missing.
+    """Checks that these can be logged to; Accelerate would silently leave out those whose package is missing.
 
     Raises:
-        UserError: Accelerate knows none of this name, or its package is missing.
+        UserError: Accelerate has no tracker of this name, or its package is missing.
     """
-    # Accelerate documents neither; but it leaves out in silence what it cannot start, and only these two tell before
+    # Accelerate documents neither; but it silently leaves out what it cannot start, and only these two tell before
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     for name in names:
@@ -36,11 +36,11 @@ def tracking(settings: Settings, accelerator: "Accelerator") -> Iterator[Callabl
     """Starts the run's trackers in process 0, and ends them whatever happens.
 
     Args:
-        settings: of the run; they are logged too.
+        settings: the run's settings; they are logged too.
         accelerator: built with these settings.
 
     Yields:
-        What has to be given each epoch's metrics: the numbers among them are logged, with the epoch as step.
+        A function to call with each epoch's metrics: the numbers among them are logged, with the epoch as step.
     """
     plain = (bool, int, float, str)
     config = {

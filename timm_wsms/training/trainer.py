@@ -33,7 +33,7 @@ class Trainer:
         model: the network in its wrappers; None before `set_epoch`.
         optimizer: the run's optimizer in its wrapper; None before `set_epoch`.
         task: images and labels → {"loss": loss of `model`}; None before `set_epoch`.
-        ema: moving average of the network, if there is to be one.
+        ema: moving average of the network, if the settings ask for one.
         final: the network that is published: the average if there is one.
         buffers: a copy of the network's buffers, to undo a step; None before `start_epoch`.
         steps_per_epoch: optimizer steps.
@@ -64,10 +64,9 @@ class Trainer:
             self._teacher = accelerator.prepare_model(run.teacher, evaluation_mode=True)
 
     def set_epoch(self, epoch: int) -> None:
-        """Freezes or unfreezes what the settings say, and wraps the network again if that changed what is trained.
+        """Freezes or unfreezes parts as the settings say, and wraps the network again if that changed what is trained.
 
-        DDP exchanges the gradients of the parameters that could be trained when it was built, and waits for all of
-        them.
+        DDP exchanges the gradients of the parameters that were trainable when it was built, and waits for all of them.
         """
         if not self._freeze.set_epoch(epoch) and self.model is not None:
             return
@@ -95,10 +94,10 @@ class Trainer:
         return DeviceBatches(iter(self.run.train_loader), self._mix, self.settings.channels_last)
 
     def _settle_buckets(self) -> None:
-        """Lets DDP choose the buckets it exchanges gradients in now, by a step whose gradients are discarded.
+        """Makes DDP choose its gradient buckets now, by a step whose gradients are discarded.
 
-        It chooses others after its first backward pass, and where in a bucket a gradient lies says in which order it is
-        summed. So the first step after a resume would round differently from the same step of an uninterrupted run.
+        It chooses new ones after its first backward pass, and a gradient's place in its bucket determines the order of
+        summation. So the first step after a resume would round differently from the same step of an uninterrupted run.
         """
         if self._settled:
             return
@@ -114,7 +113,7 @@ class Trainer:
         self._settled = True
 
     def seed_step(self, epoch: int, update: int) -> None:
-        """Seeds dropout, mixup and their like, so that a step is the same after a resume."""
+        """Seeds dropout, mixup and the like, so that a step is the same after a resume."""
         from accelerate.utils import set_seed
 
         key = [self.settings.seed, epoch, update, self.accelerator.process_index]
@@ -123,7 +122,7 @@ class Trainer:
     def clip_gradients(self, loss: torch.Tensor) -> tuple[float, float]:
         """Clips the gradients to `clip_grad`; returns `loss` and their norm before, read from the device at once.
 
-        With a gradient scaler the norm is 0: the scaler itself leaves out steps with infinite gradients, as it has to.
+        With a gradient scaler the norm is 0: the scaler itself skips steps with infinite gradients, as it should.
         """
         parameters = list(self.model.parameters())
         if self.settings.clip_grad is not None:
@@ -186,9 +185,9 @@ class DeviceBatches:
 
 
 class BufferSnapshot:
-    """A copy of a model's buffers: a forward pass whose loss is not finite has spoiled the running statistics.
+    """A copy of a model's buffers: a forward pass whose loss is not finite corrupts the running statistics.
 
-    By `_foreach_copy_`, private, but torch's optimizers rest on it: one call instead of one for each buffer and step.
+    Uses `_foreach_copy_`, which is private, but torch's optimizers rely on it: one call instead of one for each buffer.
     """
 
     def __init__(self, model: nn.Module):
@@ -201,6 +200,6 @@ class BufferSnapshot:
             torch._foreach_copy_(self._copies, self._buffers)
 
     def restore(self) -> None:
-        """Gives the model what was copied last."""
+        """Restores the model's buffers from the last copy."""
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._copies)

@@ -1,4 +1,4 @@
-"""The two networks side by side: what each says to a picture whose object is shown smaller or larger."""
+"""The two networks side by side: what each predicts for a picture whose object is shown smaller or larger."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Pair:
         return wsms, plain
 
     def see(self, picture: Picture, factor: float) -> Seen:
-        """What both say when the object is shown `factor` times as large.
+        """What both predict when the object is shown `factor` times as large.
 
         Args:
             picture: From `prepare`.

@@ -36,7 +36,7 @@ def find_examples() -> list[Path]:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Opens a picture, upright, its transparent parts white; of an animation its first frame.
+    """Opens a picture, upright, its transparent parts white; for an animation, its first frame.
 
     Its size is read from its header, before anything is decoded.
 
@@ -47,7 +47,7 @@ def open_picture(path: str | Path) -> Image.Image:
         The picture in RGB.
 
     Raises:
-        UserError: It is no picture, too large, or damaged. The message is for the visitor.
+        UserError: It is not a picture, is too large, or is damaged. The message is for the visitor.
     """
     try:
         with warnings.catch_warnings():
@@ -55,8 +55,8 @@ def open_picture(path: str | Path) -> Image.Image:
             image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UserError(f"This picture is too large: {MOST_MEGAPIXELS} megapixels at most.") from error
-    except Exception as error:  # Pillow's readers raise whatever a file leads them to
-        raise UserError(f"This file is no picture: give one of {', '.join(FORMATS)}.") from error
+    except Exception as error:  # Pillow's readers may raise anything
+        raise UserError(f"This file is not a picture: give one of {', '.join(FORMATS)}.") from error
     with image:
         megapixels = image.width * image.height / 1e6
         if megapixels > MOST_MEGAPIXELS:

@@ -1,4 +1,4 @@
-"""What the visitor sees, as HTML: small enough to be sent anew at every move of the slider."""
+"""What the visitor sees, as HTML: small enough to be sent again at every move of the slider."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _bars(name: str, what: str, top5: TopFive, truth: str | None) -> str:
 
 
 def stages(seen: Seen) -> str:
-    """A heat map a stage over the picture: where it speaks for the WSMS network's first guess, and where against."""
+    """A heat map per stage over the picture: where it speaks for the WSMS network's first guess, and where against."""
     strongest = float(seen.maps.abs().max()) or 1.0
     totals = seen.maps.sum((1, 2)).tolist()
     pixels = _pixels(seen)
@@ -86,7 +86,7 @@ def message(text: str) -> str:
 
 
 def known(labels: list[str]) -> str:
-    """What the networks can tell apart: the labels, or of very many how many."""
+    """What the networks can tell apart: the labels, or their number if there are many."""
     what = escape(", ".join(labels)) if len(labels) <= 20 else f"{len(labels):,} kinds of things"
     return f'<p class="known">They know {what}, and take whatever they see for one of these.</p>'
 

@@ -24,7 +24,7 @@ def test_table_by_hand():
     assert lines[3] == ["1.00", "100.0", "[100.0,", "100.0]*", "100.0", "100.0", "[100.0,", "100.0]", "100.0", "1"]
     assert lines[4][0:2] == ["2.00", "50.0"] and lines[4][3].endswith("]*") and lines[4][-1] == "0.5"
     assert lines[5][:2] == ["area", "62.5"] and lines[6][:4] == ["worst", "0.0", "at", "0.50"]
-    assert "area of model 2 less that of model 1: +37.5 [" in table and "* a size that training has seen" in table
+    assert "area of model 2 minus that of model 1: +37.5 [" in table and "* a size seen in training" in table
 
 
 def test_one_model_has_no_tests():

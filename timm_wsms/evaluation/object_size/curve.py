@@ -1,4 +1,4 @@
-"""Accuracy against the factor by which the object's size is changed: predictions, and what they come to."""
+"""Accuracy against the factor by which the object's size is changed: predictions, and figures computed from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FACTORS = tuple(2 ** (step / 2) for step in range(-4, 5))  # 0.25 to 4 in steps 
 
 
 class AllSizes:
-    """A loader's batches at each of several sizes, so that every image is read and decoded once.
+    """A loader's batches at each of several sizes, so that every image is read and decoded only once.
 
     Number i of n images at the factor at place k has index k · n + i.
     """
@@ -50,10 +50,10 @@ class AllSizes:
 
 @dataclass(frozen=True)
 class SizePredictions:
-    """What a model said about each image at each size.
+    """What a model predicted for each image at each size.
 
     Attributes:
-        factors: Of the object's size, ascending, 1 among them, F of them.
+        factors: F factors of the object's size, ascending, including 1.
         index: Place of the image in its split, (n,) int64, ascending.
         label: True class, (n,) int64.
         predicted: Predicted class, (F, n) int64.
@@ -82,17 +82,17 @@ class SizePredictions:
 
 @dataclass(frozen=True)
 class SizeCurve:
-    """A model's accuracy against object size; all in percent, with the ends of 95 % bootstrap intervals.
+    """A model's accuracy against object size, in percent, with the ends of 95 % bootstrap intervals.
 
     Attributes:
-        factors: Of the object's size.
+        factors: Factors of the object's size.
         top1: At each of them.
-        interval: Of `top1`.
-        consistency: Share of images about which the model says the same as at size 1, right or wrong, at each size (in
-            the manner of Zhang 2019, Making convolutional networks shift-invariant again, Section 4.2).
-        at_one: Accuracy at size 1, what `timm_wsms.evaluate` gives.
+        interval: Interval of `top1`.
+        consistency: Share of images for which the model predicts the same as at size 1, right or wrong, at each size
+                (after Zhang 2019, Making convolutional networks shift-invariant again, Section 4.2).
+            at_one: Accuracy at size 1, as `timm_wsms.evaluate` gives it.
         area: Area under the curve over log size, divided by its width: the mean accuracy over log size.
-        area_interval: Of `area`.
+        area_interval: Interval of `area`.
         worst: The lowest accuracy.
         worst_factor: Where it is.
         mean_consistency: Mean over all sizes but 1; None if there is no other.
@@ -133,10 +133,10 @@ def predict_sizes(
 
     Args:
         model: Images (b, C, H, W) to logits (b, classes).
-        loader: Of a whole split, or this process's share, in evaluation.
-        accelerator: As `predict` takes it.
+        loader: Evaluation loader of a whole split, or this process's share.
+        accelerator: As for `predict`.
         factors: From `check_factors`.
-        border: What surrounds a smaller object.
+        border: What surrounds an object that was made smaller.
         progress: Show a progress bar.
     """
     images = AllSizes(loader, factors, border, accelerator.device)
@@ -155,11 +155,11 @@ def area_weights(factors: Sequence[float]) -> np.ndarray:
 
 
 def size_curve(found: SizePredictions, seed: int = 0) -> SizeCurve:
-    """What predictions come to.
+    """The figures that follow from predictions.
 
     Args:
         found: From `predict_sizes`.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     hits = found.correct
     top1, same = 100 * hits.mean(1), 100 * (found.predicted == found.predicted[found.at_one]).mean(1)
@@ -185,11 +185,11 @@ class Comparison:
     """Two models on the same images.
 
     Attributes:
-        factors: Of the object's size.
-        only_first: Number of images that the first model alone gets, at each size.
-        only_second: Number that the second alone gets.
-        p: Of McNemar's exact test, at each size; not corrected for there being several.
-        area_difference: Area under the second's curve less the first's, in points.
+        factors: Factors of the object's size.
+        only_first: Number of images that only the first model gets right, at each size.
+        only_second: Number that only the second gets right.
+        p: p-value of McNemar's exact test, at each size; not corrected for multiple tests.
+        area_difference: Area under the second's curve minus the first's, in points.
         area_interval: Its 95 % bootstrap interval, by image.
     """
 

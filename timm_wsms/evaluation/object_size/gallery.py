@@ -1,4 +1,4 @@
-"""The paper's Fig. 5: images that the backbones miss and the WSMS network gets, beside a random draw."""
+"""The paper's Fig. 5: images that the backbones miss and the WSMS network gets right, next to a random draw."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS, IMAGES = 8, 24  # a row; a half of the picture
+COLUMNS, IMAGES = 8, 24  # in a row; in a half of the picture
 
 
 def choose(found: Sequence[SizePredictions], seed: int = 0, count: int = IMAGES) -> tuple[np.ndarray, np.ndarray]:
     """Draws test images for both halves of the picture.
 
     Args:
-        found: Of the backbones, and last of the network to be shown.
-        seed: Of the draw.
+        found: Predictions of the backbones, and last of the network to be shown.
+        seed: Seed of the draw.
         count: Most images in a half.
 
     Returns:
-        Places among the evaluated images, ascending: of those that at size 1 all but the last model miss and the last
-        gets, and of all.
+        Places among the evaluated images, ascending: drawn from those that at size 1 only the last model gets right,
+        and from all.
 
     Raises:
         UserError: There is no model to compare with.
@@ -48,13 +48,13 @@ def choose(found: Sequence[SizePredictions], seed: int = 0, count: int = IMAGES)
 def plot_gallery(
     found: Mapping[str, SizePredictions], split: Split, path: str | Path, seed: int = 0, count: int = IMAGES
 ) -> Path:
-    """Draws both halves. Under each image a line a model, a square a size, smallest first: filled where it is right.
+    """Draws both halves. Under each image: a line per model, a square per size (smallest first), filled if right.
 
     Args:
         found: Model's name → its predictions; the network to be shown last.
         split: Where the images come from.
         path: PNG file to write.
-        seed: Of the draw.
+        seed: Seed of the draw.
         count: Most images in a half.
 
     Returns:

@@ -20,7 +20,7 @@ Range = tuple[float, float]
 def plot_size_curves(
     curves: Mapping[str, SizeCurve], trained: Mapping[str, Range | None], path: str | Path, title: str = ""
 ) -> Path:
-    """Draws accuracy against object size, one curve a model, with its 95 % interval; sizes seen in training are filled.
+    """Draws accuracy against object size, a curve per model with its 95 % interval; sizes seen in training are filled.
 
     Args:
         curves: Model's name → its curve.
@@ -49,10 +49,10 @@ def plot_size_curves(
 
 
 def plot_stage_drops(drops: Mapping[str, StageDrops], path: str | Path, title: str = "") -> Path:
-    """Draws how many points of accuracy each stage carries, with 95 % intervals, a panel a model and a curve a stage.
+    """Draws how many points of accuracy each stage carries, with 95 % intervals: a panel per model, a curve per stage.
 
     Args:
-        drops: Model's name → what it loses.
+        drops: Model's name → what it loses without each stage.
         path: PNG file to write.
         title: On which data.
 

@@ -1,4 +1,4 @@
-"""What an evaluation at several object sizes leaves behind: figures for JSON, pictures, tables."""
+"""What an evaluation at several object sizes writes and prints: figures for JSON, pictures, tables."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def as_json(results: Results, comparisons: Comparisons, split: Split, options: S
 
 
 def draw(results: Results, models: dict[str, Prepared], split: Split, options: ScaleOptions) -> None:
-    """Writes the pictures that the options ask for, and says where."""
+    """Writes the pictures that the options ask for, and prints their paths."""
     folder, title = Path(options.output or "."), f"{split.name} of {Path(options.data).name}"
     curves, seen = ({label: getattr(one, what) for label, one in results.items()} for what in ("curve", "trained"))
     written = [plot_size_curves(curves, seen, folder / "scale.png", title)]

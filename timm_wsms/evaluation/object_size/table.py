@@ -1,4 +1,4 @@
-"""The table of accuracy against object size: a line a size, two columns a model."""
+"""The table of accuracy against object size: one line per size, two columns per model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def size_table(
     Args:
         curves: Model's name → its curve, all at the same sizes.
         trained: Model's name → smallest and largest size in training; None where that is not known.
-        comparisons: Of the first model with the second, with the third …
+        comparisons: Comparisons of the first model with the second, the third …
     """
     factors = next(iter(curves.values())).factors
     tests = [f"p (1, {number})" for number in range(2, 2 + len(comparisons))]
@@ -43,18 +43,18 @@ def size_table(
     blank = [""] * len(comparisons)
     notes = [
         "top-1 in % [95 % bootstrap interval]; as at 1: share of images with the same answer as at size 1, in %",
-        "area: mean accuracy over log size; * a size that training has seen",
+        "area: mean accuracy over log size; * a size seen in training",
     ]
     if comparisons:
         notes.append("p: McNemar's exact test, two-sided, at one size; not corrected for their number")
     for number, test in enumerate(comparisons, start=2):
         difference = _with_interval(test.area_difference, test.area_interval, "+.1f")
-        notes.append(f"area of model {number} less that of model 1: {difference} points")
+        notes.append(f"area of model {number} minus that of model 1: {difference} points")
     return aligned([*lines, area + blank, worst + blank]) + "\n" + "\n".join(notes)
 
 
 def drop_table(drops: StageDrops) -> str:
-    """Points of accuracy lost without each stage, a line a size."""
+    """Points of accuracy lost without each stage, one line per size."""
     header = ["size", "top-1 %", *(f"without stage {stage + 1}" for stage in range(len(drops.drop)))]
     lines = [
         [f"{factor:.2f}", f"{drops.top1[place]:.1f}"]

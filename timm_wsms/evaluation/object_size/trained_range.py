@@ -1,4 +1,4 @@
-"""Which object sizes a model has seen in training, as far as its checkpoint folder tells."""
+"""Which object sizes a model has seen in training, as far as its checkpoint folder says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from timm_wsms.data.settings import DataSettings, TimmAugmentation
 from timm_wsms.errors import UserError
 from timm_wsms.foreign import read_json, read_yaml, understood
 
-# timm's smallest and largest area of a crop by the mode, where the settings leave it open
+# timm's smallest and largest area of a crop, by mode, where the settings do not give it
 AREAS = {"rrc": (0.08, 1.0), "rkrc": (0.8, 1.0), "rkrr": (0.8, 1.0)}
 TOLERANCE = 0.02  # of a factor: a setting may say 1.4 for √2
 
@@ -20,16 +20,16 @@ def trained_sizes(folder: Path, crop_pct: float, side: int) -> tuple[float, floa
     A crop of the part a of the image's area, resized to the input, shows things 1 / √a times as large as the whole
     image resized to the input does; evaluation, which resizes to input / crop_pct and cuts out the center, 1 / crop_pct
     times (Touvron et al. 2019, Fixing the train-test resolution discrepancy, Section 3). So it is crop_pct / √a.
-    Changes of the aspect ratio are left aside, and so is that the images themselves show things at many sizes: 1 is as
-    in the data. Scale jitter multiplies these sizes, and so does training at other image sizes than that of evaluation.
+    Changes of the aspect ratio are ignored, and so is the variety of sizes in the images themselves: 1 is as in the
+    data. Scale jitter multiplies these sizes, and so does training at image sizes other than that of evaluation.
 
     Args:
-        folder: A checkpoint folder; its `settings.yaml` counts, which the training script writes.
+        folder: A checkpoint folder; its `settings.yaml` is used, which the training script writes.
         crop_pct: At evaluation, the part of the resized image that the center crop keeps.
         side: Height of the network's input at evaluation, in pixels.
 
     Returns:
-        (smallest, largest); None if there are no settings, or none that can be read.
+        (smallest, largest); None if there are no settings, or they cannot be read.
     """
     try:
         settings = read_yaml(folder / "settings.yaml")

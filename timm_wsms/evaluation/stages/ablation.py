@@ -1,4 +1,4 @@
-"""Which stage carries the decision at each object size: what the network says without one of them."""
+"""Which stage carries the decision at each object size: what the network predicts without one of them."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def predict_without_stages(
     """Predictions with what each stage gives in turn replaced by its mean over the data set at that size.
 
     A mean map is what the integration layer is used to, but says nothing about the image. With `residual`, stage 1's
-    map is replaced on both of its ways, straight on and through the integration layer. With `fusion="mean"` a stage
-    gives logits. Every image is read twice: for the means, and for the predictions.
+    map is replaced on both of its paths, direct and through the integration layer. With `fusion="mean"`, a stage's
+    logits are replaced. Every image is read twice: for the means, and for the predictions.
 
     Args:
         model: A network of several stages; its mode is restored.
-        loader: Of a whole split, in evaluation, in this process alone.
+        loader: Evaluation loader of a whole split, in this process alone.
         accelerator: Gives the device and the precision.
-        factors: Of the object's size, F of them.
+        factors: F factors of the object's size.
         border: What surrounds a smaller object.
 
     Returns:
-        int64 (F, 1 + S, n): of the whole network, then without stage 1, without stage 2 … For the n images that can be
-        decoded, in their order.
+        int64 (F, 1 + S, n): of the whole network, then without stage 1, without stage 2 …, for the n images that can be
+        decoded, in order.
 
     Raises:
         UserError: The model has no such stages; the message says which model has.
@@ -119,7 +119,7 @@ class StageDrops:
     """How much of a network's accuracy each stage carries at each object size.
 
     Attributes:
-        factors: Of the object's size, F of them.
+        factors: F factors of the object's size.
         top1: Accuracy of the whole network in percent, F values.
         drop: Points lost without each stage, S lists of F values; negative where the network is better without it.
         interval: Their 95 % bootstrap intervals, by image, likewise.
@@ -132,13 +132,13 @@ class StageDrops:
 
 
 def stage_drops(predicted: np.ndarray, label: np.ndarray, factors: Sequence[float], seed: int = 0) -> StageDrops:
-    """What predictions without stages come to.
+    """The figures that follow from predictions without stages.
 
     Args:
         predicted: From `predict_without_stages`, (F, 1 + S, n).
         label: True classes, (n,).
         factors: F of them.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     hits = predicted == label
     lost = 100.0 * (hits[:, :1].astype(int) - hits[:, 1:]).swapaxes(0, 1)  # (S, F, n)

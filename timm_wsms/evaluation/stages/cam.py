@@ -18,11 +18,11 @@ def several_stages(model: nn.Module) -> MultiStageNet:
     """The model itself, if it has several stages.
 
     Raises:
-        UserError: It has not.
+        UserError: It does not.
     """
     if isinstance(model, MultiStageNet) and len(model.stages):
         return model
-    raise UserError("only a network of several stages can be analysed by stage; give a wsms_ or ms_ model")
+    raise UserError("only a network of several stages can be analyzed by stage; give a wsms_ or ms_ model")
 
 
 def stage_heat_maps(
@@ -32,9 +32,9 @@ def stage_heat_maps(
 
     The gradient of the class's logit with respect to the map f_s that stage s gives to the integration layer, times the
     map, summed over channels (HiResCAM; Draelos and Carin 2020). No ReLU follows: a negative value speaks against the
-    class. In eval mode, behind a convolution, batch norm, ReLU, average pooling and a linear classifier the logit is
-    linear in the maps as long as no ReLU switches, so all stages' values at all places sum to the logit less what
-    biases alone give; that makes stages comparable. With `residual`, f_1 counts on both of its ways, straight on and
+    class. In eval mode, after a convolution, batch norm, ReLU, average pooling and a linear classifier, the logit is
+    linear in the maps as long as no ReLU switches, so all stages' values at all places sum to the logit minus what
+    biases alone give; that makes stages comparable. With `residual`, f_1 counts on both of its paths, direct and
     through the integration layer. Class tokens have no place and are left out.
 
     With `fusion="mean"` f_s are the features of stage s, and each place's value is spread over the places of stage 1's
@@ -44,13 +44,13 @@ def stage_heat_maps(
     Args:
         model: A timm model; its mode is restored and its gradients are left alone.
         images: (B, C, H, W), normalized, on the model's device.
-        classes: A class for each image, (B,); None: those that the model predicts.
+        classes: A class for each image, (B,); None for the predicted ones.
 
     Returns:
         (B, S, h, w), stage 1 first; S = 1 for a plain model. Float32.
 
     Raises:
-        UserError: A plain model, or one with `fusion="mean"`, gives tokens, no feature map.
+        UserError: A plain model, or one with `fusion="mean"`, returns tokens, not a feature map.
     """
     several = isinstance(model, MultiStageNet) and len(model.stages) > 0
     maps_of = _of_features if not several else _of_averaged if isinstance(model, WsmsMeanNet) else _of_integrated
@@ -109,14 +109,14 @@ def _shares(old: int, new: int) -> torch.Tensor:
 
 @torch.enable_grad()
 def _gradients(logits: torch.Tensor, classes: Any, inputs: list[torch.Tensor]) -> tuple[Any, ...]:
-    """Of the chosen or else the largest logit of each image; None for an input that it does not depend on."""
+    """Gradients of each image's chosen, or else largest, logit; None for an input that it does not depend on."""
     chosen = logits.argmax(1) if classes is None else torch.as_tensor(classes, device=logits.device)
     score = logits.gather(1, chosen[:, None]).sum()
     return torch.autograd.grad(score, inputs, allow_unused=True)
 
 
 def _leaf(x: Any) -> Any:
-    """The same values, for gradients to end at; of several features each."""
+    """The same values, detached, as leaves for gradients; for several features, each of them."""
     if isinstance(x, (list, tuple)):
         return [_leaf(one) for one in x]
     return x.detach().requires_grad_()

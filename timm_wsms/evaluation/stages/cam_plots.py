@@ -1,4 +1,4 @@
-"""Heat maps a stage, as a picture: what each stage says for the predicted class, and where, at several object sizes."""
+"""A picture of heat maps per stage: what each says for the predicted class, and where, at several object sizes."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def plot_heat_maps(
     title: str = "",
     border: Border = "mean",
 ) -> Path:
-    """Draws images at half, own and double object size, and beside each the heat map of every stage.
+    """Draws images at half, original and double object size, and next to each the heat map of every stage.
 
-    Above a picture stands what the model predicts; above a map what its stage gives to that class's logit. Maps of one
-    line share their scale, red for the class and blue against it.
+    Above each picture is the prediction; above each map, what its stage adds to that class's logit. Maps of one line
+    share their scale, red for the class and blue against it.
 
     Args:
-        model: As `stage_heat_maps` takes it.
+        model: As for `stage_heat_maps`.
         images: (B, C, H, W), normalized, on the model's device.
         labels: The images' true classes, B names.
         class_names: One for each of the model's logits.
-        config: Of the images: `mean` was subtracted from each channel, by `std` it was divided.
+        config: Of the images: each channel had `mean` subtracted and was divided by `std`.
         path: PNG file to write.
-        title: Which model.
+        title: Name of the model.
         border: What surrounds a smaller object.
 
     Returns:

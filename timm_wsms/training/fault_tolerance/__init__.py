@@ -1,1 +1,1 @@
-"""What lets a run survive signals, hangs, restarts and a second process. A first reader may skip it."""
+"""What lets a run survive signals, hangs, restarts and a second process. Skip it on first reading."""

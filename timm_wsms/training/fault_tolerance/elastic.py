@@ -1,4 +1,4 @@
-"""torchrun restarts the processes after a failure: they must continue its own run, and no other."""
+"""torchrun restarts the processes after a failure: they must continue its own run, not another one."""
 
 import os
 import re
@@ -14,17 +14,17 @@ LAUNCHERS = "launchers.txt"
 
 
 def launcher() -> str | None:
-    """What all attempts of one torchrun share with no other torchrun; None in a process that it has not started.
+    """An id that all attempts of one torchrun share, and no other torchrun has; None without torchrun.
 
-    A run id is no such thing, it is "none" by default. But torchrun makes a folder for each attempt's logs and errors,
-    `<run id>_<random>/attempt_<number>`, and tells its processes where that is.
+    The run id does not serve, since it is "none" by default. But torchrun makes a folder for each attempt's logs and
+    errors, `<run id>_<random>/attempt_<number>`, and tells its processes where that is.
     """
     found = re.search(r"([^/]+)/attempt_\d+/", os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
     return found[1] if found else None
 
 
 def mark(output: Path, accelerator: "Accelerator") -> None:
-    """Notes in a run's folder whose run it is: the launchers', one on each machine. Every process has to call it."""
+    """Records in a run's folder the launchers that it belongs to, one per machine. Every process has to call it."""
     from accelerate.utils import gather_object
 
     launchers = sorted({name for name in gather_object([launcher()]) if name})
@@ -34,9 +34,9 @@ def mark(output: Path, accelerator: "Accelerator") -> None:
 
 
 def continues(output: Path) -> bool:
-    """Whether this is a further attempt of a launcher that has begun, or resumed, the run in this folder.
+    """Whether this is another attempt of a launcher that has started, or resumed, the run in this folder.
 
-    After a change of machines the number of restarts is what it was, so it says nothing.
+    After a change of machines the number of restarts is unchanged, so it says nothing.
     """
     noted = output / LAUNCHERS
     return noted.is_file() and launcher() in noted.read_text(encoding="utf-8").splitlines()

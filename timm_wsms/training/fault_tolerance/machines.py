@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def process_names(accelerator: "Accelerator") -> list[str]:
-    """Names all processes, by their machines too if there are several. Every process has to call it."""
+    """Names all processes, including their machines if there are several. Every process has to call it."""
     from accelerate.utils import gather_object
 
     hosts = gather_object([socket.gethostname()])

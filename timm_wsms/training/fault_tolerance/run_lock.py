@@ -18,10 +18,10 @@ WAIT = 30.0  # seconds; processes that a killed run started outlive it by less
 
 @contextlib.contextmanager
 def lock_run_folder(output: Path, accelerator: "Accelerator") -> Iterator[None]:
-    """Keeps other runs out of a run's folder, which is created, as long as this context is entered.
+    """Context that creates a run's folder and keeps other runs out of it.
 
-    The lock is the operating system's: it ends with the process, however that ends. On a file system that knows no
-    locks nobody is kept out.
+    The lock is the operating system's: it ends with the process, however that ends. On a file system without locks,
+    nobody is kept out.
 
     Raises:
         UserError: another process is training into the folder.
@@ -37,7 +37,7 @@ def lock_run_folder(output: Path, accelerator: "Accelerator") -> Iterator[None]:
         raise UserError(
             f"another process is training into {output}; wait for its end, or choose another --output"
         ) from error
-    except (NotImplementedError, OSError):  # no locks there, or a full disk, which the run itself will tell of
+    except (NotImplementedError, OSError):  # no locks there, or a full disk, which the run itself will report
         pass
     try:
         yield

@@ -12,15 +12,15 @@ from typing import Any
 from timm_wsms.cli_errors import under_launcher
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm is asked to warn with the last
-# A signal to the whole process group reaches a process twice, once from its launcher: this soon after it is no second.
+# A signal to the whole process group arrives twice, once from the launcher: this soon after, it counts as the same one.
 GRACE = 3.0  # seconds
 LAUNCHER_ENDED = "the end of its launcher"
 
 
 class ShutdownSignal:
-    """Notes, while it is entered, that the process is asked to stop; a second signal ends it at once.
+    """Context that notes when the process is asked to stop; a second signal ends the process at once.
 
-    Python calls signal handlers between two of its own instructions only. A process that waits for others in the middle
+    Python calls signal handlers only between two of its own instructions. A process that waits for others in the middle
     of a collective operation would never get there, so a thread reads what the interpreter's C handler writes to a
     pipe. Under a launcher, the launcher's death counts as a signal, so that no process is left behind.
 

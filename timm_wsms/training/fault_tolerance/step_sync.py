@@ -1,4 +1,4 @@
-"""What the processes of a run agree on after every step: was it sound, is it time to save, are they to stop."""
+"""What the processes of a run agree on after every step: was it sound, is it time to save, must they stop."""
 
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +20,7 @@ class StepFlags(NamedTuple):
     Attributes:
         bad: a loss or gradient is not finite.
         stop: one of them was asked to stop.
-        save: process 0 finds it time to save.
+        save: process 0 says that it is time to save.
         orphaned: the launcher of one of them has ended, and there are several launchers.
     """
 
@@ -31,10 +31,10 @@ class StepFlags(NamedTuple):
 
 
 class StepSync:
-    """Lets all processes decide in the same way, by one exchange of three bytes per step.
+    """Lets all processes make the same decision, with one exchange of three bytes per step.
 
-    They go over gloo, also beside NCCL: nothing has to wait for a GPU's queue. Every process has to create it, and
-    to call `exchange` equally often.
+    They go over gloo, even alongside NCCL: nothing has to wait for a GPU's queue. Every process has to create it, and
+    call `exchange` equally often.
 
     Args:
         accelerator: knows the processes.
@@ -60,7 +60,7 @@ class StepSync:
         self._watch = watchdog
 
     def note(self, doing: str) -> None:
-        """Tells the watchdog what this process turns to."""
+        """Tells the watchdog what this process does next."""
         if self._watch is not None:
             self._watch.note(doing)
 

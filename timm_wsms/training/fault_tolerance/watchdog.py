@@ -1,4 +1,4 @@
-"""Ends a run that hangs, and says which process it hangs in."""
+"""Ends a run that hangs, and says in which process."""
 
 import contextlib
 import json
@@ -20,19 +20,19 @@ EXIT_CODE = 75
 
 
 class Watchdog:
-    """Watches, while it is entered, that the process gets on; ends it after `timeout` seconds without progress.
+    """Context that watches the process; ends it after `timeout` seconds without progress.
 
-    Time for which the process was suspended (SIGSTOP, `scontrol suspend`) does not count for itself, but to the others.
+    Time during which the process was suspended (SIGSTOP, `scontrol suspend`) counts for the others, but not for itself.
 
-    All processes do the same things in the same order, so of those that wait for each other the one that has done the
-    fewest is to blame. They tell each other by the store they met in. A launcher then ends the other processes, and
+    All processes do the same things in the same order, so of those that wait for each other, the one that has done the
+    fewest is to blame. They exchange this through the store they met in. A launcher then ends the other processes, and
     torchrun with `--max-restarts` restarts all of them.
 
     Args:
         accelerator: knows the processes.
         timeout: seconds.
-        store: what the processes tell each other by; None: the one they met in.
-        names: of the processes, from `process_names`; None: their numbers.
+        store: where the processes exchange their progress; None: the one they met in.
+        names: names of the processes, from `process_names`; None: their numbers.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Watchdog:
             self._store = torch.distributed.distributed_c10d._get_default_store().clone()
 
     def note(self, doing: str) -> None:
-        """Tells what the process turns to. Nothing ("") is anything that may take its time."""
+        """Notes what the process does next. Nothing ("") stands for anything that may take long."""
         self._done, self._doing, self._since = self._done + 1, doing, time.monotonic()
 
     def __enter__(self) -> "Watchdog":
@@ -78,7 +78,7 @@ class Watchdog:
                     if told:  # in one write: others write to the same place at the same time
                         sys.stderr.write(f"\nerror: no progress for {self.timeout:g} seconds: {told}\n")
                         sys.stderr.flush()
-                    for worker in multiprocessing.active_children():  # one that hangs would stay for good
+                    for worker in multiprocessing.active_children():  # one that hangs would stay forever
                         worker.kill()
                     os._exit(EXIT_CODE)
 
@@ -91,12 +91,12 @@ class Watchdog:
 
     def _tell(self, beat: int) -> None:
         if self._store is not None:
-            # Should the process that holds the store be stuck or gone, `_agreed` will find out.
+            # If the process that holds the store is stuck or gone, `_agreed` will find out.
             with contextlib.suppress(RuntimeError):
                 self._store.set(f"watch/{self._rank}", json.dumps([self._done, beat, self._doing]))
 
     def _agreed_in_time(self) -> str:
-        """The same, or that the store does not answer, also if the machine that holds it cannot be reached."""
+        """What `_agreed` says, or that the store does not answer; works even if its machine cannot be reached."""
         told: list[str] = []
         asking = threading.Thread(target=lambda: told.append(self._agreed()), daemon=True)
         asking.start()
@@ -108,9 +108,9 @@ class Watchdog:
         return f"the process that holds the store (the launcher or process 0{where}) does not answer"
 
     def _agreed(self) -> str:
-        """What the first to come to a conclusion says. When it has left, the others would find it silent.
+        """The verdict of the first process to reach one. Once that has exited, the others would find it silent.
 
-        Nothing if the process that holds the store has ended: it has told why, or the launcher does.
+        Empty if the process that holds the store has ended: it has said why, or the launcher does.
         """
         if self._store is None:
             return self._doing
@@ -124,11 +124,11 @@ class Watchdog:
     def _culprits(self) -> str:
         """Names the processes that are behind, or that do not answer."""
         before = self._read()
-        for beat in range(-3, 0):  # the others are to hear from this one meanwhile
+        for beat in range(-3, 0):  # meanwhile, the others should hear from this one
             self._tell(beat)
             time.sleep(self._interval / 2)
         now = self._read()
-        if not now:  # not even what this process has told has arrived
+        if not now:  # not even this process's own progress has arrived
             return self._silent_store()
         # One that stopped within the first interval has never been heard of.
         silent = [rank for rank in range(self._processes) if now.get(rank) == before.get(rank) and rank != self._rank]
