@@ -60,12 +60,26 @@ def test_the_table_in_the_docs_is_the_report():
     assert report["test_images"] == 10_000 and "\n".join(lines) in (ROOT / "docs" / "results.md").read_text()
     assert report["rows"]["its stage 1 alone"]["arithmetic"] == 1
     words = " ".join((ROOT / "docs" / "results.md").read_text().split())
-    alone, sizes = (
-        "{:+.2f} [{:+.2f}, {:+.2f}]".format(*report["rows"][name]["against plain"]["size 1"]).replace("-", "−")
-        for name in ("its stage 1 alone", "plain, one size per batch")
+    rows = report["rows"]
+
+    def gain(name, part):
+        return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*rows[name]["against plain"][part]).replace("-", "−")
+
+    longer, sizes, distilled = stage_one.TRAINED
+    alone = "its stage 1 alone"
+    assert f"level with the plain network, {gain(alone, 'size 1')}; one size per batch is at" in words
+    assert f"{gain(sizes, 'size 1')} there. Longer training changes the area by {gain(longer, 'area')} and" in words
+    assert f"size 1 by {gain(longer, 'size 1')}." in words
+    areas = [f"{rows[name]['area']:.2f}" for name in (distilled, alone, sizes)]
+    assert (
+        f"by {gain(distilled, 'area')}: its area is {areas[0]}, {areas[1]} without distillation and {areas[2]}" in words
     )
-    assert f"level with the plain network, {alone}; one size per batch is at {sizes} there" in words
-    precisions = [
-        report["trained_with"][name]["precision"] for name in ("plain", "plain, one size per batch", "averaging")
-    ]
-    assert precisions == ["bf16", "bf16", "no"]
+    assert f"level at size 1, {gain(distilled, 'size 1')}. This is one run" in words
+    assert all(rows[distilled]["against plain"][part][1] > 0 for part in ("area", "small", "large"))
+    choosing = " ".join((ROOT / "docs" / "choosing.md").read_text().split())
+    assert f"raises the area of stage 1 alone from {areas[1]} to {areas[0]}, with no loss at size 1" in choosing
+    trained = report["trained_with"]
+    assert {name: one["precision"] for name, one in trained.items() if one["precision"] != "bf16"} == {
+        "averaging": "no"
+    }
+    assert (trained["plain"]["epochs"], trained[longer]["epochs"]) == (8, 10)
