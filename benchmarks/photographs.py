@@ -106,6 +106,7 @@ IMAGENETTE = {
     "mean": Form(RESNET, 112, TWO, None),
     "mean at 128": Form(RESNET, 128, TWO, None),
     "mean, distilled": Form(RESNET, 112, FLOWERS["mean, distilled"].words, None),
+    "mean at 128, distilled": Form(RESNET, 128, FLOWERS["mean, distilled"].words, None),
 }
 FORMS = {"flowers": FLOWERS, "imagenette": IMAGENETTE}
 # (form, regime, learning rate), in the order of their importance

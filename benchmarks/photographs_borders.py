@@ -29,7 +29,7 @@ from timm_wsms.files import atomic_write_text
 from timm_wsms.object_scaling import Border
 
 FORMS = {  # with the learning rate that fold 0 chose
-    "default": {"plain": "2e-3", "one size per batch": "2e-3", "mean": "1e-3"},
+    "default": {"plain": "2e-3", "one size per batch": "1e-3", "mean": "1e-3"},
     "jitter": {"plain": "1e-3", "one size per batch": "1e-3", "mean": "1e-3"},
 }
 SMALL = SIZES[: ONE + 1]

@@ -82,6 +82,7 @@ EQUAL_COST = {  # form, or way to use one, in results → in docs/choosing.md
     "plain longer": "plain, trained longer",
     "one size per batch": "plain, one size per batch",
     "mean at 128, stage 1 alone": "**stage 1 of averaging**",
+    "mean at 128, distilled, stage 1 alone": "the same with distillation",
     "mean, distilled, stage 1 alone": "the same with distillation, 112 pixels",
     "mean at 128": "averaging itself, for comparison",
 }

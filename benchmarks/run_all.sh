@@ -54,7 +54,7 @@ while IFS='|' read -r data form regime lr folds; do
   done
 done <<'RUNS'
 flowers|plain|default|2e-3|0 1 2 3 4
-flowers|one size per batch|default|2e-3|0 1 2 3 4
+flowers|one size per batch|default|1e-3|0 1 2 3 4
 flowers|mean|default|1e-3|0 1 2 3 4
 flowers|plain at 112|default|2e-3|0 2 3 4
 flowers|plain at 64|default|2e-3|0 2 3 4
@@ -74,10 +74,13 @@ imagenette|mean|default|2e-3|0
 imagenette|plain|default|4e-3|0 1 2
 imagenette|mean|default|4e-3|0 1 2
 imagenette|plain at 112|default|4e-3|0
-imagenette|mean at 128|default|4e-3|0
+imagenette|mean at 128|default|4e-3|0 1 2
+imagenette|one size per batch|default|4e-3|0 1 2
+imagenette|mean at 128, distilled|default|4e-3|0
 imagenette|plain|20 epochs|4e-3|0
 imagenette|mean|20 epochs|4e-3|0
 imagenette|mean at 128|20 epochs|4e-3|0
+imagenette|one size per batch|20 epochs|4e-3|0
 imagenette|plain|jitter|4e-3|0
 imagenette|mean at 128|jitter|4e-3|0
 imagenette|one size per batch|jitter|4e-3|0
