@@ -76,14 +76,12 @@ imagenette|mean|default|4e-3|0 1 2
 imagenette|plain at 112|default|4e-3|0
 imagenette|mean at 128|default|4e-3|0 1 2
 imagenette|one size per batch|default|4e-3|0 1 2
-imagenette|mean at 128, distilled|default|4e-3|0
 imagenette|plain|20 epochs|4e-3|0
 imagenette|mean|20 epochs|4e-3|0
 imagenette|mean at 128|20 epochs|4e-3|0
 imagenette|one size per batch|20 epochs|4e-3|0
 imagenette|plain|jitter|4e-3|0
 imagenette|mean at 128|jitter|4e-3|0
-imagenette|one size per batch|jitter|4e-3|0
 RUNS
 "$PYTHON" -m benchmarks.photographs_report
 "$PYTHON" -m benchmarks.photographs_cascade

@@ -57,7 +57,7 @@ def add_model(
         beside: The `model` folder of the run to compare with.
         data: The data set's name on the Hub, if the run read it from a local folder.
         evaluated: Figures to use instead of the runs' own: what `python -m timm_wsms.evaluate --json` wrote for the
-                same folders.
+            same folders.
 
     Raises:
         UserError: The folder is inconsistent, the runs are not comparable, or a folder was not evaluated.
@@ -99,7 +99,7 @@ def read_evaluation(file: Path, rows: list[Row], folders: list[Path]) -> tuple[l
 
     Raises:
         UserError: A folder was not evaluated, or on a different data set than it was trained on, or on different images
-                than another folder.
+            than another folder.
     """
     if not file.is_file():
         raise UserError(f"there is no file {file}; write it with python -m timm_wsms.evaluate --json {file}")

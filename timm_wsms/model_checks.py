@@ -9,8 +9,26 @@ from timm_wsms.cli_errors import is_out_of_memory
 from timm_wsms.errors import UserError
 
 
+def check_train_sizes(
+    network: nn.Module,
+    name: str,
+    channels: int,
+    train_sizes: Sequence[int] | None,
+    num_classes: int,
+    kwargs: str = "model_kwargs",
+) -> None:
+    """Runs the network once at each side of `data.train_sizes`; arguments and errors as for `check_input`."""
+    for side in train_sizes or ():
+        check_input(network, name, (channels, side, side), num_classes, "data.train_sizes", kwargs)
+
+
 def check_input(
-    network: nn.Module, name: str, input_size: Sequence[int], num_classes: int, option: str = "data.input_size"
+    network: nn.Module,
+    name: str,
+    input_size: Sequence[int],
+    num_classes: int,
+    option: str = "data.input_size",
+    kwargs: str = "model_kwargs",
 ) -> None:
     """Runs the network once, on one black image in eval mode, which changes nothing in it.
 
@@ -20,6 +38,7 @@ def check_input(
         input_size: (channels, height, width).
         num_classes: the expected number of logits.
         option: the option that sets the size.
+        kwargs: the option that sets the network's arguments.
 
     Raises:
         UserError: it does not accept images of this size.
@@ -31,11 +50,13 @@ def check_input(
         with torch.no_grad():
             logits = network(torch.zeros(1, *input_size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        if isinstance(error, UserError) or is_out_of_memory(error):
+        if is_out_of_memory(error) or (isinstance(error, UserError) and option != "data.train_sizes"):
             raise
+        remedy = f"set {option}, or {kwargs} such as in_chans, img_size or stages"
+        if option == "data.train_sizes":
+            remedy = f"set other {option}, or {kwargs}.dynamic_img_size true if it takes that"
         raise UserError(
-            f"{name} cannot take images of {size} (channels × height × width): {error}; set {option}, or "
-            "model_kwargs such as in_chans, img_size or stages"
+            f"{name} cannot take images of {size} (channels × height × width): {error}; {remedy}"
         ) from error
     finally:
         network.train(was_training)

@@ -299,6 +299,7 @@ def test_bad_options_are_one_line(run, capsys, arguments, says):
 def test_a_model_that_does_not_fit_is_one_line(run, folder, images, capsys):
     line = refused(capsys, str(folder), "--data", str(images))
     assert "has 10 classes, but the data has 2 (split 'test'" in line
+    assert "--num_classes" not in line  # it is refused where the data names its classes
     (folder / "model.safetensors").write_bytes(b"no weights")
     assert f"{folder / 'model.safetensors'} is not a " in refused(capsys, *digits(folder))  # file of safetensors
     (folder / "model.safetensors").unlink()

@@ -47,6 +47,9 @@ def test_data_config_is_the_models_own_unless_the_recipe_says_otherwise(model):
         ({"input_size": [1, 28, 28]}, "data.mean"),
         ({"std": [0.2, 0.0, 0.2]}, "data.std"),
         ({"crop_pct": 1.5}, "data.crop_pct"),
+        ({"input_size": [3, 9000, 9000], "crop_pct": 1.0}, r"data\.input_size .* too large; give at most 8192 pixels"),
+        ({"train_sizes": [32, 20000]}, r"data\.train_sizes \[32, 20000\] is too large"),
+        ({"train_sizes": [32, 8000], "crop_pct": 0.8}, r"data\.crop_pct 0\.8 of \[32, 8000\] is too small; raise it"),
     ],
 )
 def test_data_config_names_the_setting_it_cannot_use(model, settings, named):

@@ -1,5 +1,7 @@
 """Knowledge distillation, against its formula."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 
 import timm_wsms  # noqa: F401  registers the names
 from tests.helpers.preprocessing import preprocessing
+from timm_wsms.data import DataSettings
 from timm_wsms.errors import UserError
 from timm_wsms.training.distill import build_task, build_teacher
 from timm_wsms.training.settings import DistillSettings, Settings
@@ -55,6 +58,13 @@ def test_a_teacher_that_does_not_fit_is_refused():
         build_teacher(settings(num_classes=1000), CONFIG, NAMES)
     with pytest.raises(UserError, match="teacher test_vit cannot take images of 3×64×64"):
         build_teacher(settings("test_vit", dynamic_img_size=False), CONFIG, NAMES)
+    of_sizes = replace(
+        settings("test_vit", img_size=64, dynamic_img_size=False), data=DataSettings(train_sizes=[64, 48])
+    )
+    with pytest.raises(
+        UserError, match=r"teacher test_vit .* 3×48×48 .* set other data\.train_sizes, or distill\.teacher"
+    ):
+        build_teacher(of_sizes, CONFIG, NAMES)
     with pytest.raises(UserError, match="other channels"):
         build_teacher(settings(in_chans=1), CONFIG | {"input_size": (1, 64, 64), "mean": (0.5,), "std": (0.5,)}, NAMES)
     assert build_teacher(Settings("a"), CONFIG, NAMES) is None

@@ -309,3 +309,16 @@ def test_a_dry_run_tells_memory_and_hours_and_writes_nothing(tmp_path, monkeypat
         assert "GiB per process since its start; about" in line and "seconds per step" in line
     assert len(updates) == 4  # two each
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_dry_run_with_several_sizes_takes_its_steps_at_the_largest(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sides = []
+    forward = timm.models.ResNet.forward
+    record = lambda self, x: (self.training and sides.append(x.shape[-1])) or forward(self, x)  # noqa: E731
+    monkeypatch.setattr(timm.models.ResNet, "forward", record)
+    arguments = [*SMALL, "--model", "test_resnet", "--dry-run", "--output", "run", "--data.train_sizes", "[24, 40, 32]"]
+    train_accelerate.main(arguments)
+    assert sides == [40, 40]
+    assert "from a single one, at the largest of data.train_sizes (40 pixels)" in capsys.readouterr().out

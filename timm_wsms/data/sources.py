@@ -57,7 +57,7 @@ def load_splits(settings: DataSettings, seed: int) -> tuple[Split, Split]:
 
     Args:
         settings: `source`, `config`, the names of splits and columns, `holdout`, `value_range`, `on_bad_image` and the
-                limits are used.
+            limits are used.
         seed: of the embedded digits and of `holdout`; nothing else depends on it.
 
     Returns:

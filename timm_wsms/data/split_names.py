@@ -77,8 +77,8 @@ def find_split(wanted: str, there: Collection[str]) -> str | None:
 
     Args:
         wanted: its name. If there is no such split, other spellings count; in place of a test split, a validation
-                split does.
-            there: the existing names.
+            split does.
+        there: the existing names.
 
     Returns:
         One of the existing names, or None.

@@ -61,8 +61,11 @@ def _data_config(model: torch.nn.Module, settings: DataSettings, use_test_size: 
         raise UserError(f"{option('crop_pct')} {config['crop_pct']} must be above 0 and at most 1.")
     if config["crop_mode"] not in CROP_MODES:
         raise UserError(f"crop_mode {str(config['crop_mode'])[:60]!r} is none of {', '.join(CROP_MODES)}; fix it.")
-    if max(size) / config["crop_pct"] > LARGEST_SIDE:  # the image is resized to this side before it is cropped
-        raise UserError(f"{option('crop_pct')} {config['crop_pct']} of {list(size)} is too small; raise it.")
+    for name, sides in (("input_size", size), ("train_sizes", settings.train_sizes or [0])):
+        if max(sides) > LARGEST_SIDE:
+            raise UserError(f"{option(name)} {list(sides)} is too large; give at most {LARGEST_SIDE} pixels.")
+        if max(sides) / config["crop_pct"] > LARGEST_SIDE:  # the image is resized to this side before it is cropped
+            raise UserError(f"{option('crop_pct')} {config['crop_pct']} of {list(sides)} is too small; raise it.")
     return config
 
 

@@ -57,7 +57,7 @@ def match_classes(model: Any, class_names: Sequence[str], num_classes: int) -> M
 
     Raises:
         UserError: the model and the data have different numbers of classes and cannot be matched by name; names match
-                only some of them, at other places; or its names are not words.
+            only some of them, at other places; or its names are not words.
     """
     data = [composed(name) for name in class_names]
     names = label_names(model.pretrained_cfg.get("label_names"), num_classes)

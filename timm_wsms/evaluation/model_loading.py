@@ -20,7 +20,7 @@ def timm_name(name: str) -> str:
 
     Args:
         name: a checkpoint folder, with or without `local-dir:`; `hf-hub:owner/name`; or a timm model name, with or
-                without a pretrained tag, which takes precedence over a folder of the same name.
+            without a pretrained tag, which takes precedence over a folder of the same name.
 
     Raises:
         UserError: there is no such model, or the folder does not hold one; the message names the remedy.

@@ -88,9 +88,11 @@ def prepare(name: str, split: Split, options: Options, accelerator: Accelerator)
     try:
         matched = match_classes(model, split.class_names, model.num_classes)
     except UserError as error:
+        counted = split.class_names == [str(number) for number in range(len(split.class_names))]
+        last = counted and len(split.class_names) < model.num_classes  # labels that are names count themselves
         raise UserError(
-            f"{name} {error} (split {split.name!r} of {options.data}); name a model or a --label_column that fits, or "
-            "give --num_classes if the split has no image of the last"
+            f"{name} {error} (split {split.name!r} of {options.data}); name a model or a --label_column that fits"
+            + (f", or give --num_classes {model.num_classes} if the split has no image of the last" if last else "")
         ) from error
     settings = options.data_settings()
     option = settings.option("input_size")

@@ -38,7 +38,7 @@ def write(folder: Path, target: Path, stage: int = 1, figures: dict[str, Any] | 
         target: An empty folder.
         stage: Number of the stage, counted from 1.
         figures: What the stage alone achieves on the test images (`test_top1`, `test_top5`, `by_size`,
-                `by_factor`); None: for stage 1 what the run measured, if anything, and for others unknown.
+            `by_factor`); None: for stage 1 what the run measured, if anything, and for others unknown.
 
     Raises:
         UserError: The folder holds no network with such a stage, or plain timm doesn't have its backbone.

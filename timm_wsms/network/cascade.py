@@ -41,7 +41,7 @@ class Cascade(nn.Module):
 
     Args:
         model: A `wsmean_<name>`, or a `wsms_<name>` with `fusion="mean"`, in eval mode, not wrapped. It is not copied:
-                a change of its weights changes the cascade.
+            a change of its weights changes the cascade.
         confidence: Threshold, 0 or larger; or one for every exit but the last, the smallest image's first.
         temperatures: Positive; or one for every exit but the last. `calibrate` finds both.
 
@@ -53,7 +53,7 @@ class Cascade(nn.Module):
 
     Raises:
         UserError: If the model is not such a network, is in training mode, has no classifier or only one stage, or if a
-                threshold or a temperature is not valid.
+            threshold or a temperature is not valid.
     """
 
     def __init__(
@@ -169,15 +169,15 @@ class Cascade(nn.Module):
 
         Args:
             batches: Images that were not trained on, (images (B, C, H, W), labels (B,)), or objects that have these as
-                    `.images` and `.labels`. One in four is used for the temperatures, the others for the thresholds.
-                max_drop: In points of accuracy.
+                `.images` and `.labels`. One in four is used for the temperatures, the others for the thresholds.
+            max_drop: In points of accuracy.
 
         Returns:
             The calibration; its `exits` and `drop` are those of the images that thresholds were tested on.
 
         Raises:
             UserError: If there are too few images (says how many are needed), a batch has no labels or an invalid
-                    one, or logits are not finite.
+                one, or logits are not finite.
         """
         check_model(self.model)
         logits, labels = [], []
@@ -219,7 +219,7 @@ class Cascade(nn.Module):
 
         Raises:
             UserError: If there is no such file, or it is damaged, holds an invalid threshold or temperature, or was
-                    made for a different pyramid.
+                made for a different pyramid.
         """
         path = Path(folder) / FILE
         try:

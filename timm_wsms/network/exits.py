@@ -183,7 +183,7 @@ def choose_thresholds(logits: torch.Tensor, labels: torch.Tensor, max_drop: floa
 
     Raises:
         UserError: If `max_drop` is not a number of points, there are too few images for any threshold to pass, a label
-                is not a class, or logits are not finite.
+            is not a class, or logits are not finite.
     """
     check_count(len(labels), max_drop)
     outside = labels[(labels < 0) | (labels >= logits.shape[-1])]

@@ -41,13 +41,14 @@ def fuse(model: Any, images: torch.Tensor | None = None) -> Any:
     nor the order of modules tell, and torch.fx can trace neither a `WsmsNet` nor many of timm's backbones.
 
     The stages of a `WsmsNet` share convolutions but not norms, so in the copy each has weights of its own: it is faster
-    but needs more memory. It cannot be trained, and its state dict does not fit the original network.
+    but needs more memory. It cannot be trained, and its state dict does not fit the original network: save the network
+    itself, not the copy, and call `to_backbone` on the network too.
     Fuse in float32 and convert to bfloat16 afterwards: the other way round, the weights are rounded twice.
 
     Args:
         model: A `WsmsNet`, or any of timm's networks. It is left as it is.
         images: (B, C, H, W), a batch that the network accepts; its values do not matter. None: one black image of the
-                size in the network's `pretrained_cfg`.
+            size in the network's `pretrained_cfg`.
 
     Returns:
         A network of the same class in eval mode, on the same device, without gradients. If there is nothing to change,

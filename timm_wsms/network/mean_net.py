@@ -28,7 +28,7 @@ class StageOutputs(NamedTuple):
     Attributes:
         logits: (S, B, num_classes), stage 1's first.
         features: The classifiers' inputs, (S, B, head_hidden_size); None if not requested. With `drop_rate` they have
-                their own dropout mask, not that of `logits`.
+            their own dropout mask, not that of `logits`.
     """
 
     logits: torch.Tensor

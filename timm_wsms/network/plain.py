@@ -34,16 +34,16 @@ def to_backbone(model: Any, stage: int = 1, drop_integration: bool = False) -> T
     Args:
         model: A `WsmsMeanNet`, or a `WsmsNet` with `residual`, not wrapped or compiled. It is left as it is.
         stage: Number of the stage, counted from 1. `pretrained_cfg["input_size"]` is the size of its image, and timm's
-                transform for that size resizes differently from the pyramid, so accuracies may differ a little.
-            drop_integration: For a `WsmsNet` whose γ is not 0: accept that the integrated map is dropped, and with it
-                the contribution of stages 2, 3 … to the logits.
+            transform for that size resizes differently from the pyramid, so accuracies may differ a little.
+        drop_integration: For a `WsmsNet` whose γ is not 0: accept that the integrated map is dropped, and with it
+            the contribution of stages 2, 3 … to the logits.
 
     Returns:
         The backbone, (B, in_chans, H, W) → (B, num_classes).
 
     Raises:
         UserError: If the model is not such a network, has no such stage, or the stage alone would compute something
-                else; says what would be lost.
+            else; says what would be lost.
     """
     check_plain(model, stage, drop_integration)
     model.follow()

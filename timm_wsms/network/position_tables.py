@@ -53,7 +53,7 @@ def resample(table: torch.Tensor, shape: torch.Size, aspect: float = 1.0, grids:
         shape: Shape of the result, with as many axes.
         aspect: Height of the image divided by its width.
         grids: Heights and widths of the old and the new grid, if they are known. None: the squares, or rectangles of
-                that aspect, with as many entries as the table.
+            that aspect, with as many entries as the table.
 
     Raises:
         UserError: If a table could list two different grids.

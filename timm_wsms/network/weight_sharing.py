@@ -131,7 +131,7 @@ def build_sharing(
     Args:
         build: Builds the backbone for the other image size.
         backbone: The one that it shares with. The norms that are not shared are copied from it, and the parameters
-                whose shape depends on the image size are resampled from it.
+            whose shape depends on the image size are resampled from it.
         unshared_norms: As in `WsmsNet`.
         aspect: Height of the image divided by its width.
     """

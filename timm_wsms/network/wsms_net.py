@@ -42,12 +42,12 @@ class WsmsNet(FeatureMaps):
             for the paper's own backbones.
         share_weights: False for the paper's MS-Net: the same shape, nothing shared.
         unshared_norms: Norms of which every stage has its own: "batch" (the paper), "all" or "none"; "statistics": only
-                the running statistics of batch norms, while their scales and shifts are shared.
-            gamma: Initial value of γ: 0 leaves the backbone's logits as they are.
+            the running statistics of batch norms, while their scales and shifts are shared.
+        gamma: Initial value of γ: 0 leaves the backbone's logits as they are.
         img_size: Of the images, in pixels, for a backbone whose parameters depend on it; None: its default.
         feature_pyramid: Integrate the maps of the other levels too, for `forward_intermediates`.
         integrated_indices: With `feature_pyramid`, positions of the maps to integrate, as in `out_indices`; None: all.
-                A decoder that takes only some of the maps leaves the integration of the others without gradients.
+            A decoder that takes only some of the maps leaves the integration of the others without gradients.
         pyramid: 1, 1/2, 1/4 …, as many as `stages`; no other factors give maps that fit together.
 
     Raises:

@@ -52,9 +52,9 @@ class LoadPlan:
         kind: "none": no weights; "backbone": the backbone's own, which timm loads; "network": those of a multi-stage
             network, which `load_network` loads.
         weights: The state dict, if it had to be read to tell whose it is; None for a timm tag, and for formats that the
-                backbone reads itself.
-            cache_dir: For downloads.
-            from_tag: Arguments for building the backbone in any case: some backbones need their tag.
+            backbone reads itself.
+        cache_dir: For downloads.
+        from_tag: Arguments for building the backbone in any case: some backbones need their tag.
     """
 
     name: str

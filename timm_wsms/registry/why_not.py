@@ -25,7 +25,7 @@ def why_not(name: str) -> str | None:
 
     Args:
         name: `wsms_<backbone>`, `ms_<backbone>`, `wsmean_<backbone>`, or the backbone alone, which asks about the
-                first. With or without a pretrained tag.
+            first. With or without a pretrained tag.
     """
     architecture = get_arch_name(name)
     prefix = prefix_of(architecture)

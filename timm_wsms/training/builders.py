@@ -30,7 +30,7 @@ def build_accelerator(settings: Settings) -> "Accelerator":
 
     Raises:
         UserError: the device does not support the precision, a tracker's package is missing, or `accelerate config`
-                asks to split the network.
+            asks to split the network.
     """
     check_trackers(settings.trackers)
     return accelerator.build_accelerator(settings.precision, settings.trackers, settings.output)

@@ -9,7 +9,7 @@ from torch import nn
 
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.class_matching import label_names, match_classes
-from timm_wsms.model_checks import check_input
+from timm_wsms.model_checks import check_input, check_train_sizes
 from timm_wsms.registry.why_not import check_name
 from timm_wsms.training.builders import build
 from timm_wsms.training.loss import build_loss, with_stages
@@ -85,7 +85,10 @@ def build_teacher(settings: Settings, data_config: Mapping[str, Any], class_name
     # Keep the pretrained classifier: timm would replace it by a new one when the number of classes differs.
     classes = kwargs.pop("num_classes", None if kwargs["pretrained"] else len(class_names))
     model = build(name, kwargs, classes)
-    check_input(model, f"teacher {name}", data_config["input_size"], len(class_names))
+    check_input(model, f"teacher {name}", data_config["input_size"], len(class_names), kwargs="distill.teacher_kwargs")
+    channels = data_config["input_size"][0]
+    sides = settings.data.train_sizes
+    check_train_sizes(model, f"teacher {name}", channels, sides, len(class_names), "distill.teacher_kwargs")
     teacher = Teacher(model, data_config, class_names)
     if teacher.mean_kd.shape != teacher.mean.shape:
         raise UserError(f"teacher {name} was trained on images with other channels; choose another")

@@ -28,6 +28,7 @@ class Estimate:
         step: seconds of one optimizer step.
         since_start: `memory` is measured since the start of the process, including earlier networks, as on a CPU.
         streamed: images come from a stream, whose shuffle buffer is filled before an epoch's first step.
+        largest: the steps were at this side, the largest of several training sizes; None: there is one size.
     """
 
     memory: int
@@ -35,13 +36,16 @@ class Estimate:
     step: float
     since_start: bool
     streamed: bool
+    largest: int | None = None
 
     def __str__(self) -> str:
         since_start = " since its start" if self.since_start else ""
         buffer = ", not counting the time to fill the shuffle buffer in each epoch" if self.streamed else ""
+        side = f", at the largest of data.train_sizes ({self.largest} pixels)" if self.largest else ""
         return (
             f"peak memory {self.memory / 2**30:.2f} GiB per process{since_start}; "
-            f"about {self.seconds / 3600:.2g} hours at {self.step:.3g} seconds per step, from a single one{buffer}"
+            f"about {self.seconds / 3600:.2g} hours at {self.step:.3g} seconds per step, from a single one"
+            f"{side}{buffer}"
         )
 
 
@@ -80,6 +84,7 @@ def dry_run(trainer: Trainer, train_step: TrainStep) -> Estimate:
         seconds_per_step,
         since_start=accelerator.device.type != "cuda",
         streamed=isinstance(run.train_loader.split, Stream),
+        largest=max(settings.data.train_sizes) if settings.data.train_sizes else None,
     )
 
 

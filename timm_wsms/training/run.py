@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from timm_wsms.data import Loader, Split, Stream, data_config, load_data, make_loader, resolve_holdout, summary
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.object_size.curve import check_factors
-from timm_wsms.model_checks import check_input
+from timm_wsms.model_checks import check_input, check_train_sizes
 from timm_wsms.registry.why_not import check_name
 from timm_wsms.training import checkpoint
 from timm_wsms.training.builders import adapt, build, build_optimizer, scale_head
@@ -112,10 +112,9 @@ def build_run(settings: Settings, splits: tuple[Split | Stream, Split | Stream],
     config = data_config(network, settings.data)
     check_input(network, settings.model, config["input_size"], classes)
     channels, *_ = config["input_size"]
-    sizes = [(channels, side, side) for side in settings.data.train_sizes or ()]
-    for size in sizes:
-        check_input(network, settings.model, size, classes, "data.train_sizes")
+    check_train_sizes(network, settings.model, channels, settings.data.train_sizes, classes)
     micro_batch = micro_batch_size(settings, accelerator.num_processes)
+    sizes = [(channels, side, side) for side in settings.data.train_sizes or ()]
     train_sizes = sizes or [tuple(config["input_size"])]
     if micro_batch == 1:
         check_single_images(network, settings, train_sizes, accelerator.num_processes)
@@ -128,7 +127,10 @@ def build_run(settings: Settings, splits: tuple[Split | Stream, Split | Stream],
         "world_size": accelerator.num_processes,
         "device": accelerator.device,
     }
-    train_loader = make_loader(train_split, settings.data, config, train=True, seed=settings.seed, **share)
+    train_data = settings.data
+    if settings.dry_run and train_data.train_sizes:  # whose steps then take the most memory that a step can take
+        train_data = dataclasses.replace(train_data, train_sizes=[max(train_data.train_sizes)])
+    train_loader = make_loader(train_split, train_data, config, train=True, seed=settings.seed, **share)
     test_loader = make_loader(test_split, settings.data, config, train=False, **share)
     if len(train_loader) < settings.grad_accumulation:
         raise UserError(f"{len(train_split)} training images do not fill a batch; lower --batch_size")

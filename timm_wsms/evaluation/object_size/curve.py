@@ -89,8 +89,8 @@ class SizeCurve:
         top1: At each of them.
         interval: Interval of `top1`.
         consistency: Share of images for which the model predicts the same as at size 1, right or wrong, at each size
-                (after Zhang 2019, Making convolutional networks shift-invariant again, Section 4.2).
-            at_one: Accuracy at size 1, as `timm_wsms.evaluate` gives it.
+            (after Zhang 2019, Making convolutional networks shift-invariant again, Section 4.2).
+        at_one: Accuracy at size 1, as `timm_wsms.evaluate` gives it.
         area: Area under the curve over log size, divided by its width: the mean accuracy over log size.
         area_interval: Interval of `area`.
         worst: The lowest accuracy.
