@@ -140,9 +140,9 @@ def photographs_statements() -> list[str]:
         f"{ahead('default', alone, 'one size per batch')}, and with jitter by {ahead('jitter', alone, 'plain')} and "
         f"{ahead('jitter', alone, 'one size per batch')}, on small objects; on validation images by only "
         f"{statistics.mean(of_stage1):.2f} ± {statistics.stdev(of_stage1):.2f}.",
-        f"after 20 epochs (one run), stage 1 alone, at the plain network's cost, is ahead by {at_same_cost[0]} points, "
+        f"after 20 epochs (one run), stage 1 alone, at equal cost, is ahead by {at_same_cost[0]} points, "
         f"and by {at_same_cost[1]} at size 1; after 5 (three runs), by {at_same_cost[2]} and {at_same_cost[3]}. "
-        f"Averaging at 112 pixels is behind the plain network, by {behind[0]} points after 5 epochs and by {behind[1]} "
+        f"Averaging at 112 pixels is behind, by {behind[0]} points after 5 epochs and by {behind[1]} "
         "after 20.",
         f"{one[1.0]['accuracy']:.1f} % at {one[1.0]['cost']:.2f} of the plain network's arithmetic and "
         f"{one[2.0]['accuracy']:.1f} % at {one[2.0]['cost']:.2f}. Plain networks have {plain['accuracy']:.1f} % at 1 "

@@ -163,8 +163,7 @@ def test_the_document_has_what_was_tested():
     assert seeds["folds"] == found["default", "mean"]["folds"] == found["default", "plain"]["folds"] == [0, 1, 2]
     assert np.mean(seeds["area"]) == pytest.approx(found["default", "mean"]["against plain"]["area"][0], abs=0.02)
     each = ", ".join(f"{gain:+.2f}" for gain in seeds["area"]).replace("-", "−")
-    for form in ("mean at 128", "one size per batch"):
-        assert found["default", form]["folds"] == [0, 1, 2]
+    assert found["default", "mean at 128"]["folds"] == [0, 1, 2]
     assert f"points of area in three training runs ({each})" in words
     assert (
         f"with seed 0, where averaging is at {each.split(',')[0]}, a plain network trained at 112 pixels too" in words
