@@ -89,8 +89,8 @@ def test_a_damaged_cache_is_found(repo, client, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (Fault("HEAD .*model.safetensors", 503, 99, {"Retry-After": "0"}), "the Hub has a fault (HTTP 503)"),
-        (Fault("GET /lfs", 500), "the Hub has a fault (HTTP 500)"),
+        (Fault("HEAD .*model.safetensors", 503, 99, {"Retry-After": "0"}), "the Hub failed each time (HTTP 503)"),
+        (Fault("GET /lfs", 500), "the Hub failed each time (HTTP 500)"),
         (Fault("GET /lfs", 404), "the Hub refuses this for someone/small"),
     ],
 )

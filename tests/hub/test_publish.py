@@ -117,7 +117,7 @@ def test_faults_that_pass(hub, client, name):
             Fault("PUT /lfs", 503, 99, NO_WAIT),
             "the Hub failed each time (HTTP 503); someone/small is unchanged",
         ),
-        (Fault("/commit/", 500, 99, NO_WAIT), "the Hub has a fault (HTTP 500)"),
+        (Fault("/commit/", 500, 99, NO_WAIT), "the Hub failed each time (HTTP 500)"),
         (Fault("/commit/", 429, 99, {"Retry-After": "900"}), "too many requests to the Hub; run it again in 900 s"),
         (Fault("/commit/", 412), "someone/small has changed meanwhile"),
         (Fault("/preupload/", 403), "the token may not write to someone/small; make one with write access"),
