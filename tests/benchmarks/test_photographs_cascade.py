@@ -162,6 +162,7 @@ def test_the_tables_and_words_of_the_docs_are_the_report():
     assert (below, len(one[2.0]["each fold"])) == (3, 4)
     least, most = sorted(round(loss) for loss in lost)
     assert f"also at one size per batch, loses {least} to {most} points if it is given 91 pixels" in words
+    assert f"size 1, one size per batch has {whole[1]['accuracy']:.2f} %, as much as all stages" in words
     rivals, area = default["size 1"]["rivals"], default["area"]
     at64, at112 = (rivals[f"plain at {side}"][0] for side in (64, 112))
     small = {row["allowed"]: row for row in area["cascade"]}["the small image alone"]
