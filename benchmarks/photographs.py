@@ -85,7 +85,6 @@ FLOWERS = {
     "one size per batch": Form("tf_efficientnet_lite0", 128, ("--data.train_sizes", "[96, 128, 160]")),
     "concat": Form(WSMS, 112),
     "mean": Form(WSMS, 112, TWO),
-    "mean at 96": Form(WSMS, 96, TWO),
     "mean at 128": Form(WSMS, 128, TWO),  # whose stage 1 alone costs as much as "plain"
     "mean, lite1": Form("wsms_tf_efficientnet_lite1", 112, TWO, "lite1"),
     "mean, one size per batch": Form(WSMS, 112, (*TWO, "--data.train_sizes", "[84, 112, 140]")),
@@ -97,15 +96,12 @@ FLOWERS = {
 RESNET = "wsms_resnet10t"
 IMAGENETTE = {
     "plain": Form("resnet10t", 128, weights=None),
-    "plain, larger image": Form("resnet10t", 144, weights=None),
     "plain at 112": Form("resnet10t", 112, weights=None),
     "plain longer": Form("resnet10t", 128, ("--epochs", "6", "--eval_every", "6"), None),
     "next larger backbone": Form("resnet14t", 128, weights=None),
     "one size per batch": Form("resnet10t", 128, ("--data.train_sizes", "[96, 128, 160]"), None),
-    "concat": Form(RESNET, 112, weights=None),
     "mean": Form(RESNET, 112, TWO, None),
     "mean at 128": Form(RESNET, 128, TWO, None),
-    "mean, distilled": Form(RESNET, 112, FLOWERS["mean, distilled"].words, None),
     "mean at 128, distilled": Form(RESNET, 128, FLOWERS["mean, distilled"].words, None),
 }
 FORMS = {"flowers": FLOWERS, "imagenette": IMAGENETTE}
@@ -116,16 +112,12 @@ SCREEN = [
     ("mean", "default", "2e-3"),
     ("mean, distilled", "default", "1e-3"),
     ("one size per batch", "default", "1e-3"),
-    ("plain, larger image", "default", "1e-3"),
-    ("plain at 112", "default", "1e-3"),
-    ("mean at 96", "default", "1e-3"),
     ("mean", "jitter", "1e-3"),
     ("plain", "jitter", "1e-3"),
     ("mean of larger", "default", "1e-3"),
     ("mean, consistent", "default", "1e-3"),
     ("mean of three", "default", "1e-3"),
     ("plain longer", "default", "2e-3"),
-    ("mean, distilled", "jitter", "1e-3"),
     ("one size per batch", "jitter", "1e-3"),
     ("lite1", "default", "2e-3"),
     ("concat", "default", "1e-3"),

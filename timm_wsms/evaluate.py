@@ -22,7 +22,7 @@ from timm_wsms.errors import UserError
 from timm_wsms.evaluation import cascade, leaderboard
 from timm_wsms.evaluation.model_loading import file_name, timm_name
 from timm_wsms.evaluation.options import REMEDIES, AccuracyOptions, parse
-from timm_wsms.evaluation.setup import prepare, start
+from timm_wsms.evaluation.setup import Prepared, at_factor, prepare, start
 from timm_wsms.files import atomic_write_text
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def evaluate(names: list[str], options: AccuracyOptions) -> None:
         timm_name(name)  # all of them, before the first is evaluated
     if options.cascade is not None and not 0 < options.cascade < 100:
         raise UserError(f"--cascade is {options.cascade:g}; give points of accuracy between 0 and 100, such as 1")
+    if not all(0 < factor < float("inf") for factor in options.image_factors):
+        raise UserError(f"--image_factors is {options.image_factors}; give positive numbers, such as [0.5, 0.71]")
     accelerator = start(options)
     with accelerator.main_process_first():  # the others then find the data in the cache
         split = load_split(options.data_settings(), limit=options.limit, seed=options.seed)
@@ -58,11 +60,11 @@ def evaluate(names: list[str], options: AccuracyOptions) -> None:
         cascade.check(names, options, held_out, accelerator)
     results, rows = [], []
     for name in names:
-        result, row = measure(name, split, options, accelerator, held_out)
+        result, own_rows = measure(name, split, options, accelerator, held_out)
         results.append(result)
-        rows.append(row)
+        rows += own_rows
         count = evaluation.image_count(result["images"], result["left_out"])
-        accelerator.print(f"{name}: {row.accuracy:.2f} % of {count}")
+        accelerator.print(f"{name}: {result['top1']:.2f} % of {count}")
         if options.append and accelerator.is_main_process:
             shared = {"split": split.name, "precision": options.precision}
             figures = {name: value for name, value in result.items() if name != "per_class"}
@@ -85,7 +87,7 @@ def evaluate(names: list[str], options: AccuracyOptions) -> None:
 
 def measure(
     name: str, split: Split, options: AccuracyOptions, accelerator: Accelerator, held_out: Split | None = None
-) -> tuple[dict[str, Any], evaluation.Row]:
+) -> tuple[dict[str, Any], list[evaluation.Row]]:
     """Evaluates one model.
 
     Args:
@@ -96,7 +98,7 @@ def measure(
         held_out: other images, to calibrate a cascade on; None for no cascade.
 
     Returns:
-        All its figures, and its row in the table.
+        All its figures, and its rows in the table: one per image size.
 
     Raises:
         UserError: it cannot be loaded, or does not fit the data.
@@ -104,23 +106,21 @@ def measure(
     one = prepare(name, split, options, accelerator)
     if one.remark:
         accelerator.print(f"{name}: {one.remark}")
-    cost = evaluation.parameters(one.network), evaluation.multiplications(one.network, one.config["input_size"])
-    found = evaluation.predict(one.ordered, one.loader, accelerator, len(split), progress=True)
-    by_size = {} if split.object_sizes is None else evaluation.accuracy_by_size(found, split.object_sizes)
+    resized = [at_factor(one, name, split, options, accelerator, factor) for factor in options.image_factors]
+    found, row = predict(name, one, split, accelerator)
     if options.output and accelerator.is_main_process:
         folder = Path(options.output) / file_name(name)
         folder.mkdir(exist_ok=True)
         evaluation.write_classes(found, one.class_names, folder)
-    top1, top5 = evaluation.top1(found), evaluation.top5(found)
     result = {
         "model": name,
         "images": len(found),
         "left_out": split.skipped + len(split) - len(found),
-        "top1": top1,
-        "top5": top5,
-        **({"by_size": by_size} if by_size else {}),
-        "parameters": cost[0],
-        "multiplications": cost[1],
+        "top1": row.accuracy,
+        "top5": row.top5,
+        **({"by_size": row.by_size} if row.by_size else {}),
+        "parameters": row.parameters,
+        "multiplications": row.multiplications,
         "data_config": one.config,
         "model_kwargs": options.model_kwargs,
         "per_class": [dataclasses.asdict(each) for each in evaluation.by_class(found, one.class_names)],
@@ -128,9 +128,26 @@ def measure(
     if held_out is not None and cascade.is_cascade(one.network):
         settings, points = options.data_settings(), options.cascade or 0.0
         spent = cascade.measure_cascade(one, held_out, settings, accelerator, points, sweep=bool(options.output))
-        accelerator.print(f"\n{name}\n{cascade.cascade_table(spent, top1)}\n")
+        accelerator.print(f"\n{name}\n{cascade.cascade_table(spent, result['top1'])}\n")
         result["cascade"] = spent
-    return result, evaluation.Row(name, *cost, top1, by_size, top5, one.config["input_size"])
+    others = [predict(name, other, split, accelerator)[1] for other in resized]
+    if others:
+        result["image_sizes"] = [
+            {"input_size": other.input_size, "multiplications": other.multiplications, "top1": other.accuracy}
+            for other in others
+        ]
+    return result, [row, *others]
+
+
+def predict(
+    name: str, one: Prepared, split: Split, accelerator: Accelerator
+) -> tuple[evaluation.Predictions, evaluation.Row]:
+    """What a model says of every image, and its row in the table."""
+    cost = evaluation.parameters(one.network), evaluation.multiplications(one.network, one.config["input_size"])
+    found = evaluation.predict(one.ordered, one.loader, accelerator, len(split), progress=True)
+    by_size = {} if split.object_sizes is None else evaluation.accuracy_by_size(found, split.object_sizes)
+    top1, top5 = evaluation.top1(found), evaluation.top5(found)
+    return found, evaluation.Row(name, *cost, top1, by_size, top5, one.config["input_size"])
 
 
 def class_table(results: list[dict[str, Any]]) -> str:

@@ -45,10 +45,11 @@ def check_input(
     """
     size = "×".join(str(length) for length in input_size)
     was_training = network.training
+    device = next((parameter.device for parameter in network.parameters()), None)
     network.eval()
     try:
         with torch.no_grad():
-            logits = network(torch.zeros(1, *input_size))
+            logits = network(torch.zeros(1, *input_size, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
         if is_out_of_memory(error) or (isinstance(error, UserError) and option != "data.train_sizes"):
             raise

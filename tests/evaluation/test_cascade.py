@@ -76,6 +76,47 @@ def test_the_command(folders, capsys):
     assert found["plain_images_per_second"] > 0 < found["cascade_images_per_second"]
 
 
+@pytest.mark.slow  # runs the command
+def test_images_of_other_sizes(folders, capsys):
+    """Each has the figures of an evaluation with that input size."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet20_cifar", num_classes=10)
+    for module in model.modules():  # running statistics, so that it does not take all images for one class
+        module.momentum = None
+    pixels = load_split(DataSettings("digits"), limit=100).pixels
+    model(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1)
+    timm.models.save_for_hf(model, folders / "plain", safe_serialization=True)
+    found, words = {}, ["--data", "digits", "--limit", "100"]
+    for name, more in {"both": ["--image_factors", "[0.5, 1.25]"], "half": ["--input_size", "[3, 16, 16]"]}.items():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        evaluate.main([str(folders / "plain"), *words, *more, "--json", str(folders / "found.json")])
+        (found[name],) = json.loads((folders / "found.json").read_text())["models"]
+    half, larger = found["both"]["image_sizes"]
+    assert (half["input_size"], larger["input_size"]) == ([3, 16, 16], [3, 40, 40])
+    assert {key: found["half"][key] for key in ("multiplications", "top1")} == {
+        key: half[key] for key in list(half)[1:]
+    }
+    assert half["top1"] != found["both"]["top1"] and larger["multiplications"] > found["both"]["multiplications"]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(str(folders / "plain"))]
+    assert [row[1] for row in rows if "×" in row[1]][:3] == ["32×32", "16×16", "40×40"]
+
+
+@pytest.mark.parametrize(
+    ("model", "factors", "message"),
+    [
+        ("resnet20_cifar", "[0, 0.5]", "--image_factors is .0.0, 0.5.; give positive numbers"),
+        ("test_vit", "[0.33]", "cannot take images of 3×53×53.*; set other --image_factors"),
+    ],
+)
+def test_images_of_another_size_that_do_not_do_are_refused_at_once(model, factors, message, tmp_path, monkeypatch):
+    timm.models.save_for_hf(timm.create_model(model, num_classes=10), tmp_path, safe_serialization=True)
+    monkeypatch.setattr(evaluate, "predict", None)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    words = ["--data", "digits", "--limit", "40", "--image_factors", factors]
+    with pytest.raises(UserError, match=message):
+        evaluate.main([str(tmp_path), *words])
+
+
 def test_a_validation_split_serves_for_calibration(tmp_path, monkeypatch):
     from PIL import Image
 
@@ -140,6 +181,10 @@ def test_the_picture_has_a_curve_and_a_point(tmp_path):
         {"model": "plain", "multiplications": 3_000_000, "top1": 70.0},
     ]
     curves, points = cascade.curves_and_points(results)
-    assert curves == {"ours": [(4.0, 60.0)]} and points == {"plain": (3.0, 70.0)}
+    assert curves == {"ours, cascade": [(4.0, 60.0)]} and points == {"plain": (3.0, 70.0)}
+    sizes = [{"multiplications": 750_000, "top1": 50.0}, {"multiplications": 12_000_000, "top1": 75.0}]
+    curves, points = cascade.curves_and_points([results[0], {**results[1], "image_sizes": sizes}])
+    assert curves["plain, image size"] == [(0.75, 50.0), (3.0, 70.0), (12.0, 75.0)] and not points
+    points = {"plain": (3.0, 70.0)}
     path = plot_costs({"ours": [(1.0, 50.0), (4.0, 60.0)]}, points, tmp_path / "costs.png", "100 images")
     assert path.read_bytes()[:4] == b"\x89PNG"

@@ -200,16 +200,20 @@ def curves_and_points(
     """For the plot, for all models: million multiplications per image and top-1 in percent.
 
     Args:
-        results: Figures of each model, including those of its cascade if it has one.
+        results: Figures of each model, including those of its cascade and of its images of other sizes if it has any.
 
     Returns:
-        Curves of the cascades, and a point for each of the others.
+        Curves of the cascades and of the models at several image sizes, and a point for each of the others.
     """
     curves, points = {}, {}
     for one in results:
+        sizes = [one, *one.get("image_sizes", [])]
         if found := one.get("cascade"):
             plain = one["multiplications"] / found["exit_costs"][-1] / 1e6
-            curves[one["model"]] = [(cost * plain, accuracy) for cost, accuracy in found["sweep"]]
+            curves[f"{one['model']}, cascade"] = [(cost * plain, accuracy) for cost, accuracy in found["sweep"]]
+        elif len(sizes) > 1:
+            each = sorted((size["multiplications"] / 1e6, size["top1"]) for size in sizes)
+            curves[f"{one['model']}, image size"] = each
         else:
             points[one["model"]] = (one["multiplications"] / 1e6, one["top1"])
     return curves, points

@@ -101,7 +101,7 @@ def plot_costs(
     """Draws accuracy against arithmetic.
 
     Args:
-        curves: Model's name → (million multiplications, accuracy in percent) at several thresholds of its cascade.
+        curves: Label → (million multiplications, accuracy in percent) at several thresholds or image sizes.
         points: Model's name → the same for models whose cost is fixed.
         path: PNG file to write.
         title: On which data.
@@ -112,7 +112,7 @@ def plot_costs(
     figure = make_figure(width=6.5)
     axes = figure.subplots()
     for number, (name, curve) in enumerate(curves.items()):
-        axes.plot(*zip(*curve, strict=True), label=f"{name}, cascade", **curve_style(number, len(curve)))
+        axes.plot(*zip(*curve, strict=True), label=name, **curve_style(number, len(curve)))
     for number, (name, point) in enumerate(points.items(), start=len(curves)):
         axes.plot(*point, label=name, **{**curve_style(number, 1), "linestyle": "none", "markersize": 8})
     axes.set_ylabel("accuracy (%)")

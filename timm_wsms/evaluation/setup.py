@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,10 +100,27 @@ def prepare(name: str, split: Split, options: Options, accelerator: Accelerator)
         check_input(model, name, options.input_size, model.num_classes, option)
     config = data_config(model, settings, use_test_size=True)
     check_input(model, name, config["input_size"], model.num_classes, option)
-    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes, "device": accelerator.device}
-    loader = make_loader(split, settings, config, batch_size=options.batch_size, train=False, **share)
+    loader = _loader(split, config, options, accelerator)
     ordered = matched.model.to(accelerator.device)
     if options.channels_last:
         ordered.to(memory_format=torch.channels_last)
     order = getattr(ordered, "order", torch.arange(model.num_classes))
     return Prepared(model, ordered, order.argsort().tolist(), matched.class_names, config, loader, matched.remark)
+
+
+def at_factor(one: Prepared, name: str, split: Split, options: Options, accelerator: Accelerator, f: float) -> Prepared:
+    """The same model with images whose sides are f times as long, in pixels rounded to whole numbers.
+
+    Raises:
+        UserError: It does not accept images of that size.
+    """
+    channels, *sides = one.config["input_size"]
+    config = {**one.config, "input_size": (channels, *(max(1, round(side * f)) for side in sides))}
+    check_input(one.network, name, config["input_size"], one.network.num_classes, "other --image_factors")
+    return replace(one, config=config, loader=_loader(split, config, options, accelerator))
+
+
+def _loader(split: Split, config: dict[str, Any], options: Options, accelerator: Accelerator) -> Loader:
+    """This process's share of the split, prepared for evaluation."""
+    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes, "device": accelerator.device}
+    return make_loader(split, options.data_settings(), config, batch_size=options.batch_size, train=False, **share)
