@@ -29,8 +29,14 @@ from timm_wsms.files import atomic_write_text
 from timm_wsms.object_scaling import Border
 
 FORMS = {  # with the learning rate that fold 0 chose
-    "default": {"plain": "2e-3", "one size per batch": "1e-3", "mean": "1e-3"},
-    "jitter": {"plain": "1e-3", "one size per batch": "1e-3", "mean": "1e-3"},
+    "default": {"plain": "2e-3", "one size per batch": "1e-3", "mean": "1e-3", "mean at 128": "1e-3"},
+    "jitter": {"plain": "1e-3", "one size per batch": "1e-3", "mean": "1e-3", "mean at 128": "1e-3"},
+}
+ROWS = {  # of the tables: a form by all of its stages, or by stage 1 alone, as the plain backbone that it becomes
+    "plain": ("plain", False),
+    "one size per batch": ("one size per batch", False),
+    "averaging": ("mean", True),
+    "averaging at 128, stage 1 alone": ("mean at 128", False),
 }
 SMALL = SIZES[: ONE + 1]
 WEIGHTS = area_weights(SMALL)
@@ -49,21 +55,21 @@ def evaluate(run: Run, border: Border) -> None:
     print(path.stem, flush=True)
 
 
-def small_hits(stored: Arrays, other: Arrays | None, form: str) -> np.ndarray:
+def small_hits(stored: Arrays, other: Arrays | None, averaged: bool) -> np.ndarray:
     """Whether each test image is recognized at each size up to 1, (sizes, images).
 
     Args:
         stored: On the mean color.
         other: Below size 1, on another border.
-        form: One of `FORMS`.
+        averaged: By all stages; otherwise by the first.
     """
-    stages = range(len(stored["test_logits"])) if form == "mean" else [0]
+    stages = range(len(stored["test_logits"])) if averaged else [0]
     hits = correct(stored, "test", stages)[: len(SMALL)]
     return hits if other is None else np.concatenate([correct(other, "test", stages), hits[-1:]])
 
 
 def read_hits(regime: str, border: Border) -> dict[tuple[str, int], np.ndarray]:
-    """(form, fold) → hits, for all folds that were evaluated with all forms."""
+    """(row, fold) → hits, for all folds that were evaluated with all forms."""
     records = read_records()
     found = {}
     for fold in range(5):
@@ -71,10 +77,11 @@ def read_hits(regime: str, border: Border) -> dict[tuple[str, int], np.ndarray]:
         paths = {form: RESULTS / f"{name}_{border}.npz" for form, name in names.items()}
         if border != "mean" and not all(path.exists() for path in paths.values()):
             continue
-        for form, name in names.items():
-            if "test_logits" in records.get(name, ({}, {}))[1]:
+        for row, (form, averaged) in ROWS.items():
+            stored = records.get(names[form], ({}, {}))[1]
+            if "test_logits" in stored:
                 other = None if border == "mean" else dict(np.load(paths[form]))
-                found[form, fold] = small_hits(records[name][1], other, form)
+                found[row, fold] = small_hits(stored, other, averaged)
     return found
 
 
@@ -87,7 +94,7 @@ def report(regime: str) -> dict[str, Any]:
     found: dict[str, Any] = {"folds": folds, "sizes": SMALL, "borders": {}}
     for border in BORDERS:
         rows = {}
-        each = {form: np.concatenate([hits[border][form, fold] for fold in folds], 1) for form in FORMS[regime]}
+        each = {row: np.concatenate([hits[border][row, fold] for fold in folds], 1) for row in ROWS}
         for form, own in each.items():
             area = 100 * WEIGHTS @ own
             rows[form] = {"top1": (100 * own.mean(1)).round(2).tolist(), "area": round(float(area.mean()), 2)}
@@ -107,8 +114,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     borders: dict[Border, Any] = found["borders"]
     for border, forms in borders.items():
         for form, row in forms.items():
-            name = "averaging" if form == "mean" else form
-            cells = [BORDERS[border], name, *(f"{value:.1f}" for value in row["top1"]), f"{row['area']:.2f}"]
+            cells = [BORDERS[border], form, *(f"{value:.1f}" for value in row["top1"]), f"{row['area']:.2f}"]
             for other in ("plain", "one size per batch"):
                 gain = row.get(f"against {other}")
                 cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain) if gain else "")

@@ -116,21 +116,26 @@ def photographs_statements() -> list[str]:
     small, *_, large = report["sizes"]
     borders = read("photographs_borders")["trained_with"]
     on = {
-        (regime, name): borders[regime]["borders"][name]["mean"] for regime in borders for name in ("reflect", "blur")
+        (regime, name, row): borders[regime]["borders"][name][row]["against plain"]
+        for regime in borders
+        for name in ("mean", "reflect", "blur")
+        for row in ("averaging", "averaging at 128, stage 1 alone")
     }
-    rival = on["default", "reflect"]["against one size per batch"]
-    assert rival[1] < 0 < rival[2]
-    assert on["default", "blur"]["against plain"][1] < 0 < on["default", "blur"]["against plain"][2]
+    assert on["default", "blur", "averaging"][1] < 0 < on["default", "blur", "averaging"][2]
 
-    def on_border(regime: str, name: str) -> str:
-        return "{:.2f} ({:.2f} to {:.2f})".format(*on[regime, name]["against plain"])
+    def on_border(regime: str, name: str, row: str = "averaging at 128, stage 1 alone") -> str:
+        return "{:.2f} ({:.2f} to {:.2f})".format(*on[regime, name, row])
+
+    with_jitter = [on["jitter", name, "averaging at 128, stage 1 alone"] for name in ("mean", "reflect", "blur")]
+    assert all(low > 0 for _, low, _ in with_jitter)
 
     return [
         f"with its object at {small:.2f} to {large:.2f} times its size",
         "with a 95 % bootstrap interval over images",
-        f"it is {on_border('default', 'reflect')} points on the image's reflection, no more than "
-        "that of one size per batch",
-        f"with scale jitter the gains are {on_border('jitter', 'reflect')} and {on_border('jitter', 'blur')}",
+        f"{on_border('default', 'mean')} points on the image's mean color, {on_border('default', 'reflect')} on its "
+        f"reflection, {on_border('default', 'blur')} on its blurred copy; with scale jitter "
+        "{:.2f}, {:.2f} and {:.2f}.".format(*(gain for gain, _, _ in with_jitter)),
+        f"gains nothing on the blurred copy without jitter, and {on_border('jitter', 'blur', 'averaging')} with it",
         f"ahead of the plain network by {ahead('default', 'mean', 'plain')} points of area and of timm's one size per "
         f"batch by {ahead('default', 'mean', 'one size per batch')}",
         f"with scale jitter, the leads are {ahead('jitter', 'mean', 'plain')} and "

@@ -4,10 +4,10 @@
 
 Two sets of JPEG files are made in a temporary folder (see input_images.py): ImageNet's sizes, and 1600 × 1200. All read
 the same files for the same transform: random-resized crop to 224 (bicubic), flip, normalization; `_jitter` with timm's
-default color jitter before that. No worker processes, one thread. Each round takes other files; in a round all take
-turns, and each round begins with another one. Time is that of the processor (`time.process_time`), which other
-programs on the machine change less than the clock's; that is recorded beside it. A ratio is the median of the rounds'
-own ratios. Targets: with fast decoding 1.6 times the images/s of timm's loader, and 2.0 times at 1600 × 1200.
+default color jitter before that, `_sizes` with objects of 0.5 to 2 times their size (`data.scale_jitter`). No worker
+processes, one thread. Each round takes other files; in a round all take turns, and each round begins with another one.
+Time is that of the processor (`time.process_time`), which other programs on the machine change less than the clock's;
+that is recorded beside it. A ratio is the median of the rounds' own ratios. Targets: with fast decoding 1.6 times the images/s of timm's loader, and 2.0 times at 1600 × 1200.
 
 `timm` is timm's loader without its prefetcher, `timm_prefetcher` with it, so that batches are normalized, and
 `timm_uint8` the same without normalization, which is what the processor has to do where a GPU normalizes. `stage_…` are
@@ -126,9 +126,13 @@ def seconds(run: Callable[[], object], images: int) -> tuple[float, float]:
 def loaders(one: Round, folder: Path, jitter: float | None) -> Candidates:
     """Whole pipelines, from files to normalized batches."""
 
-    def ours(decoding: str) -> Iterable:
+    def ours(decoding: str, sizes: tuple[float, float] | None = None) -> Iterable:
         settings = DataSettings(
-            augmentation="timm", timm=TimmAugmentation(color_jitter=jitter), decoding=decoding, workers=0
+            augmentation="timm",
+            timm=TimmAugmentation(color_jitter=jitter),
+            decoding=decoding,
+            scale_jitter=sizes,
+            workers=0,
         )
         return make_loader(one.part, settings, CONFIG, batch_size=BATCH, train=True)
 
@@ -155,6 +159,8 @@ def loaders(one: Round, folder: Path, jitter: float | None) -> Candidates:
         "timm_prefetcher": prefetched,
         "timm_uint8": prefetched.loader,
     }
+    if jitter is None:
+        iterables |= {f"{decoding}_sizes": ours(decoding, (0.5, 2.0)) for decoding in ("fast", "full")}
     candidates = {name: lambda loader=loader: [None for _ in loader] for name, loader in iterables.items()}
     if jitter is None:
         candidates["torchvision"] = lambda: torchvision_loader(one.paths)

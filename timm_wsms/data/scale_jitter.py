@@ -124,7 +124,8 @@ class ScaleJitterCrop:
             sides = pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]
             color = np.concatenate(sides).mean(0)
         else:
-            color = pixels.mean((0, 1))
+            # exactly pixels.mean((0, 1)), which takes more than ten times as long
+            color = pixels.sum(0, dtype=np.uint32).sum(0) / math.prod(pixels.shape[:2])
         return np.full((*self.size, pixels.shape[2]), color.round(), np.uint8)
 
 
