@@ -128,7 +128,7 @@ def measure(
     if held_out is not None and cascade.is_cascade(one.network):
         settings, points = options.data_settings(), options.cascade or 0.0
         spent = cascade.measure_cascade(one, held_out, settings, accelerator, points, sweep=bool(options.output))
-        accelerator.print(f"\n{name}\n{cascade.cascade_table(spent, result['top1'])}\n")
+        accelerator.print(f"\n{name}\n{cascade.cascade_table(spent, evaluation.top1(found))}\n")
         result["cascade"] = spent
     others = [predict(name, other, split, accelerator)[1] for other in resized]
     if others:

@@ -7,7 +7,8 @@ the same files for the same transform: random-resized crop to 224 (bicubic), fli
 default color jitter before that, `_sizes` with objects of 0.5 to 2 times their size (`data.scale_jitter`). No worker
 processes, one thread. Each round takes other files; in a round all take turns, and each round begins with another one.
 Time is that of the processor (`time.process_time`), which other programs on the machine change less than the clock's;
-that is recorded beside it. A ratio is the median of the rounds' own ratios. Targets: with fast decoding 1.6 times the images/s of timm's loader, and 2.0 times at 1600 × 1200.
+that is recorded beside it. A ratio is the median of the rounds' own ratios. Targets: with fast decoding 1.6 times the
+images/s of timm's loader, and 2.0 times at 1600 × 1200.
 
 `timm` is timm's loader without its prefetcher, `timm_prefetcher` with it, so that batches are normalized, and
 `timm_uint8` the same without normalization, which is what the processor has to do where a GPU normalizes. `stage_…` are

@@ -2,6 +2,7 @@
 
 import timm
 import torch
+from timm.models import model_parameters
 from timm.utils import freeze
 from torch import nn
 
@@ -38,3 +39,23 @@ def test_a_square_classifier_may_be_transposed():
     transposed = state["backbone.fc.weight"].T.clone()
     model.load_state_dict(state | {"backbone.fc.weight": transposed})
     assert torch.equal(model.get_classifier().weight, transposed)
+
+
+def test_a_name_without_backbone_may_be_a_stage():
+    model = timm.create_model("wsms_test_convnext")
+    freeze(model, ["stages.2"])
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert any(name.startswith("backbone.stages.0.") for name in frozen)  # shared with stage 2 of the network
+
+
+def test_a_loop_over_modules_changes_a_shared_weight_once_per_stage():
+    model = build("batch")
+    before = model.backbone.conv1[0].weight.detach().clone()
+    model.apply(lambda module: module.weight.data.mul_(0.5) if isinstance(module, nn.Conv2d) else None)
+    assert torch.equal(model.backbone.conv1[0].weight, before * 0.5 ** len(model.backbones()))
+
+
+def test_timms_last_two_parameters_are_not_the_classifier():
+    model = build("batch")
+    kept = {id(parameter) for parameter in model_parameters(model, exclude_head=True)}
+    assert {id(parameter) for parameter in model.get_classifier().parameters()} <= kept

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from timm.layers import get_act_layer, get_norm_layer
+
 from timm_wsms.errors import UserError
 
 LOCATIONS = ("url", "file", "hf_hub_id", "hf_hub_filename", "state_dict", "custom_load")
@@ -28,6 +30,31 @@ def _widths(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(_count(n) and 0 < n <= 1024 for n in value)
 
 
+def _flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= LARGEST
+
+
+def _counts(value: Any) -> bool:
+    each = value if isinstance(value, (list, tuple)) else (value,)
+    return 0 < len(each) <= 16 and all(_count(number) for number in each)
+
+
+def _layer(find: Callable[[str], Any]) -> Callable[[Any], bool]:
+    """Whether timm finds a layer under a name."""
+
+    def known(value: Any) -> bool:
+        try:
+            return type(value) is str and find(value) is not None
+        except (KeyError, AssertionError):
+            return False
+
+    return known
+
+
 # Backbone arguments that a file may give; a user's own call may give whatever the backbone takes.
 BACKBONE_ARGS: dict[str, Callable[[Any], bool]] = {
     "num_classes": _count,
@@ -36,8 +63,13 @@ BACKBONE_ARGS: dict[str, Callable[[Any], bool]] = {
     "img_size": _size,
     "drop_rate": _rate,
     "drop_path_rate": _rate,
-    "dynamic_img_size": lambda value: type(value) is bool,
-    "strict_img_size": lambda value: type(value) is bool,
+    **dict.fromkeys(("dynamic_img_size", "strict_img_size", "class_token", "no_embed_class", "qk_norm"), _flag),
+    **dict.fromkeys(("fc_norm", "use_fc_norm", "distillation"), _flag),  # timm's `reset_classifier` records these
+    **dict.fromkeys(("init_values", "bn_eps", "bn_momentum", "mlp_ratio"), _number),
+    **dict.fromkeys(("reg_tokens", "embed_dim", "depth", "depths", "dims", "num_heads", "window_size"), _counts),
+    "act_layer": _layer(get_act_layer),
+    "norm_layer": _layer(get_norm_layer),
+    "pad_type": lambda value: value in ("", "same", "valid"),
     "output_stride": lambda value: value in (8, 16, 32),
     "patch_size": _size,
     "channels": _widths,
@@ -56,8 +88,10 @@ def check_model_args(arguments: Mapping[str, Any], network_args: Collection[str]
     """
     for key, value in arguments.items():
         if key not in network_args and key not in BACKBONE_ARGS:
-            known = ", ".join((*network_args, *BACKBONE_ARGS))
-            raise UserError(f"the config's model_args have an unknown argument {key!r}; known are {known}")
+            raise UserError(
+                f"the config's model_args have an unknown argument {key!r}, which only the caller may give; "
+                "take it out of config.json and give it to create_model"
+            )
         if key in BACKBONE_ARGS and value is not None and not BACKBONE_ARGS[key](value):
             raise UserError(f"the config's model_args say {key} = {str(value)[:60]!r}, which no network accepts")
         numbers = value if isinstance(value, (list, tuple)) else (value,)

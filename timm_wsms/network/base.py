@@ -1,12 +1,13 @@
 """What every network of stages is to timm and to PyTorch: one model, with each tensor once in its state dict."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.fx
 from timm.layers import ClassifierHead
+from timm.models import get_model_input_config
 from torch import nn
 
 from timm_wsms.errors import UserError
@@ -15,9 +16,14 @@ from timm_wsms.network.checkpointing_bn import update_statistics_once
 from timm_wsms.network.fx import FeatureCall
 from timm_wsms.network.pyramid import make_pyramid
 from timm_wsms.network.ties import Ties, duplicate_keys
+from timm_wsms.timm_private import model_args, update_model_args
 
 GROUPS = {"stem": r"^\w+_embed|^cls_token", "blocks": r"^\w+\.(\d+)"}  # for layer decay, where a backbone names none
 
+REMEDIES = {  # for what a backbone can do and a network of stages cannot
+    "set_input_size": "create it with img_size, from its saved weights: timm resamples their position tables",
+    "set_distilled_training": "its backbones return one output; train the plain backbone with it",
+}
 PARTS = ("backbone", "stages", "integration", "feature_pyramid")  # the layers of the network itself, besides `head`
 CLASSIFIERS = ("fc", "classifier", "head")  # what timm's models call theirs
 
@@ -56,6 +62,11 @@ class MultiStageNet(nn.Module):
         self.stages = nn.ModuleDict()
         self.head = None
         self.num_features = backbone.num_features
+        for layout in ("output_fmt", "feature_dim"):  # timm's, where a backbone's features are not NCHW
+            if hasattr(backbone, layout):
+                setattr(self, layout, getattr(backbone, layout))
+        # timm would read it from the config, which says yes even for a ViT with dynamic_img_size
+        self._traits = {"fixed_input_size": get_model_input_config(backbone)["fixed_input_size"]}
         self.backbone_features = FeatureCall(type(backbone))
         self.compiled_stages, self.has_graph_per_stage = False, True
         self.ties: Ties | None = None
@@ -79,6 +90,17 @@ class MultiStageNet(nn.Module):
             if name in getattr(self._modules.get("backbone"), "_modules", ()):
                 raise UserError(f"setting model.{name} would have no effect; set model.backbone.{name}")
         super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """As in PyTorch, except that the error for what only the stages' backbones have says where to find it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            backbone = self.__dict__.get("_modules", {}).get("backbone")
+            if name.startswith("_") or not hasattr(backbone, name):
+                raise
+            remedy = REMEDIES.get(name, f"stage 1 has it, as model.backbone.{name}")
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; {remedy}") from None
 
     @property
     def starts_as_backbone(self) -> bool:
@@ -163,14 +185,41 @@ class MultiStageNet(nn.Module):
         several = isinstance(classifier, (tuple, list))
         return tuple(names[id(part)] for part in classifier) if several else names[id(classifier)]
 
+    @property
+    def drop_rate(self) -> float:
+        """Dropout before the classifier."""
+        return self.backbone.drop_rate if self.head is None else self.head.drop.p
+
+    @drop_rate.setter
+    def drop_rate(self, rate: float) -> None:
+        if self.head is not None:
+            self.head.drop.p = rate
+        for part in self.backbones():
+            part.drop_rate = rate
+
+    @property
+    def grad_checkpointing(self) -> bool:
+        """Whether activations are recomputed in the backward pass, see `set_grad_checkpointing`."""
+        return self.backbone.grad_checkpointing
+
+    @grad_checkpointing.setter
+    def grad_checkpointing(self, enable: bool) -> None:
+        self.set_grad_checkpointing(enable)
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier (0: none), and the pooling unless it is None ("": none)."""
         if self.head is not None:
             self.head.reset(num_classes, global_pool)
-        elif global_pool is None:
-            self.backbone.reset_classifier(num_classes)
         else:
-            self.backbone.reset_classifier(num_classes, global_pool)
+            self._reset_heads([self.backbone], num_classes, global_pool)
+
+    def _reset_heads(self, parts: Sequence[TimmModel], num_classes: int, global_pool: str | None) -> None:
+        """Reset the classifiers of some stages, stage 1 first; what timm records about it belongs to the network."""
+        before = model_args(self.backbone)
+        for part in parts:
+            part.reset_classifier(num_classes, *(() if global_pool is None else (global_pool,)))
+        found = model_args(self.backbone).items()
+        update_model_args(self, **{name: value for name, value in found if before.get(name, ...) != value})
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass; running statistics are still updated once a step."""

@@ -169,3 +169,8 @@ class WsmsFeatures(FeatureGetterNet):
     (segmentation_models.pytorch asks for all, DeepLabV3+ takes two), `integrated_indices` says which are integrated:
     the others are the backbone's, without parameters that DDP would wait for. `fusion="mean"` has no such parameters.
     """
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass, as `MultiStageNet.set_grad_checkpointing`."""
+        network: Any = self.model
+        network.set_grad_checkpointing(enable)

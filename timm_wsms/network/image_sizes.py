@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from timm.layers import to_2tuple
+from timm.layers import DropBlock2d, to_2tuple
 from torch import nn
 
 from timm_wsms.network.backbone_traits import Size, TimmModel, traits_of
@@ -65,7 +65,8 @@ def whole_multiple(backbone: TimmModel, reduction: int, flat: bool) -> int:
         flat: Whether it keeps one resolution: then only whole patches are possible.
     """
     modules = [*backbone.modules()]
-    blocks = max(getattr(module, "block_size", 1) for module in modules)  # halo and bilinear attention
+    # of halo and bilinear attention; DropBlock's is of what it drops
+    blocks = max(getattr(module, "block_size", 1) for module in modules if not isinstance(module, DropBlock2d))
     attends = blocks > 1 or any(hasattr(module, "self_attn") for module in modules)  # BoTNet: positions of whole maps
     # next to a convolution that rounds odd sides up, this pooling rounds them down (resnetaa50)
     pooled = any(isinstance(getattr(module, "aa", None), nn.AvgPool2d) for module in modules)

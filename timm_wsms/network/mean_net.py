@@ -99,10 +99,9 @@ class WsmsMeanNet(MultiStageNet):
         """Replace the classifier of every stage (0: none), and the pooling unless it is None ("": none)."""
         kept = {*self.modules()}
         self.forget_sharing()
-        for part in self.backbones():
-            part.reset_classifier(num_classes, *(() if global_pool is None else (global_pool,)))
-            if self.share_weights:
-                share_new(part, self.backbone, kept, self.unshared_norms)
+        self._reset_heads(self.backbones(), num_classes, global_pool)
+        for part in self.backbones() if self.share_weights else ():
+            share_new(part, self.backbone, kept, self.unshared_norms)
         self.record_sharing()
 
     def set_stagewise_training(self, enable: bool = True, features: bool = False) -> None:

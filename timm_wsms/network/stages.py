@@ -39,8 +39,12 @@ class Level:
 
 
 def levels_info(backbone: TimmModel) -> list[dict[str, Any]]:
-    """timm's `feature_info` of the backbone as a new list, whether timm has it as a list or as an object."""
-    return [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]
+    """timm's `feature_info` of the backbone as a new list, whether timm has it as a list or as an object.
+
+    The names of modules are those in the network, where the backbone is stage 1.
+    """
+    entries = [dict(backbone.feature_info[i]) for i in range(len(backbone.feature_info))]
+    return [entry | ({"module": f"backbone.{entry['module']}"} if entry.get("module") else {}) for entry in entries]
 
 
 def levels(backbone: TimmModel) -> list[Level]:

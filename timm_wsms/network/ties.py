@@ -3,7 +3,8 @@
 A stage's layer holds the same `Parameter` objects as the backbone's layer at the same path, in dictionaries of its own:
 PyTorch's tied weights. Anything that replaces a tensor or a layer (`prune`, `weight_norm`, LoRA, `.to("meta")`,
 `assign=True` …) reaches only one of the layers. The stages then follow the backbone: their layers take its new tensor;
-if its layer was re-parametrized or replaced, the stages use that same layer.
+if its layer was re-parametrized or replaced, the stages use that same layer. So they do with layers that have no
+tensors, such as activations.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from torch import nn
 from timm_wsms.errors import UserError
 
 Entries = dict[str, Any]  # of a module: its `_parameters`, `_buffers` or `_modules`
+Follower = tuple[Entries, str, nn.Module, Entries, nn.Module]  # a stage's entries, name and module, the backbone's
 
 
 class Ties:
@@ -50,6 +52,9 @@ class Ties:
         """
         if self._intact():
             return
+        for own, name, module, leading, lead in self._without_tensors:
+            if own.get(name) is module and (new := leading.get(name)) is not lead:
+                own[name] = new
         for key, owner in self.keys:
             stage, backbone = find_owner(model, key), find_owner(model, owner)
             found, leading = find_tensor(stage, key), find_tensor(backbone, owner)
@@ -106,8 +111,10 @@ class Ties:
         return next((path for path, module in modules.items() if module is not self._modules.get(path)), None)
 
     def _intact(self) -> bool:
-        return all(entries.get(name) is module for entries, name, module in self._places) and all(
-            own.get(name, self) is leading.get(lead) for own, name, leading, lead in self._pairs
+        return (
+            all(entries.get(name) is module for entries, name, module in self._places)
+            and all(own.get(name, self) is leading.get(lead) for own, name, leading, lead in self._pairs)
+            and all(leading.get(name) is lead for _, name, _, leading, lead in self._without_tensors)
         )
 
     def _watch(self, model: nn.Module) -> None:
@@ -133,6 +140,20 @@ class Ties:
             if not isinstance(stage._non_persistent_buffers_set, _NotPersistent):
                 stage._non_persistent_buffers_set = _NotPersistent(stage._non_persistent_buffers_set)
             stage._non_persistent_buffers_set.tied.add(_name(key))
+        self._without_tensors = [*self._find_without_tensors(model, modules)]
+
+    def _find_without_tensors(self, model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Follower]:
+        """The stages' modules that have no tensors, with the backbone's at the same paths."""
+        stages = {key.removesuffix(owner) for key, owner in self.keys if key.endswith(owner)}
+        with_tensors = {path for key, _ in named_tensors(model) for path in _prefixes(key)}
+        for path, lead in modules.items():
+            parent, _, name = path.rpartition(".")
+            if not path.startswith("backbone.") or path in with_tensors:
+                continue
+            for stage in stages:
+                own = modules.get(stage + path)
+                if own is not None and type(own) is type(lead) and stage + path not in with_tensors:
+                    yield modules[stage + parent]._modules, name, own, modules[parent]._modules, lead
 
 
 class _NotPersistent(set[str]):

@@ -73,9 +73,6 @@ class WsmsNet(FeatureMaps):
         check_choice("unshared_norms", unshared_norms, UnsharedNorms)
         super().__init__(backbone := build_backbone())
         self.layout = feature_layout(backbone)
-        for layout in ("output_fmt", "feature_dim"):  # timm's, where a backbone's features are not NCHW
-            if hasattr(backbone, layout):
-                setattr(self, layout, getattr(backbone, layout))
         cuts = _choose_levels(backbone, stages if pyramid is None else _count_halvings(pyramid, stages))
         paper = getattr(backbone, "wsms_defaults", {})
         residual = paper.get("residual", True) if residual is None else residual

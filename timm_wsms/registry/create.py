@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg
 
 from timm_wsms.network.base import MultiStageNet
@@ -56,7 +57,10 @@ def create(
             check_size(build, sum(tensor.numel() for tensor in plan.weights.values()), plan.where)
         network = build()
         if plan.kind == "network":
-            load_network(network, plan)
+            trained = to_2tuple(from_file.get("img_size") or plan.cfg.input_size[1:])
+            resized = to_2tuple(backbone_args.get("img_size") or trained) != trained
+            original = partial(build_network, plan, arguments, {**backbone_args, "img_size": trained})
+            load_network(network, plan, original if resized else None)
         return network
 
     model: Any = build_model_with_cfg(

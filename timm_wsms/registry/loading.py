@@ -11,6 +11,7 @@ from torch import nn
 from timm_wsms.errors import UserError
 from timm_wsms.network.base import MultiStageNet
 from timm_wsms.registry.loading_errors import explain, explained
+from timm_wsms.registry.resampling import resample_tables
 from timm_wsms.registry.weights import FOLDERS, LoadPlan
 
 _logger = logging.getLogger(__name__)
@@ -39,13 +40,14 @@ def load_backbone(plan: LoadPlan, build: Callable[..., nn.Module]) -> nn.Module:
     return backbone
 
 
-def load_network(network: MultiStageNet, plan: LoadPlan) -> None:
+def load_network(network: MultiStageNet, plan: LoadPlan, build_original: Callable[[], MultiStageNet] | None) -> None:
     """Load the weights of a multi-stage network. All must fit; only the classifier starts fresh, and only where the
-    network has another number of classes than the weights.
+    network has another number of classes than the weights. Position tables are resampled for another image size.
 
     Args:
         network: A network of the architecture that the weights are for.
         plan: A plan of kind "network".
+        build_original: Builds the network for the image size that the weights are for, if it is another.
 
     Raises:
         UserError: If they do not fit.
@@ -60,6 +62,9 @@ def load_network(network: MultiStageNet, plan: LoadPlan) -> None:
     added = [key for key in own if key.startswith("feature_pyramid.") and key not in weights]
     weights = {key: tensor for key, tensor in weights.items() if key not in fresh}
     weights |= {key: own[key] for key in (*fresh, *added) if key in own}
+    if build_original is not None:
+        with explained(plan.where, plan.name, plan.backbone):
+            weights = resample_tables(network, weights, build_original)
     source = {
         "state_dict": weights,
         "architecture": plan.name,
