@@ -185,3 +185,45 @@ def of_screening(found: Iterable[dict[str, Any]]) -> list[str]:
 def spread(row: dict[str, Any]) -> str:
     """The areas with all learning rates, in words."""
     return ", ".join(f"{area:.2f} with {float(lr):g}" for lr, area in row["area_by_learning_rate"].items())
+
+
+# What was aimed at: way to use a network, regime of training → least gain in area, and on small objects if that counts.
+# The opponent is the better of the plain network and one size per batch, in area; after 20 epochs as after 5.
+AVERAGING, STAGE1 = "mean", "mean at 128, stage 1 alone"
+TARGETS: dict[tuple[str, str], tuple[float, float | None]] = {
+    (AVERAGING, "default"): (3.0, 1.5),
+    (AVERAGING, "jitter"): (1.5, 0.7),
+    (STAGE1, "default"): (1.5, None),
+    (STAGE1, "jitter"): (0.7, None),
+}
+NO_LOSS = {"flowers": -1.0, "imagenette": -0.7}  # the least lower end of the interval at size 1
+
+
+def of_targets(flowers: Iterable[dict[str, Any]], imagenette: Iterable[dict[str, Any]]) -> list[str]:
+    """The lines of docs/results.md: what was aimed at on test images, and whether it was reached."""
+    lines = []
+    for data, found in {"flowers": flowers, "imagenette": imagenette}.items():
+        rows = {(row["regime"], row["form"]): row for row in found}
+        for (form, of_regime), (area, small) in TARGETS.items():
+            for regime in (of_regime, "20 epochs") if (of_regime, data) == ("default", "imagenette") else (of_regime,):
+                if (regime, form) not in rows:
+                    continue
+                rivals = [rows[regime, name] for name in ("plain", "one size per batch") if (regime, name) in rows]
+                rival = max(rivals, key=lambda row: row["area"])["form"]
+                gains = rows[regime, form][f"against {rival}"]
+                missed = [
+                    name
+                    for name, value, least in (
+                        ("area", gains["area"][0], area),
+                        ("small", gains["small"][0], small),
+                        ("size 1", gains["size 1"][1], NO_LOSS[data]),
+                    )
+                    if least is not None and value < least
+                ]
+                name = "averaging, 112 pixels" if form == AVERAGING else "stage 1 alone, 128 pixels"
+                trained = {"default": "crop", "jitter": "crop and scale jitter"}.get(regime, "crop, 20 epochs")
+                cells = [data.capitalize(), trained, name, rival, f"{area:+.1f}", interval(gains["area"])]
+                cells += ["" if small is None else f"{small:+.1f}", interval(gains["small"]), interval(gains["size 1"])]
+                cells.append("no: " + ", ".join(missed) if missed else "yes")
+                lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+    return lines

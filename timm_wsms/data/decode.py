@@ -5,7 +5,6 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,15 +108,18 @@ def _file(value: dict[str, Any]) -> bytes:
     """An image's file."""
     if value["bytes"] is not None:
         return value["bytes"]
-    if not os.path.exists(value["path"]):
+    try:
+        status = os.stat(value["path"])
+    except (OSError, ValueError):
         return _fetched(value["path"])  # not on this machine, but perhaps `datasets` finds it
-    _check_regular(value["path"])
-    return Path(value["path"]).read_bytes()
+    _check_regular(status)
+    with open(value["path"], "rb", buffering=0) as file:
+        return file.read()
 
 
-def _check_regular(path: str) -> None:
+def _check_regular(status: os.stat_result) -> None:
     """Refuses pipes and devices, whose content may never end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is not a file, but a folder, a device or a pipe")
 
 
@@ -140,7 +142,7 @@ def open_head(value: Mapping[str, Any]) -> Image.Image:
     """Opens an image without decoding its pixels; raises whatever Pillow raises."""
     if value["bytes"] is not None:
         return open_image(BytesIO(value["bytes"]))
-    _check_regular(value["path"])
+    _check_regular(os.stat(value["path"]))
     return open_image(value["path"])
 
 

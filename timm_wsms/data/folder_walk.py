@@ -71,6 +71,13 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in formats.items() if kind in Image.OPEN and kind not in NO_PIXELS)
 
 
+@cache
+def kinds() -> tuple[str, ...]:
+    """The formats that Pillow decodes itself, JPEG first: Pillow tries one after the other."""
+    Image.init()
+    return tuple(sorted((kind for kind in Image.ID if kind not in NO_PIXELS), key=lambda kind: kind != "JPEG"))
+
+
 def open_image(file: str | Path | IO[bytes]) -> Image.Image:
     """Pillow's `Image.open`, limited to the formats that Pillow decodes itself, whatever the file is called.
 
@@ -78,8 +85,7 @@ def open_image(file: str | Path | IO[bytes]) -> Image.Image:
         ValueError: The image is too large.
         Exception: Whatever Pillow raises if it is not an image.
     """
-    Image.init()
-    image = Image.open(file, formats=[kind for kind in Image.ID if kind not in NO_PIXELS])
+    image = Image.open(file, formats=kinds())
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:  # Pillow itself refuses twice as many
         raise ValueError(
