@@ -65,6 +65,9 @@ flowers|mean|jitter|1e-3|0 1 2 3 4
 flowers|mean at 128|default|1e-3|0 2 3 4
 flowers|mean at 128|jitter|1e-3|0 2 3 4
 flowers|plain longer|default|2e-3|0 2 3 4
+flowers|plain longer|jitter|1e-3|0 2 3 4
+flowers|plain|narrow|2e-3|0
+flowers|mean at 128|narrow|1e-3|0
 flowers|mean, distilled|default|1e-3|0
 flowers|mean, consistent|default|1e-3|0
 flowers|lite1|default|2e-3|0
@@ -80,8 +83,12 @@ imagenette|plain|20 epochs|4e-3|0
 imagenette|mean|20 epochs|4e-3|0
 imagenette|mean at 128|20 epochs|4e-3|0
 imagenette|one size per batch|20 epochs|4e-3|0
-imagenette|plain|jitter|4e-3|0
-imagenette|mean at 128|jitter|4e-3|0
+imagenette|plain|jitter|4e-3|0 1 2
+imagenette|mean at 128|jitter|4e-3|0 1 2
+imagenette|one size per batch|jitter|4e-3|0 1 2
+imagenette|mean at 128, distilled|default|4e-3|0
+imagenette|plain longer|default|4e-3|0
+imagenette|next larger backbone|default|4e-3|0
 RUNS
 "$PYTHON" -m benchmarks.photographs_report
 "$PYTHON" -m benchmarks.photographs_cascade

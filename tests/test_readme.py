@@ -104,11 +104,12 @@ def photographs_statements() -> list[str]:
         for mean, low, high in (imagenette[regime]["area"] for regime in ("default", "20 epochs"))
     ]
     (alone20,) = (row for row in report["imagenette_test"] if (row["regime"], row["form"]) == ("20 epochs", alone))
+    (alone_jitter,) = (r for r in report["imagenette_test"] if (r["regime"], r["form"]) == ("jitter", alone))
     (alone5,) = (row for row in report["imagenette_test"] if (row["regime"], row["form"]) == ("default", alone))
-    assert alone20["arithmetic"] == alone5["arithmetic"] == 1 and alone5["folds"] == [0, 1, 2]
+    assert alone20["arithmetic"] == alone5["arithmetic"] == 1 and alone5["folds"] == [0, 1, 2] == alone_jitter["folds"]
     at_same_cost = [
         "{:.2f} ({:.2f} to {:.2f})".format(*row["against plain"][part])
-        for row, part in itertools.product((alone20, alone5), ("area", "size 1"))
+        for row, part in itertools.product((alone20, alone5, alone_jitter), ("area", "size 1"))
     ]
     folds = {(row["regime"], row["form"]): row["against plain"] for row in report["folds"] if "against plain" in row}
     validation, of_stage1 = folds["jitter", "mean"]["area"], folds["jitter", "mean at 128"]["stage 1 alone"]
@@ -146,9 +147,9 @@ def photographs_statements() -> list[str]:
         f"{ahead('jitter', alone, 'one size per batch')}, on small objects; on validation images by only "
         f"{statistics.mean(of_stage1):.2f} ± {statistics.stdev(of_stage1):.2f}.",
         f"after 20 epochs (one run), stage 1 alone, at equal cost, is ahead by {at_same_cost[0]} points, "
-        f"and by {at_same_cost[1]} at size 1; after 5 (three runs), by {at_same_cost[2]} and {at_same_cost[3]}. "
-        f"Averaging at 112 pixels is behind, by {behind[0]} points after 5 epochs and by {behind[1]} "
-        "after 20.",
+        f"and by {at_same_cost[1]} at size 1; after 5 (three runs), by {at_same_cost[2]} and {at_same_cost[3]}, "
+        f"with scale jitter by {at_same_cost[4]} and {at_same_cost[5]}. Averaging at 112 pixels "
+        f"is behind, by {behind[0]} points after 5 epochs and by {behind[1]} after 20.",
         f"{one[1.0]['accuracy']:.1f} % at {one[1.0]['cost']:.2f} of the plain network's arithmetic and "
         f"{one[2.0]['accuracy']:.1f} % at {one[2.0]['cost']:.2f}. Plain networks have {plain['accuracy']:.1f} % at 1 "
         f"and, trained at 64 pixels, {at64['accuracy']:.1f} % at {at64['cost']:.2f}",

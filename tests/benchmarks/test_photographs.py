@@ -117,6 +117,8 @@ def test_the_document_has_what_was_tested():
     longer = rows["mean at 128, stage 1 alone"]["against plain longer"]
     gains = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*longer[part]) for part in ("area", "size 1")]
     assert f'trained 1.25 times as long ("plain longer") by {gains[0]} and {gains[1]}.' in words
+    targets = photographs_tables.of_targets(report["test"], report["imagenette_test"])
+    assert len(targets) == 9 and [line for line in targets if line not in document.splitlines()] == []
     at_equal_cost = rows["mean, stage 1 alone"]["against plain at 112"]["area"]
     assert "chosen at 128, it is ahead by {:+.2f} [{:+.2f}, {:+.2f}].".format(*at_equal_cost) in words
     jitter = {row["form"]: row for row in report["test"] if row["regime"] == "jitter"}
@@ -126,6 +128,7 @@ def test_the_document_has_what_was_tested():
         ("mean, stage 1 alone", "one size per batch"),
         ("mean at 128, stage 1 alone", "plain"),
         ("mean at 128, stage 1 alone", "one size per batch"),
+        ("mean at 128, stage 1 alone", "plain longer"),
         ("one size per batch", "plain"),
     ):
         gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*jitter[form][f"against {other}"]["area"]).replace("-", "−")
@@ -154,7 +157,13 @@ def test_the_document_has_what_was_tested():
         ("20 epochs", "mean at 128, stage 1 alone", "plain", every),
         ("20 epochs", "mean at 128, stage 1 alone", "one size per batch", ["area", "size 1"]),
         ("20 epochs", "mean at 128", "plain", ["area", "large"]),
-        ("jitter", "mean at 128, stage 1 alone", "plain", ["area", "size 1"]),
+        ("jitter", "mean at 128, stage 1 alone", "plain", every),
+        ("jitter", "mean at 128, stage 1 alone", "one size per batch", ["area", "size 1"]),
+        ("jitter", "one size per batch", "plain", ["area", "size 1"]),
+        ("default", "plain longer", "plain", ["area", "size 1"]),
+        ("default", "plain longer", "mean at 128, stage 1 alone", ["area", "size 1"]),
+        ("default", "next larger backbone", "plain", ["area", "size 1"]),
+        ("default", "mean at 128, distilled, stage 1 alone", "mean at 128, stage 1 alone", ["area", "size 1"]),
     ):
         for part in parts:
             gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*found[regime, form][f"against {other}"][part])

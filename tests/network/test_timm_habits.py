@@ -1,5 +1,8 @@
 """What users know from timm's models works on networks of stages, or the error says what to do instead."""
 
+import copy
+import json
+
 import pytest
 import timm
 import torch
@@ -7,6 +10,8 @@ from timm.data.model_config import resolve_input_data_config
 from timm.models import save_for_hf
 from torch import nn
 
+import timm_wsms
+from tests.helpers.networks import randomize
 from timm_wsms import UserError
 
 FORMS = ("wsms_", "wsmean_")
@@ -190,8 +195,101 @@ def test_stages_follow_layers_without_tensors(prefix):
     assert "3" not in model.stages or isinstance(model.stages["3"].backbone.act1, nn.GELU)
 
 
+@each_prefix
+def test_a_layer_with_parameters_in_place_of_one_without(prefix):
+    """Its parameters are shared, and it may be replaced again; each stage has a module of its own."""
+    model, x = randomize(make(f"{prefix}test_resnet")).eval(), images()
+    before, keys = model(x), {*model.state_dict()}
+    model.backbone.layer1[0].act2 = layer = nn.PReLU(init=0.5)
+    changed = model(x)
+    own = model.stages["2"].backbone.layer1[0].act2
+    assert own is not layer and own.weight is layer.weight and (changed - before).abs().max() > 1e-3
+    assert {*model.state_dict()} - keys == {"backbone.layer1.0.act2.weight"}
+    model.backbone.layer1[0].act2 = nn.ReLU()
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0)
+    assert {*model.state_dict()} == keys
+
+
+def test_a_refused_change_leaves_the_stages_as_they_were():
+    model, x = make("wsms_test_resnet"), images()
+    before = model(x)
+    block = model.backbone.layer1[0]
+    kept = {name: getattr(block, name) for name in ("conv1", "bn1", "act1")}
+    block.conv1, block.bn1, block.act1 = copy.deepcopy(kept["conv1"]), nn.Identity(), nn.Tanh()
+    with pytest.raises(UserError, match=r"undo it|fold them"):
+        model(x)
+    for name, module in kept.items():
+        setattr(block, name, module)
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0)
+
+
+def test_a_layer_with_running_statistics_in_place_of_one_without_is_refused():
+    model = make("wsmean_test_resnet")
+    model.backbone.act1 = nn.BatchNorm2d(24)
+    with pytest.raises(UserError, match=r"backbone\.act1 was replaced by a layer with running statistics"):
+        model(images())
+
+
+def test_layers_of_a_sequential_that_moved_are_not_followed():
+    model, x = make("wsmean_ghostnet_050"), images()
+    blocks = [part.blocks[0][0].ghost1.primary_conv for part in model.backbones()]
+    kinds = [type(layer) for layer in blocks[1]]
+    blocks[0].insert(2, nn.Dropout(0))
+    model(x)
+    assert [type(layer) for layer in blocks[1]] == kinds and len(blocks[0]) == len(kinds) + 1
+    del blocks[0][2:]
+    model(x)
+    assert [type(layer) for layer in blocks[1]] == kinds
+
+
 def test_stages_that_share_nothing_do_not_follow():
     model = make("ms_test_resnet", fusion="mean")
     model.backbone.act1 = nn.GELU()
     model(images())
     assert isinstance(model.stages["2"].backbone.act1, nn.ReLU)
+
+
+def test_stage_1_of_a_backbone_of_dynamic_image_size_states_its_size():
+    model = make("wsmean_test_vit", img_size=64)
+    sizes = [timm_wsms.to_backbone(model, stage).pretrained_cfg["input_size"] for stage in (1, 2)]
+    assert sizes == [(3, 64, 64), (3, 32, 32)]
+    model.pretrained_cfg["input_size"] = (3, 96, 96)  # as a run records that it trained at this size
+    assert timm_wsms.to_backbone(model).pretrained_cfg["input_size"] == (3, 96, 96)
+
+
+@pytest.mark.parametrize(("before", "after"), [(64, (32, 128)), ((64, 128), (128, 64)), ((64, 128), 96)])
+def test_saved_weights_for_images_that_are_not_square(before, after, tmp_path):
+    """Also where the number of patches stays the same."""
+    saved = make("wsmean_vit_tiny_patch16_224", img_size=before)
+    plain = make("vit_tiny_patch16_224", img_size=before)
+    plain.load_state_dict(saved.backbone.state_dict())
+    model, expected = (
+        saved_and_loaded(one, tmp_path / name, img_size=after) for name, one in (("ours", saved), ("plain", plain))
+    )
+    torch.testing.assert_close(model.backbone.pos_embed, expected.pos_embed)
+
+
+@pytest.mark.parametrize("backbone", ["levit_128s", "mixer_s32_224"])
+def test_tables_that_timm_does_not_resample_are_an_error(backbone, tmp_path):
+    with pytest.raises(UserError, match="does not load"):
+        saved_and_loaded(make(f"wsmean_{backbone}", img_size=64), tmp_path, img_size=(96, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("depth", 1500, "depth = '1500', which no network accepts"),
+        ("depth", [200, 200], r"depth = '\[200, 200\]', which no network accepts"),
+        ("num_heads", 0, "cannot be built with the model_args of its config.json"),
+        ("depth", [2, 2], "cannot be built with the model_args of its config.json"),
+        ("mlp_ratio", -4, "cannot be built with the model_args of its config.json"),
+        ("act_layer", "system", "act_layer = 'system', which no network accepts"),
+    ],
+)
+def test_arguments_of_a_stranger(name, value, message, tmp_path):
+    save_for_hf(make("wsmean_test_vit"), tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)

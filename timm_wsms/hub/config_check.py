@@ -10,6 +10,7 @@ from timm_wsms.errors import UserError
 LOCATIONS = ("url", "file", "hf_hub_id", "hf_hub_filename", "state_dict", "custom_load")
 SOURCES = {"hf-hub": "hf_hub_id", "local-dir": "file"}  # timm's name for where a folder is: the field it then fills in
 LARGEST = 2**16  # of channels or classes: more would only fill the memory
+DEEPEST = 256  # blocks in all
 LARGEST_SIDE = 2**12  # of an image, in pixels: likewise
 
 
@@ -43,6 +44,10 @@ def _counts(value: Any) -> bool:
     return 0 < len(each) <= 16 and all(_count(number) for number in each)
 
 
+def _depths(value: Any) -> bool:
+    return _counts(value) and sum(value if isinstance(value, (list, tuple)) else (value,)) <= DEEPEST
+
+
 def _layer(find: Callable[[str], Any]) -> Callable[[Any], bool]:
     """Whether timm finds a layer under a name."""
 
@@ -66,7 +71,8 @@ BACKBONE_ARGS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("dynamic_img_size", "strict_img_size", "class_token", "no_embed_class", "qk_norm"), _flag),
     **dict.fromkeys(("fc_norm", "use_fc_norm", "distillation"), _flag),  # timm's `reset_classifier` records these
     **dict.fromkeys(("init_values", "bn_eps", "bn_momentum", "mlp_ratio"), _number),
-    **dict.fromkeys(("reg_tokens", "embed_dim", "depth", "depths", "dims", "num_heads", "window_size"), _counts),
+    **dict.fromkeys(("reg_tokens", "embed_dim", "dims", "num_heads", "window_size"), _counts),
+    **dict.fromkeys(("depth", "depths"), _depths),
     "act_layer": _layer(get_act_layer),
     "norm_layer": _layer(get_norm_layer),
     "pad_type": lambda value: value in ("", "same", "valid"),

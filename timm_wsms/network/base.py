@@ -39,6 +39,12 @@ def pooling(backbone: TimmModel) -> str | None:
     return None
 
 
+def dropouts(model: Any) -> list[nn.Dropout]:
+    """The dropout before a timm model's classifier, where it is a layer; other models apply their `drop_rate`."""
+    layers = getattr(model, "head_drop", None), getattr(getattr(model, "head", None), "drop", None)
+    return [layer for layer in layers if isinstance(layer, nn.Dropout)]
+
+
 class MultiStageNet(nn.Module):
     """A timm backbone, which is stage 1, and stages that see the image at other sizes.
 
@@ -188,12 +194,14 @@ class MultiStageNet(nn.Module):
     @property
     def drop_rate(self) -> float:
         """Dropout before the classifier."""
-        return self.backbone.drop_rate if self.head is None else self.head.drop.p
+        layers = dropouts(self) + dropouts(self.backbone)
+        return layers[0].p if layers else self.backbone.drop_rate
 
     @drop_rate.setter
     def drop_rate(self, rate: float) -> None:
-        if self.head is not None:
-            self.head.drop.p = rate
+        for part in (self, *self.backbones()):
+            for layer in dropouts(part):
+                layer.p = rate
         for part in self.backbones():
             part.drop_rate = rate
 

@@ -105,7 +105,8 @@ def _image_size(model: MultiStageNet, stage: int) -> tuple[int, int, int]:
     known: Any = getattr(model, "pretrained_cfg", None)
     built = get_model_input_config(model if known else model.backbone)
     channels, height, width = built["input_size"]
-    if known and not built["fixed_input_size"]:  # then its images may be of another size than it was built for
+    recorded = known and tuple(known["input_size"]) != tuple(model.backbone.pretrained_cfg["input_size"])
+    if recorded and not built["fixed_input_size"]:  # trained on images of another size than it was built for
         height, width = known["input_size"][1:]
     if stage > 1 and isinstance(model, WsmsMeanNet):
         images = model.stage_images(torch.empty(1, channels, height, width, device="meta"))

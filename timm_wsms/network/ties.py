@@ -7,15 +7,37 @@ if its layer was re-parametrized or replaced, the stages use that same layer. So
 tensors, such as activations.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from timm_wsms.errors import UserError
 
 Entries = dict[str, Any]  # of a module: its `_parameters`, `_buffers` or `_modules`
-Follower = tuple[Entries, str, nn.Module, Entries, nn.Module]  # a stage's entries, name and module, the backbone's
+
+
+class Follower(NamedTuple):
+    """A stage's module that is replaced when the backbone's at the same path is.
+
+    Attributes:
+        own: Modules of its parent in the stage, by name.
+        name: Its name.
+        module: The stage's.
+        leading: Modules of its parent in the backbone.
+        lead: The backbone's.
+        siblings: Names in `leading`.
+        path: Of the backbone's, in the model.
+    """
+
+    own: Entries
+    name: str
+    module: nn.Module
+    leading: Entries
+    lead: nn.Module
+    siblings: tuple[str, ...]
+    path: str
 
 
 class Ties:
@@ -38,6 +60,7 @@ class Ties:
         self.unshared = {"backbone" + path.partition(".backbone")[2] for path in self.mixed if ".backbone." in path}
         modules = nn.Module.named_modules(model, remove_duplicate=False)
         self.composed = {path for path, module in modules if module._modules}
+        self._replaced: set[str] = set()
         self._watch(model)
 
     def follow(self, model: nn.Module, complain: bool = True) -> None:
@@ -52,9 +75,6 @@ class Ties:
         """
         if self._intact():
             return
-        for own, name, module, leading, lead in self._without_tensors:
-            if own.get(name) is module and (new := leading.get(name)) is not lead:
-                own[name] = new
         for key, owner in self.keys:
             stage, backbone = find_owner(model, key), find_owner(model, owner)
             found, leading = find_tensor(stage, key), find_tensor(backbone, owner)
@@ -79,7 +99,28 @@ class Ties:
                 entries_of(stage, key)[_name(key)] = leading
             else:
                 self._adopt(model, key, owner, level)
+        if not self._follow_without_tensors(complain):
+            return
         self._watch(model)
+
+    def _follow_without_tensors(self, complain: bool) -> bool:
+        """Give the stages copies of the layers that took the place of such as have no tensors."""
+        for one in self._without_tensors:
+            new = one.leading.get(one.name)
+            if new is None or new is one.lead or one.own.get(one.name) is not one.module:
+                continue  # unchanged, or changed in the stage too
+            if (*one.leading,) != one.siblings:
+                continue  # layers of a Sequential that moved
+            if any("running_var" in module._buffers for module in new.modules()):
+                if complain:
+                    raise UserError(
+                        f"{one.path} was replaced by a layer with running statistics, and every stage has its own of "
+                        "these; set one in each of model.stages too"
+                    )
+                return False
+            one.own[one.name] = copy.deepcopy(new, {id(tensor): tensor for tensor in new.parameters()})
+            self._replaced.add(one.path)
+        return True
 
     def _adopt(self, model: nn.Module, key: str, owner: str, replaced: str | None) -> None:
         """Put the backbone's layer, which was re-parametrized or replaced, into the stage as well."""
@@ -114,7 +155,7 @@ class Ties:
         return (
             all(entries.get(name) is module for entries, name, module in self._places)
             and all(own.get(name, self) is leading.get(lead) for own, name, leading, lead in self._pairs)
-            and all(leading.get(name) is lead for _, name, _, leading, lead in self._without_tensors)
+            and all(one.leading.get(one.name) is one.lead for one in self._without_tensors)
         )
 
     def _watch(self, model: nn.Module) -> None:
@@ -142,18 +183,19 @@ class Ties:
             stage._non_persistent_buffers_set.tied.add(_name(key))
         self._without_tensors = [*self._find_without_tensors(model, modules)]
 
-    def _find_without_tensors(self, model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Follower]:
-        """The stages' modules that have no tensors, with the backbone's at the same paths."""
+    def _find_without_tensors(self, model: nn.Module, modules: dict[str, nn.Module]) -> Iterator["Follower"]:
+        """Which modules of the stages follow one of the backbone's that has no tensors, or took the place of such."""
         stages = {key.removesuffix(owner) for key, owner in self.keys if key.endswith(owner)}
         with_tensors = {path for key, _ in named_tensors(model) for path in _prefixes(key)}
         for path, lead in modules.items():
             parent, _, name = path.rpartition(".")
-            if not path.startswith("backbone.") or path in with_tensors:
+            if not path.startswith("backbone.") or (path in with_tensors and path not in self._replaced):
                 continue
             for stage in stages:
                 own = modules.get(stage + path)
-                if own is not None and type(own) is type(lead) and stage + path not in with_tensors:
-                    yield modules[stage + parent]._modules, name, own, modules[parent]._modules, lead
+                if own is not None and type(own) is type(lead) and _settings(own) == _settings(lead):
+                    leading = modules[parent]._modules
+                    yield Follower(modules[stage + parent]._modules, name, own, leading, lead, (*leading,), path)
 
 
 class _NotPersistent(set[str]):
@@ -182,6 +224,12 @@ class _NotPersistent(set[str]):
     def copy(self) -> set[str]:
         """A plain set: a copy of the module may not be tied to anything."""
         return set(self)
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a module was built with, as far as it keeps numbers, words and tuples."""
+    plain = (int, float, str, tuple, type(None))
+    return {name: value for name, value in vars(module).items() if name != "training" and isinstance(value, plain)}
 
 
 def untie(copied: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg
 
+from timm_wsms.errors import UserError
 from timm_wsms.network.base import MultiStageNet
 from timm_wsms.network.features import WsmsFeatures
 from timm_wsms.network.mean_net import WsmsMeanNet
@@ -18,6 +19,7 @@ from timm_wsms.registry.loading import load_backbone, load_network
 from timm_wsms.registry.size_check import check_size
 from timm_wsms.registry.warm_start import from_backbone, start_fresh
 from timm_wsms.registry.weights import FOLDERS, LoadPlan, plan_weights
+from timm_wsms.utils import shorten
 
 
 def create(
@@ -55,7 +57,16 @@ def create(
         build = partial(build_network, plan, arguments, backbone_args)
         if plan.weights is not None and plan.cfg.source in FOLDERS:
             check_size(build, sum(tensor.numel() for tensor in plan.weights.values()), plan.where)
-        network = build()
+        try:
+            network = build()
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # timm's classes check few of their arguments
+            if not from_file:
+                raise
+            raise UserError(
+                f"{name} cannot be built with the model_args of its config.json ({shorten(error)}); correct them"
+            ) from error
         if plan.kind == "network":
             trained = to_2tuple(from_file.get("img_size") or plan.cfg.input_size[1:])
             resized = to_2tuple(backbone_args.get("img_size") or trained) != trained
