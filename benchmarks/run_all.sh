@@ -66,8 +66,6 @@ flowers|mean at 128|default|1e-3|0 2 3 4
 flowers|mean at 128|jitter|1e-3|0 2 3 4
 flowers|plain longer|default|2e-3|0 2 3 4
 flowers|plain longer|jitter|1e-3|0 2 3 4
-flowers|plain|narrow|2e-3|0
-flowers|mean at 128|narrow|1e-3|0
 flowers|mean, distilled|default|1e-3|0
 flowers|mean, consistent|default|1e-3|0
 flowers|lite1|default|2e-3|0

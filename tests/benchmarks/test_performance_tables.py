@@ -129,3 +129,32 @@ def test_the_figures_of_starting_and_training():
     assert f"takes {start['create_ratio']:.2f} times as long" in WORDS
     own, plain = (overhead[name]["ratio"] for name in ("wsms_resnet20_cifar", "resnet20_cifar"))
     assert f"reaches {plain:.3f} of the images/s" in WORDS and f"and {own:.3f} with `wsms_resnet20_cifar`" in WORDS
+
+
+def test_the_tables_of_the_input_pipeline():
+    sets = read("input_pipeline")["sets"]
+    ours, large = sets["imagenet"]["found"], sets["large"]["found"]
+    document = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    names = {
+        "fast": "`fast`",
+        "full": "`full`",
+        "timm": "timm's loader",
+        "timm_prefetcher": "timm, batches normalized by its prefetcher",
+        "timm_uint8": "timm, not normalized (left to a GPU)",
+    }
+    jitter = {f"{key}_jitter": f"{name}, color jitter" for key, name in names.items()}
+    sizes = {f"{key}_sizes": f"{names[key]}, `data.scale_jitter` of 0.5 to 2" for key in ("fast", "full")}
+    for key, name in (names | jitter | sizes | {"torchvision": "torchvision's decoder and tensor transforms"}).items():
+        cells = [f"{found[key][part]:.2f}" for found in (ours, large) for part in ("cpu_ms", "of_timm_cpu")]
+        assert f"| {name} | {' | '.join(cells)} |" in document.splitlines()
+    parts = {"stage_decode": "decoding", "stage_resize": "resizing", "bound": "`fast` without its decoding: a bound"}
+    for key, name in parts.items():
+        assert f"| {name} | {ours[key]['cpu_ms']:.2f} | {large[key]['cpu_ms']:.2f} |" in document.splitlines()
+    words = " ".join(document.split())
+    rates = [ours[key]["of_timm_cpu"] for key in ("fast", "torchvision")]
+    assert rates[0] > max(1.6, rates[1]) and large["fast"]["of_timm_cpu"] > 2
+    said = f"{rates[0]:.2f} times the images/s of timm's loader, above the target of 1.6 and ahead of torchvision's"
+    assert f"{said} {rates[1]:.2f}, and {large['fast']['of_timm_cpu']:.2f} times at 1600 × 1200" in words
+    assert f"{rates[0]:.2f} times the images/s per core of timm's loader" in WORDS
+    more = ours["fast_sizes"]["cpu_ms"] - ours["fast"]["cpu_ms"]
+    assert f"takes {more:.2f} ms more per image of 502 × 402" in words
