@@ -87,9 +87,9 @@ def statements() -> list[str]:
     mean, low, high = (-end for end in over_stage1["default"]["small"])
     of_areas = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain["area"]) for gain in over_stage1.values()]
     equal_cost += [
-        f"trained {6 / 5:.1f} times as long is ahead of it after 5 epochs** (one run each): by {of_areas[0]} in area with "
-        f"the crop alone and {of_areas[1]} with scale jitter, on large objects; with the crop alone stage 1 "
-        f"stage 1 is ahead on small ones, by {mean:+.2f} [{high:+.2f}, {low:+.2f}].",
+        f"trained {6 / 5:.1f} times as long is ahead of it after 5 epochs** (one run each): by {of_areas[0]} in area "
+        f"with the crop alone and {of_areas[1]} with scale jitter, on large objects; with the crop alone stage 1 is "
+        f"ahead on small ones, by {mean:+.2f} [{high:+.2f}, {low:+.2f}].",
     ]
     cifar10 = json.loads((ROOT / "benchmarks" / "results" / "stage_one_cifar10.json").read_text())["rows"]
     undistilled, distilled = (
