@@ -158,3 +158,11 @@ def test_the_tables_of_the_input_pipeline():
     assert f"{rates[0]:.2f} times the images/s per core of timm's loader" in WORDS
     more = ours["fast_sizes"]["cpu_ms"] - ours["fast"]["cpu_ms"]
     assert f"takes {more:.2f} ms more per image of 502 × 402" in words
+
+
+def test_the_time_of_the_quick_start():
+    found = read("quickstart")["on_two_free_cores"]
+    text = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    plain, averaging = found["accuracy"].values()
+    assert f"took {found['wall_seconds']} s, and gave {plain:.2f} and {averaging:.2f} %" in text
+    assert found["wall_seconds"] < 150 and "two minutes on two CPU cores" in (ROOT / "README.md").read_text()
