@@ -108,7 +108,7 @@ def test_images_of_other_sizes(folders, capsys):
         ("test_vit", "[0.33]", "cannot take images of 3×53×53.*; set other --image_factors"),
     ],
 )
-def test_images_of_another_size_that_do_not_do_are_refused_at_once(model, factors, message, tmp_path, monkeypatch):
+def test_unsuitable_image_factors_are_refused_at_once(model, factors, message, tmp_path, monkeypatch):
     timm.models.save_for_hf(timm.create_model(model, num_classes=10), tmp_path, safe_serialization=True)
     monkeypatch.setattr(evaluate, "predict", None)
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -109,7 +109,7 @@ def prepare(name: str, split: Split, options: Options, accelerator: Accelerator)
 
 
 def at_factor(one: Prepared, name: str, split: Split, options: Options, accelerator: Accelerator, f: float) -> Prepared:
-    """The same model with images whose sides are f times as long, in pixels rounded to whole numbers.
+    """The same model with images whose sides are f times as long, rounded to whole pixels.
 
     Raises:
         UserError: It does not accept images of that size.

@@ -3,8 +3,8 @@
 A stage's layer holds the same `Parameter` objects as the backbone's layer at the same path, in dictionaries of its own:
 PyTorch's tied weights. Anything that replaces a tensor or a layer (`prune`, `weight_norm`, LoRA, `.to("meta")`,
 `assign=True` …) reaches only one of the layers. The stages then follow the backbone: their layers take its new tensor;
-if its layer was re-parametrized or replaced, the stages use that same layer. So they do with layers that have no
-tensors, such as activations.
+if its layer was re-parametrized or replaced, the stages use that same layer. Where a layer without tensors, such as an
+activation, is replaced, each stage gets a copy of the new one, with the same parameters if it has any.
 """
 
 import copy
@@ -104,7 +104,7 @@ class Ties:
         self._watch(model)
 
     def _follow_without_tensors(self, complain: bool) -> bool:
-        """Give the stages copies of the layers that took the place of such as have no tensors."""
+        """Give the stages copies of what replaced a layer without tensors; False: an error is left to a later call."""
         for one in self._without_tensors:
             new = one.leading.get(one.name)
             if new is None or new is one.lead or one.own.get(one.name) is not one.module:
@@ -184,7 +184,7 @@ class Ties:
         self._without_tensors = [*self._find_without_tensors(model, modules)]
 
     def _find_without_tensors(self, model: nn.Module, modules: dict[str, nn.Module]) -> Iterator["Follower"]:
-        """Which modules of the stages follow one of the backbone's that has no tensors, or took the place of such."""
+        """Modules of the stages that follow one of the backbone's without tensors, or one that replaced such."""
         stages = {key.removesuffix(owner) for key, owner in self.keys if key.endswith(owner)}
         with_tensors = {path for key, _ in named_tensors(model) for path in _prefixes(key)}
         for path, lead in modules.items():
