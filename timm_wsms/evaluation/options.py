@@ -104,7 +104,7 @@ class AccuracyOptions(Options):
     (`timm_wsms.Cascade`). Thresholds are chosen on a validation split, or on half of the images if there is no other,
     such that accuracy falls by at most this many points, such as 1."""
     image_factors: list[float] = field(default_factory=list)
-    """Also evaluate each model at these fractions of its image size, such as `[0.5, 0.71]`: what smaller images save and
+    """Also evaluate each model at fractions of its image size, such as `[0.5, 0.71]`: what smaller images save and
     cost without a cascade. `cascade.png` then has a curve for each model that has no cascade."""
     output: str | None = None
     """A folder for each model's `per_class.csv` and `confusion.png`; with --cascade, `cascade.png`."""
