@@ -57,8 +57,9 @@ REGIMES = {
     "narrow": ("--data.timm.scale", "[0.8, 1.0]"),
     "default": (),  # timm's random-resized crop
     "jitter": ("--data.scale_jitter", "[0.5, 2]"),
-    "20 epochs": ("--epochs", "20", "--eval_every", "20"),  # with timm's random-resized crop
+    "20 epochs": (),  # with timm's random-resized crop
 }
+EPOCHS = {"flowers": 4, "imagenette": 5, "20 epochs": 20}  # of the data, or of a regime that has its own
 WSMS = "wsms_tf_efficientnet_lite0"
 MEAN = ("--model_kwargs.fusion", "mean", "--model_kwargs.unshared_norms", "statistics", "--stage_loss", "1")
 TWO = (*MEAN, "--model_kwargs.pyramid", "[1, 0.5]")
@@ -72,6 +73,7 @@ class Form:
     side: int
     words: tuple[str, ...] = ()
     weights: str | None = "lite0"
+    longer: float = 1.0  # its epochs, relative to those of the other forms
 
 
 FLOWERS = {
@@ -79,8 +81,9 @@ FLOWERS = {
     "plain, larger image": Form("tf_efficientnet_lite0", 136),  # 1.23 times the multiplications of "mean"
     "plain at 112": Form("tf_efficientnet_lite0", 112),  # those of stage 1 of "mean" alone
     "plain at 96": Form("tf_efficientnet_lite0", 96),  # what the cascade spends on average
+    "plain at 80": Form("tf_efficientnet_lite0", 80),
     "plain at 64": Form("tf_efficientnet_lite0", 64),
-    "plain longer": Form("tf_efficientnet_lite0", 128, ("--epochs", "5")),
+    "plain longer": Form("tf_efficientnet_lite0", 128, longer=1.25),  # as long as "mean at 128" trains
     "lite1": Form("tf_efficientnet_lite1", 128, weights="lite1"),
     "one size per batch": Form("tf_efficientnet_lite0", 128, ("--data.train_sizes", "[96, 128, 160]")),
     "concat": Form(WSMS, 112),
@@ -97,7 +100,10 @@ RESNET = "wsms_resnet10t"
 IMAGENETTE = {
     "plain": Form("resnet10t", 128, weights=None),
     "plain at 112": Form("resnet10t", 112, weights=None),
-    "plain longer": Form("resnet10t", 128, ("--epochs", "6", "--eval_every", "6"), None),
+    "plain at 96": Form("resnet10t", 96, weights=None),
+    "plain at 80": Form("resnet10t", 80, weights=None),
+    "plain at 64": Form("resnet10t", 64, weights=None),
+    "plain longer": Form("resnet10t", 128, weights=None, longer=1.25),
     "next larger backbone": Form("resnet14t", 128, weights=None),
     "one size per batch": Form("resnet10t", 128, ("--data.train_sizes", "[96, 128, 160]"), None),
     "mean": Form(RESNET, 112, TWO, None),
@@ -155,6 +161,11 @@ class Run:
     def source(self) -> Path:
         return OUTPUTS / "flowers" / f"fold{self.fold}" if self.data == "flowers" else OUTPUTS / self.data
 
+    @property
+    def epochs(self) -> int:
+        """Of its training."""
+        return round(EPOCHS.get(self.regime, EPOCHS[self.data]) * FORMS[self.data][self.form].longer)
+
     def settings(self) -> list[str]:
         """What the training script is told beyond the recipe."""
         form = FORMS[self.data][self.form]
@@ -167,6 +178,7 @@ class Run:
             *start,
             *form.words,
             *REGIMES[self.regime],
+            *("--epochs", str(self.epochs), "--eval_every", str(self.epochs)),
             *("--seed", str(self.fold)),
         ]
 

@@ -1,4 +1,4 @@
-"""Draws accuracy on photographs against object size, for the README, and against arithmetic, for docs/cascade.md.
+"""Draws accuracy on photographs against object size, for the README, and against MACs, for docs/cascade.md.
 
     python -m benchmarks.photographs_plot
 
@@ -46,7 +46,7 @@ def draw_sizes() -> None:
 
 
 def cost_lines(found: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """Name → (arithmetic, accuracy) of each network that the figure joins by a line, the cheapest first.
+    """Name → (MACs, accuracy) of each network that the figure joins by a line, the cheapest first.
 
     Args:
         found: What photographs_cascade.json says of one regime and one kind of accuracy.
@@ -70,7 +70,7 @@ def draw_costs() -> None:
     for axes, (what, label) in zip(panels, COSTS.items(), strict=True):
         for number, (name, points) in enumerate(cost_lines(found[what]).items()):
             axes.plot(*zip(*points, strict=True), label=name, **curve_style(number, len(points)))
-        dress_axes(axes, "arithmetic, relative to the plain network at 128 pixels")
+        dress_axes(axes, "MACs, relative to the plain network at 128 pixels")
         axes.set_title(label, fontsize=10)
     panels[1].get_legend().remove()
     title = f"EfficientNet-Lite0 on photographs of flowers; {found['size 1']['images']:,} test images"

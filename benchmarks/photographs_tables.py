@@ -110,6 +110,35 @@ def of_equal_cost(found: Iterable[dict[str, Any]], regimes: dict[str, str]) -> l
     return lines
 
 
+EQUAL_TRAINING = {  # form, or way to use one, in results → in docs/choosing.md
+    "mean at 128, stage 1 alone": "stage 1 of averaging, 128 pixels",
+    "mean at 128": "averaging, 128 pixels",
+    "mean": "averaging, 112 pixels",
+}
+
+
+def of_equal_training(found: Iterable[dict[str, Any]], regimes: dict[str, str]) -> list[str]:
+    """The lines of docs/choosing.md: averaging less a plain network that was trained longer, on the same test images.
+
+    Args:
+        found: Rows of test images.
+        regimes: Of training: name in results → in the document.
+    """
+    rows = {(row["regime"], row["form"]): row for row in found}
+    lines = []
+    for regime, trained in regimes.items():
+        longer = rows.get((regime, "plain longer"))
+        for form, name in EQUAL_TRAINING.items() if longer else ():
+            if behind := longer.get(f"against {form}"):
+                used, whole = (rows[regime, each]["arithmetic"] for each in (form, form.split(", stage")[0]))
+                cells = [trained, name, f"× {whole:.2f}", f"× {used:.2f}"]
+                for part in ("area", "small", "large", "size 1"):
+                    mean, low, high = behind[part]
+                    cells.append(interval((-mean, -high, -low)))
+                lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+    return lines
+
+
 def of_choices(found: Iterable[dict[str, Any]]) -> list[str]:
     """The lines of docs/choosing.md: differences from the plain network of the same training, and their intervals."""
     rows = {(row["regime"], row["form"]): row for row in found}

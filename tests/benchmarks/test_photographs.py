@@ -29,7 +29,8 @@ def test_the_training_script_takes_the_settings_of_a_run(run):
     assert ("pretrained_cfg_overlay" in settings.model_kwargs) == bool(form.weights)
     assert (settings.stage_loss == 1) == run.form.startswith("mean")
     usual = {"flowers": 4, "imagenette": 5}[run.data] + (run.form == "plain longer")
-    assert settings.epochs == (20 if run.regime == "20 epochs" else usual)
+    long = 25 if run.form == "plain longer" else 20
+    assert settings.epochs == settings.eval_every == (long if run.regime == "20 epochs" else usual)
     assert settings.precision == {"flowers": "no", "imagenette": "bf16"}[run.data]
 
 

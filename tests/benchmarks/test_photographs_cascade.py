@@ -176,27 +176,27 @@ def test_the_tables_and_words_of_the_docs_are_the_report():
     assert in_area["against plain"][1] < 0 < in_area["against plain"][2]
     statements = [
         f"on fold 0 alone ({sibling['size 1']['images']:,} photographs, timm's crop), has "
-        f"{lite1[1.0]['accuracy']:.2f} % at {lite1[1.0]['cost']:.2f} of the arithmetic of the plain EfficientNet-Lite0,"
+        f"{lite1[1.0]['accuracy']:.2f} % at {lite1[1.0]['cost']:.2f} of the MACs of the plain EfficientNet-Lite0,"
         f" which has {sibling['size 1']['rivals']['plain'][0]['accuracy']:.2f} %: {gain(lite1[1.0])}. In area it is"
         f" ahead by {gain(lite1_area[2.0])} at {lite1_area[2.0]['cost']:.2f}.",
         f"At 128 pixels it has {wide['accuracy']:.2f} % at {wide['cost']:.2f}, and no loss of area at "
         f"{in_area['cost']:.2f}, {gain(in_area)}",
-        f"At {one[1.0]['cost']:.2f} of the plain network's arithmetic the cascade is ahead of it** by {gain(one[1.0])} "
+        f"At {one[1.0]['cost']:.2f} of the plain network's MACs the cascade is ahead of it** by {gain(one[1.0])} "
         f"points ({folds} on the four folds)",
         f"At {one[2.0]['cost']:.2f} no difference is seen: {gain(one[2.0])}, below the plain network on three of four",
         f"stage 1 alone has {alone['accuracy']:.2f} % at {alone['cost']:.2f}",
         f"trades {alone['accuracy'] - one[2.0]['accuracy']:.2f} points for half of the cost",
-        f"trained at 64 has {at64['accuracy']:.2f} % at {at64['cost']:.2f} of the arithmetic, and an area of "
+        f"trained at 64 has {at64['accuracy']:.2f} % at {at64['cost']:.2f} of the MACs, and an area of "
         f"{area['rivals']['plain at 64'][0]['accuracy']:.2f}",
         f"small image alone has {one['the small image alone']['accuracy']:.2f} % and {small['accuracy']:.2f} "
         f"at {small['cost']:.2f}",
         f"the plain network has {at112['accuracy']:.2f} %, and an area of "
         f"{area['rivals']['plain at 112'][0]['accuracy']:.2f}",
         "{:+.2f} [{:+.2f}, {:+.2f}] points of area".format(*stage1["against plain at 112"]["area"]).replace("-", "−"),
-        f"is seen at {with_jitter[1.0]['cost']:.2f} of its arithmetic, {gain(with_jitter[1.0])}",
-        f"At size 1 no difference is seen, for the cascade at {short[0.3]['cost']:.2f} of the arithmetic "
+        f"is seen at {with_jitter[1.0]['cost']:.2f} of its MACs, {gain(with_jitter[1.0])}",
+        f"At size 1 no difference is seen, for the cascade at {short[0.3]['cost']:.2f} of the MACs "
         f"{gain(short[0.3])}.",
-        f"{long[0.3]['accuracy']:.2f} % at {long[0.3]['cost']:.2f} of the plain network's arithmetic**, against "
+        f"{long[0.3]['accuracy']:.2f} % at {long[0.3]['cost']:.2f} of the plain network's MACs**, against "
         f"{after_20['rivals']['plain'][0]['accuracy']:.2f} %: no difference is seen at size 1, {gain(long[0.3])}",
     ]
     assert with_jitter[1.0]["against plain"][1] < 0 < with_jitter[1.0]["against plain"][2]

@@ -1,4 +1,4 @@
-"""What a cascade saves on a data set: its accuracy, arithmetic and images/s, for `--cascade`."""
+"""What a cascade saves on a data set: its accuracy, MACs and images/s, for `--cascade`."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def sweep_thresholds(
 
 def cascade_table(result: dict[str, Any], top1: float) -> str:
     """The figures of `measure_cascade` next to the accuracy of all stages, as text."""
-    cells = [["", "accuracy %", "arithmetic", "images/s"]]
+    cells = [["", "accuracy %", "MACs", "images/s"]]
     for name, what in (("plain", "plain backbone (stage 1)"), ("cascade", "cascade")):
         cost = 1.0 if name == "plain" else result["cost"]
         speed = result[f"{name}_images_per_second"]

@@ -98,7 +98,7 @@ def plot_costs(
     path: str | Path,
     title: str = "",
 ) -> Path:
-    """Draws accuracy against arithmetic.
+    """Draws accuracy against MACs.
 
     Args:
         curves: Label → (million multiplications, accuracy in percent) at several thresholds or image sizes.
@@ -116,7 +116,7 @@ def plot_costs(
     for number, (name, point) in enumerate(points.items(), start=len(curves)):
         axes.plot(*point, label=name, **{**curve_style(number, 1), "linestyle": "none", "markersize": 8})
     axes.set_ylabel("accuracy (%)")
-    dress_axes(axes, "mean multiplications per image (millions)")
+    dress_axes(axes, "mean MACs per image (millions)")
     return save_figure(figure, path, title)
 
 

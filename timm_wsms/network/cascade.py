@@ -138,7 +138,7 @@ class Cascade(nn.Module):
 
     @property
     def last_cost(self) -> float:
-        """Mean arithmetic of the last batch, relative to the plain backbone's; see `costs`.
+        """Mean MACs of the last batch, relative to the plain backbone's; see `costs`.
 
         Raises:
             UserError: If there was no batch.

@@ -1,4 +1,4 @@
-"""What a cascade spends: one stage as a module, its arithmetic, and how many images left at which exit."""
+"""What a cascade spends: one stage as a module, its MACs, and how many images left at which exit."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -74,7 +74,7 @@ class Spending:
         return self._costs[size]
 
     def mean(self, last: bool = False) -> float:
-        """Mean arithmetic of all images, or of those of the last batch, relative to stage 1's.
+        """Mean MACs of all images, or of those of the last batch, relative to stage 1's.
 
         Raises:
             UserError: If there were none.
@@ -100,4 +100,4 @@ class Spending:
             f"exit {number}, after the image × {stage.factor:g}: {count} of {sum(counts)} images"
             for number, (stage, count) in enumerate(zip(self.stages, counts, strict=True), start=1)
         ]
-        return "\n".join([*lines, f"mean arithmetic, with 1 for the plain backbone: {mean:.3f}"])
+        return "\n".join([*lines, f"mean MACs, with 1 for the plain backbone: {mean:.3f}"])
