@@ -92,6 +92,7 @@ FLOWERS = {
     "mean, lite1": Form("wsms_tf_efficientnet_lite1", 112, TWO, "lite1"),
     "mean, one size per batch": Form(WSMS, 112, (*TWO, "--data.train_sizes", "[84, 112, 140]")),
     "mean, distilled": Form(WSMS, 112, (*TWO, "--stage_distill", "1", "--stage_distill_temperature", "2")),
+    "mean at 128, distilled": Form(WSMS, 128, (*TWO, "--stage_distill", "1", "--stage_distill_temperature", "2")),
     "mean, consistent": Form(WSMS, 112, (*TWO, "--stage_consistency", "1")),
     "mean of three": Form(WSMS, 96, (*MEAN, "--model_kwargs.pyramid", "[1, 0.71, 0.5]")),
     "mean of larger": Form(WSMS, 64, (*MEAN, "--model_kwargs.pyramid", "[1.41, 1, 0.71]")),
@@ -109,6 +110,7 @@ IMAGENETTE = {
     "mean": Form(RESNET, 112, TWO, None),
     "mean at 128": Form(RESNET, 128, TWO, None),
     "mean at 128, distilled": Form(RESNET, 128, FLOWERS["mean, distilled"].words, None),
+    "mean, resnet14t": Form("wsms_resnet14t", 112, TWO, None),  # whose cascade competes with resnet10t
 }
 FORMS = {"flowers": FLOWERS, "imagenette": IMAGENETTE}
 # (form, regime, learning rate), in the order of their importance

@@ -20,11 +20,11 @@ import torch
 
 import timm_wsms  # noqa: F401
 from benchmarks.common.environment import record
+from benchmarks.common.intervals import interval_over_runs
 from benchmarks.photographs import RESULTS, SIZES, Run, logits_at_sizes
 from benchmarks.photographs_records import Arrays, read_records
 from benchmarks.photographs_report import ONE, correct
 from timm_wsms.evaluation.object_size.curve import area_weights
-from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.files import atomic_write_text
 from timm_wsms.object_scaling import Border
 
@@ -94,14 +94,16 @@ def report(regime: str) -> dict[str, Any]:
     found: dict[str, Any] = {"folds": folds, "sizes": SMALL, "borders": {}}
     for border in BORDERS:
         rows = {}
-        each = {row: np.concatenate([hits[border][row, fold] for fold in folds], 1) for row in ROWS}
-        for form, own in each.items():
-            area = 100 * WEIGHTS @ own
-            rows[form] = {"top1": (100 * own.mean(1)).round(2).tolist(), "area": round(float(area.mean()), 2)}
+        each = {row: [hits[border][row, fold] for fold in folds] for row in ROWS}
+        areas = {row: [100 * WEIGHTS @ own for own in of_folds] for row, of_folds in each.items()}
+        for form, of_folds in each.items():
+            top1 = 100 * np.concatenate(of_folds, 1).mean(1)
+            area = np.concatenate(areas[form]).mean()
+            rows[form] = {"top1": top1.round(2).tolist(), "area": round(float(area), 2)}
             for other in ("plain", "one size per batch"):
-                gain = area - 100 * WEIGHTS @ each[other]
                 if other != form:
-                    ends = (gain.mean(), *bootstrap_interval(gain))
+                    gains = [one - base for one, base in zip(areas[form], areas[other], strict=True)]
+                    ends = (np.concatenate(gains).mean(), *interval_over_runs(gains, shared_images=False))
                     rows[form][f"against {other}"] = [round(float(end), 2) for end in ends]
         found["borders"][border] = rows
     found["images"] = sum(hits["mean"]["plain", fold].shape[1] for fold in folds)

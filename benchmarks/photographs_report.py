@@ -18,11 +18,11 @@ import numpy as np
 
 from benchmarks import photographs_tables as tables
 from benchmarks.common.environment import record
+from benchmarks.common.intervals import interval_over_runs
 from benchmarks.photographs import FACTORS, FLOWERS, FORMS, IMAGENETTE, REGIMES, RESULTS, SIZES
 from benchmarks.photographs_cost import plain_cost, relative
 from benchmarks.photographs_records import Arrays, read_records
 from timm_wsms.evaluation.object_size.curve import area_weights
-from timm_wsms.evaluation.significance import bootstrap_interval
 from timm_wsms.files import atomic_write_text
 
 ONE = SIZES.index(1.0)
@@ -46,14 +46,20 @@ def areas(hits: np.ndarray) -> dict[str, np.ndarray]:
     return {name: 100 * area_weights(SIZES[part]) @ hits[part] for name, part in PARTS.items()}
 
 
-def compared(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """Areas of the second less those of the first, with 95 % bootstrap intervals over images."""
-    one, other = areas(first), areas(second)
+def compared(first: Sequence[np.ndarray], second: Sequence[np.ndarray], data: str = "flowers") -> dict[str, Any]:
+    """Areas of the second less those of the first, with 95 % bootstrap intervals over runs and images.
+
+    Args:
+        first: For each run, whether each image is recognized at each size, (sizes, images).
+        second: Likewise, of the same images.
+        data: Whether the runs have images of their own.
+    """
+    pairs = [(areas(one), areas(other)) for one, other in zip(first, second, strict=True)]
     found = {}
     for name in PARTS:
-        difference = other[name] - one[name]
-        low, high = bootstrap_interval(difference)
-        found[name] = [round(float(value), 2) for value in (difference.mean(), low, high)]
+        gains = [other[name] - one[name] for one, other in pairs]
+        ends = pooled(gains, data).mean(), *interval_over_runs(gains, data == "imagenette")
+        found[name] = [round(float(value), 2) for value in ends]
     return found
 
 
@@ -113,7 +119,8 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
             for other in ("plain", "mean"):
                 if other in best and form != other:
                     stored = best[other]["arrays"]
-                    row[f"against_{other}"] = compared(correct(stored, split, main_stages(other, stored, split)), hits)
+                    theirs = correct(stored, split, main_stages(other, stored, split))
+                    row[f"against_{other}"] = compared([theirs], [hits])
             found.append(row)
     return found
 
@@ -149,7 +156,7 @@ def tested(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dic
 
     A plain network is shown by itself and with its logits averaged over the image and its half-size copy, without
     training for it; an averaging one by itself and with its stage 1 alone. Differences are from the networks that other
-    forms have on the same folds, of the same images, with 95 % bootstrap intervals over images.
+    forms have on the same folds, of the same images, with 95 % bootstrap intervals over runs and images.
     """
     found = []
     for regime in REGIMES:
@@ -166,8 +173,8 @@ def tested(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dic
             row |= {part: round(float(values.mean()), 2) for part, values in areas(own).items()}
             for other in COMPARED:
                 if other != name and by_fold.keys() <= hits.get(other, {}).keys():
-                    same = pooled([hits[other][fold] for fold in by_fold], data)
-                    row[f"against {other}"] = compared(same, own)
+                    same = [hits[other][fold] for fold in by_fold]
+                    row[f"against {other}"] = compared(same, [*by_fold.values()], data)
             found.append(row)
     return found
 
@@ -179,11 +186,8 @@ def jitter_gains(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for form in before.keys() & after.keys():
         folds = sorted(before[form].keys() & after[form].keys())
         stored = ([runs[form][fold]["arrays"] for fold in folds] for runs in (before, after))
-        one, other = (
-            pooled([correct(arrays, "test", main_stages(form, arrays, "test")) for arrays in each], "flowers")
-            for each in stored
-        )
-        found[form] = {"folds": folds, "images": one.shape[1], **compared(one, other)}
+        one, other = ([correct(a, "test", main_stages(form, a, "test")) for a in each] for each in stored)
+        found[form] = {"folds": folds, "images": sum(hits.shape[1] for hits in one), **compared(one, other)}
     return dict(sorted(found.items()))
 
 
