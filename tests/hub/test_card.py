@@ -177,6 +177,27 @@ def test_base_model(model, pretrained, expected):
     assert card.base_model({"model": model, "model_kwargs": {"pretrained": pretrained}}) == expected
 
 
+@pytest.mark.parametrize("key", ["pretrained_cfg", "pretrained_cfg_overlay"])
+def test_weights_of_another_origin_are_not_called_timms(key):
+    """A file that the settings name takes the place of the repo that timm's config names."""
+    kwargs = {"pretrained": True, key: {"file": "/home/me/weights/mine.safetensors"}}
+    settings = {"model": "wsms_resnet50.a1_in1k", "model_kwargs": kwargs}
+    assert card.base_model(settings) is None and card.weights_file(settings) == "mine.safetensors"
+    kwargs[key] = {"hf_hub_id": "someone/small@v1"}
+    assert card.base_model(settings) == "someone/small" and card.weights_file(settings) is None
+    kwargs["pretrained"] = False
+    assert card.base_model(settings) is None
+
+
+def test_the_card_names_the_file_that_a_run_started_from(folder):
+    settings = yaml.safe_load((folder / "settings.yaml").read_text())
+    settings["model_kwargs"] |= {"pretrained": True, "pretrained_cfg_overlay": {"file": "mine.safetensors"}}
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    results.write(folder, [OWN], HARDWARE, "digits")
+    text = card.write(folder).read_text()
+    assert "| Started from | a file, `mine.safetensors` |" in text and "base_model" not in text
+
+
 def test_missing_values_are_named(folder):
     replace(folder / "settings.yaml", "batch_size", "no_batch_size")
     with pytest.raises(UserError, match="batch_size"):

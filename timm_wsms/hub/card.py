@@ -108,6 +108,7 @@ def values(folder: Path) -> dict[str, Any]:
         "test_split": found.evaluated.split if found.evaluated else run_split,
         "run_split": run_split,
         "base_model": base_model(settings),
+        "weights_file": weights_file(settings),
         "has_scale_plot": (folder / "scale.png").is_file(),
     }
     return {**known, "front_matter": Markdown(_front_matter(known, identifier).to_yaml())}
@@ -157,14 +158,33 @@ def data_set(source: str) -> tuple[str, str | None]:
 
 
 def base_model(settings: dict[str, Any]) -> str | None:
-    """The repo on the Hub whose weights a run started from, if it did."""
+    """The repo on the Hub whose weights a run started from, if it did; None for weights of another origin."""
     name = settings["model"]
     if not settings["model_kwargs"].get("pretrained"):
         return None
-    if name.startswith("hf-hub:"):
-        repo = name.removeprefix("hf-hub:").partition("@")[0]
+    given = _given_cfg(settings)
+    if name.startswith("hf-hub:") or given.get("hf_hub_id"):
+        repo = str(given.get("hf_hub_id") or name.removeprefix("hf-hub:")).partition("@")[0]
         if not re.fullmatch(REPO, repo):
             raise ValueError(f"{repo} is not a name on the Hub")
         return repo
+    if given.get("file") or given.get("url"):
+        return None
     found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     return found.hf_hub_id.partition("@")[0] if found and found.hf_hub_id else None
+
+
+def weights_file(settings: dict[str, Any]) -> str | None:
+    """The name of the file whose weights a run started from, if the settings name one; its folder is private."""
+    given = _given_cfg(settings)
+    file = given.get("file") or given.get("url")
+    return Path(str(file)).name if settings["model_kwargs"].get("pretrained") and file else None
+
+
+def _given_cfg(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the settings put in place of timm's own pretrained config, the overlay last, as timm does."""
+    given: dict[str, Any] = {}
+    for key in ("pretrained_cfg", "pretrained_cfg_overlay"):
+        value = settings["model_kwargs"].get(key)
+        given |= value if isinstance(value, dict) else {}
+    return given
