@@ -32,7 +32,7 @@ help:  ## list the targets
 
 install: $(INSTALLED)  ## set up .venv with the package and its tools
 
-train: $(INSTALLED)  ## train the quick start on the embedded digits: WSMS beside its plain backbone
+train: $(INSTALLED)  ## train the quick start on the embedded digits: the recommended form beside the plain network
 	$(LAUNCH) train_accelerate.py --recipe $(RECIPE) --output $(OUTPUT) $(ARGS)
 
 test: $(INSTALLED)  ## run the quick tests: a few minutes

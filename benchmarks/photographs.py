@@ -1,18 +1,19 @@
 """Training on photographs: which form of the network gains how much at which size of the object, at which cost.
 
     python -m benchmarks.photographs_data --flowers …/flowers --imagenette …/imagenette160      first: weights, splits
-    python -m benchmarks.photographs screen                              one seed, validation images
-    python -m benchmarks.photographs one --form mean --fold 3 --tested       one run, on its test images
+    python -m benchmarks.photographs one --form mean                         one run, on its validation images
+    python -m benchmarks.photographs one --form mean --fold 3 --tested       on its test images
     python -m benchmarks.photographs one --data imagenette --form mean --lr 2e-3 --fold 1
 
 Flowers: 4,311 photographs of 128 pixels, five classes, ImageNet weights of `tf_efficientnet_lite0`. Fold = seed: a
 fifth of the images is tested, a fifth is for validation, the rest is trained on, so that every image is tested once.
 Imagenette: 13,394 photographs, ten classes, `resnet10t` from random weights; its own validation images are tested, a
 tenth of its training images is for validation, and a fold is a seed alone.
-What is screened is compared by its area on validation images; nothing is chosen on test images.
+What is screened is compared by its area on validation images; nothing is chosen on test images. All runs are listed in
+benchmarks/run_all.sh.
 
-Several processes may run at the same time, each on a core of its own (`taskset -c 1 env OMP_NUM_THREADS=1 …`): each
-takes the first run that is not done and that no other process works on. A run that was interrupted goes on.
+Several processes may run at the same time, each on a core of its own (`taskset -c 1 env OMP_NUM_THREADS=1 …`). A run
+that is done, or that another process works on, is left alone; one that was interrupted goes on.
 
 A finished run leaves benchmarks/results/photographs/<run>.json with its figures, and <run>.npz: `<split>_logits`,
 float16 (stages, sizes, images, classes), `<split>_labels` and `<split>_index`. A plain network has a "stage" for each
@@ -113,23 +114,6 @@ IMAGENETTE = {
     "mean, resnet14t": Form("wsms_resnet14t", 112, TWO, None),  # whose cascade competes with resnet10t
 }
 FORMS = {"flowers": FLOWERS, "imagenette": IMAGENETTE}
-# (form, regime, learning rate), in the order of their importance
-SCREEN = [
-    *(("plain", "default", lr) for lr in ("1e-3", "2e-3", "5e-4")),
-    ("mean", "default", "1e-3"),
-    ("mean", "default", "2e-3"),
-    ("mean, distilled", "default", "1e-3"),
-    ("one size per batch", "default", "1e-3"),
-    ("mean", "jitter", "1e-3"),
-    ("plain", "jitter", "1e-3"),
-    ("mean of larger", "default", "1e-3"),
-    ("mean, consistent", "default", "1e-3"),
-    ("mean of three", "default", "1e-3"),
-    ("plain longer", "default", "2e-3"),
-    ("one size per batch", "jitter", "1e-3"),
-    ("lite1", "default", "2e-3"),
-    ("concat", "default", "1e-3"),
-]
 
 
 @dataclass(frozen=True)
@@ -303,40 +287,34 @@ def measure(run: Run) -> None:
     print(f"{run.name}: {figures[split]}", flush=True)
 
 
-def work(runs: list[Run]) -> None:
-    """Does what is not done, in order; leaves to other processes what they are at."""
+def work(run: Run) -> None:
+    """Trains and measures a run, unless it is done or another process works on it."""
     (OUTPUTS / "runs").mkdir(parents=True, exist_ok=True)
-    for run in runs:
-        try:
-            with FileLock(OUTPUTS / "runs" / f"{run.trained}.lock", timeout=0):
-                if not (RESULTS / f"{run.name}.json").exists():
-                    train(run)
-                    measure(run)
-        except Timeout:
-            continue
-        except subprocess.CalledProcessError:
-            print(f"{run.name}: failed, see {run.folder}.log", flush=True)
+    try:
+        with FileLock(OUTPUTS / "runs" / f"{run.trained}.lock", timeout=0):
+            if not (RESULTS / f"{run.name}.json").exists():
+                train(run)
+                measure(run)
+    except Timeout:
+        print(f"{run.name}: another process works on it", flush=True)
+    except subprocess.CalledProcessError:
+        raise SystemExit(f"{run.name}: failed, see {run.folder}.log") from None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["screen", "one"])
-    parser.add_argument("--data", choices=FORMS, default="flowers", help="one: these photographs")
-    parser.add_argument("--form", choices={**IMAGENETTE, **FLOWERS}, help="one: this form")
-    parser.add_argument("--regime", choices=REGIMES, default="default", help="one: this regime")
-    parser.add_argument("--lr", default="1e-3", help="one: this learning rate")
+    parser.add_argument("what", choices=["one"], help="a run")
+    parser.add_argument("--data", choices=FORMS, default="flowers", help="the photographs")
+    parser.add_argument("--form", choices={**IMAGENETTE, **FLOWERS}, required=True)
+    parser.add_argument("--regime", choices=REGIMES, default="default", help="of training")
+    parser.add_argument("--lr", default="1e-3", help="learning rate")
     parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument(
-        "--tested", action="store_true", help="one: evaluate the test images instead of the validation images"
-    )
+    parser.add_argument("--tested", action="store_true", help="evaluate the test images, not the validation images")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    if options.what == "screen":
-        work([Run(form, regime, lr, options.fold, False) for form, regime, lr in SCREEN])
-    else:
-        if options.form not in FORMS[options.data]:
-            parser.error(f"{options.data} has the forms {', '.join(FORMS[options.data])}")
-        work([Run(options.form, options.regime, options.lr, options.fold, options.tested, options.data)])
+    if options.form not in FORMS[options.data]:
+        parser.error(f"{options.data} has the forms {', '.join(FORMS[options.data])}")
+    work(Run(options.form, options.regime, options.lr, options.fold, options.tested, options.data))
 
 
 if __name__ == "__main__":

@@ -221,7 +221,11 @@ def every(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, dict[str, 
 
 
 AIMED_AT = {"mean": "averaging, 112 pixels", "mean at 128": "averaging, 128 pixels"}  # form → in docs/cascade.md
-MOST_LOST, MOST_SPENT, FROM = -0.3, 0.6, 0.4  # what was aimed at: points lost, cost, and above all rivals from here to 1
+MOST_LOST, MOST_SPENT, FROM = (
+    -0.3,
+    0.6,
+    0.4,
+)  # what was aimed at: points lost, cost, and above all rivals from here to 1
 
 
 def of_targets(report: Mapping[str, Any]) -> list[str]:

@@ -3,8 +3,8 @@
     python -m benchmarks.photographs_documents
 
 A table follows the comment `<!-- table: NAME -->`; its two lines of head stay as they are. Run it after
-photographs_report, photographs_cascade and photographs_borders. Prose with figures is written by hand, and tests compare
-it with the results files.
+photographs_report, photographs_cascade and photographs_borders. Prose with figures is written by hand, and tests
+compare it with the results files.
 """
 
 from __future__ import annotations

@@ -64,7 +64,9 @@ def cost_lines(found: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
 
 def draw_costs() -> None:
     """Trained with timm's crop alone."""
-    found = json.loads((RESULTS.parent / "photographs_cascade.json").read_text(encoding="utf-8"))["flowers"]["default"]["mean"]
+    found = json.loads((RESULTS.parent / "photographs_cascade.json").read_text(encoding="utf-8"))["flowers"]["default"][
+        "mean"
+    ]
     figure = make_figure(width=10.0, height=3.8)
     panels = figure.subplots(1, len(COSTS))
     for axes, (what, label) in zip(panels, COSTS.items(), strict=True):

@@ -231,7 +231,7 @@ def _differences(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any
 def main() -> None:
     records = [{"name": name, "arrays": arrays, **found} for name, (found, arrays) in read_records().items()]
     if not records:
-        raise SystemExit(f"there are no records in {RESULTS}; run python -m benchmarks.photographs screen")
+        raise SystemExit(f"there are no records in {RESULTS}; benchmarks/run_all.sh lists the runs")
     flowers, imagenette = ([one for one in records if one.get("data", "flowers") == data] for data in FORMS)
     screened = rows([one for one in flowers if one["fold"] == 0], "validation")
     report = {

@@ -45,7 +45,10 @@ def test_these_are_the_pages_with_code():
 @pytest.mark.parametrize("page", ["docs/hub.md", "examples/README.md"])
 @torch.no_grad()
 def test_a_plain_backbone(saved, images, page):
-    run_snippet(code(page), images=images)
+    held_out = torch.randn(560, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    names = run_snippet(code(page), images=images, validation_batches=[(held_out, saved(held_out).argmax(1))])
+    if page == "examples/README.md":  # the small image first, too
+        assert names["logits"].shape == (8, saved.num_classes) and names["cascade"].last_cost <= 1.25
     plain = timm.create_model("local-dir:plain", pretrained=True).eval()
     assert not isinstance(plain, timm_wsms.WsmsMeanNet)
     assert torch.equal(plain(images), saved.stage_logits(images)[0])

@@ -156,7 +156,10 @@ def test_the_document_names_the_stronger_rival():
         f"areas of {before['default']['area']:.2f} and, with jitter, {before['jitter']['area']:.2f}; prepared as timm "
         f"does, {areas['default']:.2f} and {areas['jitter']:.2f}"
     ) in words
-    assert f"averaging was ahead (intervals over images alone) by {ahead('mean')}, and stage 1 of averaging at 128 pixels by" in words
+    assert (
+        f"averaging was ahead (intervals over images alone) by {ahead('mean')}, and stage 1 of averaging at 128 "
+        "pixels by" in words
+    )
     assert f"128 pixels by {ahead('mean at 128, stage 1 alone')}." in words
 
 

@@ -142,7 +142,9 @@ def test_calibrated_thresholds_are_those_that_a_user_gets():
     exits, costs = photographs_cascade.exits_of(run, torch.from_numpy(arrays["validation_logits"]).double())
     one = SIZES.index(1.0)
     chosen = choose_thresholds(exits[:, one], torch.from_numpy(arrays["validation_labels"]), 2.0)
-    small, whole = (torch.from_numpy(arrays["test_logits"][stages, one].astype(float).mean(0)) for stages in ([1], [0, 1]))
+    small, whole = (
+        torch.from_numpy(arrays["test_logits"][stages, one].astype(float).mean(0)) for stages in ([1], [0, 1])
+    )
     labels = torch.from_numpy(arrays["test_labels"])
     right, cost = 0, 0.0
     for image in range(len(labels)):
@@ -159,7 +161,11 @@ def test_the_words_of_the_docs_are_the_report():
     words = " ".join((RESULTS.parents[2] / "docs" / "cascade.md").read_text().split())
     every = {(data, regime, form): found for data, regime, form, found in photographs_cascade.every(report)}
     cascades = {key: {row["allowed"]: row for row in found["size 1"]["cascade"]} for key, found in every.items()}
-    for key in (("flowers", "jitter", "mean"), ("flowers", "jitter", "mean at 128"), ("imagenette", "jitter", "mean at 128")):
+    for key in (
+        ("flowers", "jitter", "mean"),
+        ("flowers", "jitter", "mean at 128"),
+        ("imagenette", "jitter", "mean at 128"),
+    ):
         row = cascades[key]["calibrate(2)"]
         assert row["against plain"][0] >= -0.3 and row["cost"] <= 0.6, key
     assert "`calibrate(2)` reaches both numbers on both data sets" in words
