@@ -80,7 +80,7 @@ def table(found: dict[str, np.ndarray], arithmetic: dict[str, float]) -> dict[st
     for name, own in found.items():
         row: dict[str, Any] = {"arithmetic": round(arithmetic[name], 3), "top1": (100 * own.mean(1)).round(2).tolist()}
         row |= {part: round(float(values.mean()), 2) for part, values in areas(own).items()}
-        rows[name] = row if name == "plain" else {**row, "against plain": compared(found["plain"], own)}
+        rows[name] = row if name == "plain" else {**row, "against plain": compared([found["plain"]], [own])}
     return rows
 
 

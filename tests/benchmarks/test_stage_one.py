@@ -75,6 +75,9 @@ def test_the_table_in_the_docs_is_the_report():
         f"by {gain(distilled, 'area')}: its area is {areas[0]}, {areas[1]} without distillation and {areas[2]}" in words
     )
     assert f"level at size 1, {gain(distilled, 'size 1')}. This is one run" in words
+    ahead = [rows[name]["area"] - rows[sizes]["area"] for name in (alone, distilled)]
+    assert f"stage 1 alone misses it, at {ahead[0]:+.2f}, and with distillation reaches it, at {ahead[1]:+.2f}." in words
+    assert ahead[0] < 1.5 <= ahead[1] and rows[sizes]["area"] > rows["plain"]["area"]
     assert all(rows[distilled]["against plain"][part][1] > 0 for part in ("area", "small", "large"))
     trained = report["trained_with"]
     assert {name: one["precision"] for name, one in trained.items() if one["precision"] != "bf16"} == {
