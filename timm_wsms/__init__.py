@@ -1,9 +1,9 @@
-"""Weight-shared multi-stage networks for timm: importing this package registers `wsms_<name>`,
-`ms_<name>` and `wsmean_<name>`.
+"""Weight-shared multi-stage networks for timm: importing this package registers `wsmean_<name>`,
+`wsms_<name>` and `ms_<name>`.
 
 ```python
 import timm, timm_wsms
-model = timm.create_model("wsms_resnet50", pretrained=True)
+model = timm.create_model("wsmean_resnet50", pretrained=True)
 ```
 """
 

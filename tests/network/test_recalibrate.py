@@ -233,7 +233,7 @@ def test_mistakes():
     with pytest.raises(timm_wsms.UserError, match="too small to take a variance"):
         recalibrate(model, images((1,), side=32))
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-    with pytest.raises(timm_wsms.UserError, match="takes a WsmsNet, not ResNet"):
+    with pytest.raises(timm_wsms.UserError, match="takes a multi-stage network, not ResNet"):
         recalibrate(timm.create_model("test_resnet"), images())
     with pytest.raises(timm_wsms.UserError, match="nothing to recalibrate"):
         recalibrate(network("wsms_test_convnext", residual=False, integration="none"), images())

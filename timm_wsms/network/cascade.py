@@ -49,7 +49,7 @@ class Cascade(nn.Module):
         stages: The stages in the order in which they run. To compile them:
             `for stage in cascade.stages: stage.compile()`. Each is exported separately to ONNX or
             `torch.export`. Not registered as submodules, since the network under `model` has all parameters.
-        last_exits: Of the last batch, the number of stages that each image has taken, int64 (B,).
+        last_exits: Number of stages run on each image of the last batch, int64 (B,).
 
     Raises:
         UserError: If the model is not such a network, is in training mode, has no classifier or only one stage, or if a

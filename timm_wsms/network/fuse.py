@@ -46,7 +46,7 @@ def fuse(model: Any, images: torch.Tensor | None = None) -> Any:
     Fuse in float32 and convert to bfloat16 afterwards: the other way round, the weights are rounded twice.
 
     Args:
-        model: A `WsmsNet`, or any of timm's networks. It is left as it is.
+        model: A `WsmsNet`, or any of timm's networks. Not modified.
         images: (B, C, H, W), a batch that the network accepts; its values do not matter. None: one black image of the
             size in the network's `pretrained_cfg`.
 

@@ -45,7 +45,7 @@ class WsmsMeanNet(MultiStageNet):
     ```
 
     All parameters are shared, in the head too, except those of norms (see `unshared_norms`) and those whose shape
-    depends on the image size. Dropout draws separately for every stage.
+    depends on the image size. Each stage samples its own dropout mask.
 
     `forward` averages logits. `forward_features`, `forward_intermediates` and `features_only=True` average, level by
     level, the stages' maps, each brought to stage 1's height and width (bilinear) and then shifted per channel so that

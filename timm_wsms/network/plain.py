@@ -28,11 +28,11 @@ def to_backbone(model: Any, stage: int = 1, drop_integration: bool = False) -> T
     Its `pretrained_cfg` names the backbone's architecture, so that `timm.models.save_for_hf` and `push_to_hf_hub`
     write a checkpoint that needs timm alone. It is on the network's device and in its mode (training or eval).
 
-    With `fusion="mean"` every stage is a whole backbone. With `fusion="concat"` only stage 1 is, and the network's
-    logits are its own only if there is a residual whose γ is 0.
+    With `fusion="mean"` every stage is a whole backbone. With `fusion="concat"` only stage 1 is, and its
+    logits equal the network's only with `residual` and γ = 0.
 
     Args:
-        model: A `WsmsMeanNet`, or a `WsmsNet` with `residual`, not wrapped or compiled. It is left as it is.
+        model: A `WsmsMeanNet`, or a `WsmsNet` with `residual`, not wrapped or compiled. Not modified.
         stage: Number of the stage, counted from 1. `pretrained_cfg["input_size"]` is the size of its image, and timm's
             transform for that size resizes differently from the pyramid, so accuracies may differ a little.
         drop_integration: For a `WsmsNet` whose γ is not 0: accept that the integrated map is dropped, and with it

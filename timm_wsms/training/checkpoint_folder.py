@@ -30,7 +30,7 @@ def save_model_folder(
     the CPU, for checking that a loaded model still computes the same.
 
     Args:
-        model: without wrappers; it is left as it is.
+        model: without wrappers; not modified.
         folder: where, usually from `atomic_folder`.
         data_config: the preprocessing the model was trained with, as `timm.data.resolve_data_config` returns it.
         class_names: one for each logit.

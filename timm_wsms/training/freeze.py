@@ -16,7 +16,7 @@ class Freeze:
     would lose them, the stages would lose what they share, and the state dict its keys.
 
     Args:
-        network: any timm model. It is left as it is.
+        network: any timm model. Not modified.
         settings: `freeze` and `freeze_epochs` are used.
 
     Attributes:

@@ -55,7 +55,7 @@ def needs_float32(
     which runs diverged. This depends on the CPU, so the layer's shape decides, not a trial.
 
     Args:
-        network: on the CPU; it is left as it is.
+        network: on the CPU; not modified.
         settings: the run's settings.
         sizes: sizes of the training images, (channels, height, width) each.
         device: where it is trained.

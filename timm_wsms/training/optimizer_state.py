@@ -12,7 +12,7 @@ def flatten_state(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -
     """Moves the tensors out of a tree of dicts, lists, tuples and plain values.
 
     Args:
-        tree: the tree; it is left as it is.
+        tree: the tree; not modified.
         tensors: receives them, each under its path, e.g. `state.3.momentum_buffer`.
         path: path of `tree` itself.
 
