@@ -2,12 +2,14 @@
 
     export OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000   # memory is kept between calls
     taskset -c 0 python -m benchmarks.speed.cascade
+    taskset -c 0 python -m benchmarks.speed.cascade --data imagenette
 
-The networks are the pair in hub/models: the plain one at 128 pixels, and the averaging one at 112, with the thresholds
-that the validation images of their fold chose (benchmarks/photographs_cascade.py). They take turns on the fold's test
-images (`python -m benchmarks.photographs_data` prepares them), which are decoded before, in batches of 64 and one by
-one. Every round begins with another form, and a ratio is the median of the rounds' own, of times in the same runtime.
-Beside it stands the ratio of multiplications. Writes benchmarks/results/cascade_speed.json.
+The networks are the pair in hub/models, trained on flowers: the plain one at 128 pixels, and the averaging one at 112.
+Or a pair that benchmarks/photographs.py has trained on Imagenette, both at 128 pixels. Thresholds are those that the
+run's validation images chose (benchmarks/photographs_cascade.py). The networks take turns on test images
+(`python -m benchmarks.photographs_data` prepares them), which are decoded before, in batches of 64 and one by one. Every
+round begins with another form, and a ratio is the median of the rounds' own, of times in the same runtime. Beside it
+stands the ratio of multiplications. Writes benchmarks/results/cascade_speed.json or cascade_speed_imagenette.json.
 """
 
 from __future__ import annotations
@@ -29,27 +31,40 @@ from torch import Tensor
 
 import timm_wsms
 from benchmarks.common.environment import ROOT, record
-from benchmarks.photographs import Run
-from benchmarks.photographs_cascade import AT, DROPS, choose, exits_of
-from benchmarks.photographs_cost import PLAIN, SIDE, count
+from benchmarks.photographs import SIZES, Run
+from benchmarks.photographs_cascade import AT, CALIBRATED, DROPS, choose, exits_of
+from benchmarks.photographs_cost import relative
 from benchmarks.photographs_records import read_records
 from timm_wsms.data import DataSettings, data_config, load_split, make_loader
 from timm_wsms.files import atomic_write_text
-from timm_wsms.network.exits import NEVER
+from timm_wsms.network.exits import NEVER, choose_thresholds
 
-KEPT = {"plain": "tf_efficientnet_lite0_flowers", "mean": "wsmean_tf_efficientnet_lite0_flowers"}  # in hub/models
-RUN = Run("mean", "jitter", "1e-3", 2, False)  # what the averaging one is, with its validation images
+RUNS = {  # what the averaging network is, with its validation images
+    "flowers": Run("mean", "jitter", "1e-3", 2, False),
+    "imagenette": Run("mean at 128", "jitter", "4e-3", 0, False, "imagenette"),
+}
+KEPT = ROOT / "hub" / "models"
+FOLDERS = {  # of the plain network and the averaging one
+    "flowers": (KEPT / "tf_efficientnet_lite0_flowers", KEPT / "wsmean_tf_efficientnet_lite0_flowers"),
+    "imagenette": (
+        Run("plain", "jitter", "4e-3", 0, False, "imagenette").folder / "model",
+        RUNS["imagenette"].folder / "model",
+    ),
+}
 IMAGES = {64: 256, 1: 64}  # size of a batch → test images
 ALL = "all stages"
 MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
-OUT = ROOT / "benchmarks" / "results" / "cascade_speed.json"
+OUT = {
+    data: ROOT / "benchmarks" / "results" / f"cascade_speed{suffix}.json"
+    for data, suffix in {"flowers": "", "imagenette": "_imagenette"}.items()
+}
 
 Form = Callable[[Tensor], Any]
 Levels = Mapping[str, tuple[list[float], list[float]]]  # name → thresholds and temperatures of all exits but the last
 
 
 def levels_of(run: Run) -> dict[str, tuple[list[float], list[float]]]:
-    """Thresholds for each allowed fall at size 1, as the validation images of the run's fold choose them."""
+    """Thresholds as `calibrate` and each allowed fall at size 1 choose them on the run's validation images."""
     found, arrays = read_records()[run.trained]
     exits, costs = exits_of(found, torch.from_numpy(arrays["validation_logits"]).double())
     labels = torch.from_numpy(arrays["validation_labels"])
@@ -57,6 +72,9 @@ def levels_of(run: Run) -> dict[str, tuple[list[float], list[float]]]:
     for allowed in DROPS:
         heats, level = choose(exits, labels, costs, AT["size 1"], allowed)
         levels[f"cascade, {allowed:g} point{'s' * (allowed != 1)} allowed"] = [level] * len(heats), heats
+    for name, drop in CALIBRATED.items():
+        calibrated = choose_thresholds(exits[:, SIZES.index(1.0)], labels, drop)
+        levels[f"cascade, `{name}`"] = calibrated.confidence, calibrated.temperatures
     return levels
 
 
@@ -134,10 +152,13 @@ def compare(forms: Mapping[str, tuple[Form, Sequence[Tensor]]], rounds: int) -> 
 
 
 @torch.no_grad()
-def measure(runtime: str, networks: Mapping[str, Any], levels: Levels, size: int, images: int, rounds: int) -> Any:
+def measure(
+    run: Run, runtime: str, networks: Mapping[str, Any], levels: Levels, size: int, images: int, rounds: int
+) -> Any:
     """Times of all forms in one runtime, relative to the plain network's there, and whether logits are PyTorch's.
 
     Args:
+        run: What the averaging network is.
         runtime: Of `RUNTIMES`.
         networks: "plain" and "mean", in eval mode.
         levels: Of the cascade.
@@ -145,7 +166,7 @@ def measure(runtime: str, networks: Mapping[str, Any], levels: Levels, size: int
         images: Number of test images.
         rounds: That count.
     """
-    batches = {name: batches_of(RUN, network, images, size) for name, network in networks.items()}
+    batches = {name: batches_of(run, network, images, size) for name, network in networks.items()}
     sides = {name: found[0].shape[-1] for name, found in batches.items()}
     made = RUNTIMES[runtime](networks["plain"], networks["mean"], levels, sides)
     taken = compare(
@@ -164,16 +185,16 @@ def measure(runtime: str, networks: Mapping[str, Any], levels: Levels, size: int
 
 
 @torch.no_grad()
-def arithmetic(mean: Any, levels: Levels, batches: Sequence[Tensor]) -> dict[str, float]:
-    """Mean arithmetic of the images in each form, relative to the plain network on its own image."""
-    cascade, side = timm_wsms.Cascade(mean), batches[0].shape[-1]
+def arithmetic(run: Run, mean: Any, levels: Levels, batches: Sequence[Tensor]) -> dict[str, float]:
+    """Mean multiplications of the images in each form, relative to the plain network on its own image."""
+    cascade, stage_1 = timm_wsms.Cascade(mean), relative(run.form, (1.0,), run.data)
     costs, spent = torch.tensor([0.0, *cascade.costs(batches[0].shape[1:])]), {"plain": 1.0}
     for name, level in levels.items():
         exits = []
         for batch in batches:
             at(cascade, level)(batch)
             exits.append(cascade.last_exits)
-        spent[name] = round(costs[torch.cat(exits)].mean().item() * count(PLAIN, side) / count(PLAIN, SIDE), 3)
+        spent[name] = round(costs[torch.cat(exits)].mean().item() * stage_1, 3)
     return spent
 
 
@@ -192,24 +213,26 @@ def lines(report: Mapping[str, Any]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=RUNS, default="flowers")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
+    run, out = RUNS[options.data], options.out or OUT[options.data]
     networks: dict[str, Any] = {}
-    for name, folder in KEPT.items():
-        networks[name] = timm.create_model(f"local-dir:{ROOT / 'hub' / 'models' / folder}", pretrained=True).eval()
+    for name, folder in zip(("plain", "mean"), FOLDERS[options.data], strict=True):
+        networks[name] = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         networks[name].to(memory_format=torch.channels_last)
-    levels = levels_of(RUN)
+    levels = levels_of(run)
     report: dict[str, Any] = {"what": __doc__.splitlines()[0], "rounds": options.rounds, "images": IMAGES}
     report |= {"environment": {name: os.environ.get(name) for name in MALLOC}, "batches": {}}
     for size, images in IMAGES.items():
-        batches = batches_of(RUN, networks["mean"], images, size)
-        rows: dict[str, Any] = {"arithmetic": arithmetic(networks["mean"], levels, batches)}
+        batches = batches_of(run, networks["mean"], images, size)
+        rows: dict[str, Any] = {"arithmetic": arithmetic(run, networks["mean"], levels, batches)}
         report["batches"][f"batches of {size}" if size > 1 else "one by one"] = rows
         for runtime in RUNTIMES:
-            rows[runtime] = measure(runtime, networks, levels, size, images, options.rounds)
+            rows[runtime] = measure(run, runtime, networks, levels, size, images, options.rounds)
             print(size, runtime, json.dumps(rows[runtime], indent=1), flush=True)
-            atomic_write_text(options.out, json.dumps({**report, **record()}, indent=1) + "\n")
+            atomic_write_text(out, json.dumps({**report, **record()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

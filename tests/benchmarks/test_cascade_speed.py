@@ -13,6 +13,7 @@ from benchmarks.speed import cascade as speed
 from tests.helpers.paths import ROOT
 
 DOCS = ROOT / "docs" / "performance.md"
+RUN = speed.RUNS["flowers"]
 LEVELS = {speed.ALL: ([2.0], [1.0]), "early": ([0.0], [1.0]), "some": ([0.5], [1.0])}
 
 
@@ -22,7 +23,7 @@ def networks(monkeypatch):
     monkeypatch.setattr(
         speed, "batches_of", lambda run, model, number, size: torch.randn(number, 3, 64, 64).split(size)
     )
-    monkeypatch.setattr(speed, "count", lambda backbone, side: side**2)
+    monkeypatch.setattr(speed, "relative", lambda form, factors, data: 64**2 / 128**2)
     made = {"plain": "test_resnet", "mean": "wsmean_test_resnet"}
     return {name: timm.create_model(model, num_classes=5).eval() for name, model in made.items()}
 
@@ -30,7 +31,7 @@ def networks(monkeypatch):
 def test_all_forms_run_on_these_images_in_turn(networks):
     seen = []
     hooks = [model.register_forward_hook(lambda _, x, __: seen.append(len(x[0]))) for model in networks.values()]
-    found = speed.measure("eager", networks, LEVELS, size=5, images=12, rounds=2)
+    found = speed.measure(RUN, "eager", networks, LEVELS, size=5, images=12, rounds=2)
     for hook in hooks:
         hook.remove()
     # the plain network in two rounds and one before; the other is called as a whole once, to compare its logits
@@ -55,7 +56,7 @@ def test_other_runtimes_compute_the_same(networks, runtime):
 
 
 def test_arithmetic_is_that_of_the_stages_taken(networks):
-    found = speed.arithmetic(networks["mean"], LEVELS, torch.randn(12, 3, 64, 64).split(5))
+    found = speed.arithmetic(RUN, networks["mean"], LEVELS, torch.randn(12, 3, 64, 64).split(5))
     small, large = timm_wsms.Cascade(networks["mean"]).costs((3, 64, 64))
     scale = 64**2 / 128**2
     assert found["plain"] == 1
@@ -66,15 +67,15 @@ def test_arithmetic_is_that_of_the_stages_taken(networks):
 
 def test_thresholds_come_from_the_folds_validation_images():
     """At the threshold for 1 point no more than 1 point is lost on them; the kept network is that run's."""
-    arrays = np.load(RESULTS / f"{speed.RUN.trained}.npz")
+    arrays = np.load(RESULTS / f"{RUN.trained}.npz")
     logits, labels = arrays["validation_logits"].astype(np.float64)[:, SIZES.index(1.0)], arrays["validation_labels"]
-    (threshold,), (heat,) = speed.levels_of(speed.RUN)["cascade, 1 point allowed"]
+    (threshold,), (heat,) = speed.levels_of(RUN)["cascade, 1 point allowed"]
     small = np.exp(logits[1] / heat)
     sure = (small / small.sum(1, keepdims=True)).max(1) >= threshold
     answers = np.where(sure, logits[1].argmax(1), logits.mean(0).argmax(1))
     lost = 100 * ((logits.mean(0).argmax(1) == labels).mean() - (answers == labels).mean())
     assert 0 < sure.mean() < 1 and lost <= 1
-    card = (ROOT / "hub" / "models" / speed.KEPT["mean"] / "settings.yaml").read_text()
+    card = (speed.FOLDERS["flowers"][1] / "settings.yaml").read_text()
     assert "scale_jitter" in card and "seed: 2" in card
 
 
