@@ -19,9 +19,9 @@ import numpy as np
 from benchmarks import photographs_tables as tables
 from benchmarks.common.environment import record
 from benchmarks.common.intervals import interval_over_runs
-from benchmarks.photographs import FACTORS, FLOWERS, FORMS, IMAGENETTE, REGIMES, RESULTS, SIZES
+from benchmarks.photographs import FACTORS, FLOWERS, FORMS, IMAGENETTE, RESULTS, SIZES
 from benchmarks.photographs_cost import plain_cost, relative
-from benchmarks.photographs_records import Arrays, read_records
+from benchmarks.photographs_records import REPORTED, Arrays, read_records
 from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.files import atomic_write_text
 
@@ -84,7 +84,7 @@ def ways_to_use(run: dict[str, Any]) -> dict[str, tuple[Sequence[int], float]]:
 def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
     """One row per form and regime: its best learning rate, areas, stages alone, and differences from plain and mean."""
     found = []
-    for regime in REGIMES:
+    for regime in REPORTED:
         best: dict[str, dict[str, Any]] = {}
         for one in records:
             if one["regime"] == regime and split in one:
@@ -159,7 +159,7 @@ def tested(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dic
     forms have on the same folds, of the same images, with 95 % bootstrap intervals over runs and images.
     """
     found = []
-    for regime in REGIMES:
+    for regime in REPORTED:
         chosen = runs_chosen(records, regime, "test")
         hits, costs = {}, {}
         for runs in chosen.values():
@@ -194,7 +194,7 @@ def jitter_gains(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def over_folds(records: Sequence[dict[str, Any]], split: str = "validation") -> list[dict[str, Any]]:
     """Each form against the plain network and one size per batch on every fold, its learning rate chosen on fold 0."""
     found = []
-    for regime in REGIMES:
+    for regime in REPORTED:
         chosen = runs_chosen(records, regime, split)
         for form, runs in chosen.items():
             if len(runs) < 2:

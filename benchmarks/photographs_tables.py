@@ -50,6 +50,7 @@ IMAGENETTE_TRAINED = {
     "default": "timm's crop",
     "jitter": "crop and scale jitter",
     "20 epochs": "timm's crop, 20 epochs",
+    "default, 8e-3": "timm's crop, learning rate 0.008",
 }
 HEADLINE_SIZES = (1, 3, 5)  # half size, as taken, twice
 
