@@ -6,10 +6,10 @@
 
 The networks are the pair in hub/models, trained on flowers: the plain one at 128 pixels, and the averaging one at 112.
 Or a pair that benchmarks/photographs.py has trained on Imagenette, both at 128 pixels. Thresholds are those that the
-run's validation images chose (benchmarks/photographs_cascade.py). The networks take turns on test images
-(`python -m benchmarks.photographs_data` prepares them), which are decoded before, in batches of 64 and one by one. Every
-round begins with another form, and a ratio is the median of the rounds' own, of times in the same runtime. Beside it
-stands the ratio of multiplications. Writes benchmarks/results/cascade_speed.json or cascade_speed_imagenette.json.
+run's validation images chose (benchmarks/photographs_cascade.py). The networks take turns on test images, which are
+decoded before (`python -m benchmarks.photographs_data` prepares them), in batches of 64 and one by one. Every round
+begins with another form, and a ratio is the median of the rounds' own, of times in the same runtime. Beside it stands
+the ratio of multiplications. Writes benchmarks/results/cascade_speed.json or cascade_speed_imagenette.json.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_the_table_in_the_docs_is_the_report():
     )
     assert f"level at size 1, {gain(distilled, 'size 1')}. This is one run" in words
     ahead = [rows[name]["area"] - rows[sizes]["area"] for name in (alone, distilled)]
-    assert f"stage 1 alone misses it, at {ahead[0]:+.2f}, and with distillation reaches it, at {ahead[1]:+.2f}." in words
+    assert f"alone misses it, at {ahead[0]:+.2f}, and with distillation reaches it, at {ahead[1]:+.2f}." in words
     assert ahead[0] < 1.5 <= ahead[1] and rows[sizes]["area"] > rows["plain"]["area"]
     assert all(rows[distilled]["against plain"][part][1] > 0 for part in ("area", "small", "large"))
     trained = report["trained_with"]

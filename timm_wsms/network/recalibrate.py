@@ -43,7 +43,7 @@ def recalibrate(model: MultiStageNet | WsmsFeatures, batches: Iterable[Any]) -> 
     """
     network = model.model if isinstance(model, WsmsFeatures) else model
     if not isinstance(network, MultiStageNet):
-        raise UserError(f"recalibrate takes a multi-stage network, not {type(model).__name__}; unwrap the network first")
+        raise UserError(f"recalibrate takes a multi-stage network, not {type(model).__name__}; unwrap it first")
     norms = _own_batch_norms(network)
     if not norms:
         raise UserError("nothing to recalibrate: stages 2… and the integration layer have no batch norms of their own")
