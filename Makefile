@@ -4,6 +4,7 @@
 #   make train RECIPE=recipes/cifar10_resnet110.yaml another recipe
 #   make train LAUNCH="accelerate launch"            your own `accelerate config`
 #   make demo PHOTOGRAPHS=my/flowers                 photographs of flowers of your own instead of small pictures
+#   make demo PHOTOGRAPHS=my/images PAIR=imagenette  the same with networks that were trained on Imagenette
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -56,11 +57,19 @@ sweep: $(INSTALLED)  ## run the long tests over all of timm's backbones
 	$(BIN)/python -m pytest -m sweep $(ARGS)
 
 ifdef PHOTOGRAPHS
+PAIR ?= flowers
 MODELS := local-dir:hub/models
+ifeq ($(PAIR),flowers)
+BACKBONE := tf_efficientnet_lite0
+else ifeq ($(PAIR),imagenette)
+BACKBONE := resnet10t
+else
+$(error PAIR is $(PAIR); give flowers or imagenette)
+endif
 PICTURES := outputs/demo-$(notdir $(PHOTOGRAPHS:/=))
 demo: $(VENV)/.demo $(INSTALLED)
 	test -d "$(PICTURES)" || $(BIN)/python hub/space/make_examples.py "$(PHOTOGRAPHS)" --output "$(PICTURES)"
-	WSMS_MODEL=$(MODELS)/wsmean_tf_efficientnet_lite0_flowers PLAIN_MODEL=$(MODELS)/tf_efficientnet_lite0_flowers \
+	WSMS_MODEL=$(MODELS)/wsmean_$(BACKBONE)_$(PAIR) PLAIN_MODEL=$(MODELS)/$(BACKBONE)_$(PAIR) \
 		EXAMPLES="$(PICTURES)" $(BIN)/python hub/space/app.py
 else
 demo: $(VENV)/.demo  ## see it: one picture at every size, in the browser

@@ -31,7 +31,7 @@ def read_records() -> dict[str, tuple[dict[str, Any], Arrays]]:
         with np.load(path.with_suffix(".npz")) as stored:
             found[name] = (json.loads(path.read_text(encoding="utf-8")) | figures, {**arrays, **stored})
     for figures, _ in found.values():
-        if (figures.get("data"), figures.get("lr")) == ("imagenette", LATER_RATE):
+        if (figures.get("data"), figures.get("regime"), figures.get("lr")) == ("imagenette", "default", LATER_RATE):
             figures["regime"] = LATER
     # what was tested without a record of its validation images chose nothing
     return {name: pair for name, pair in found.items() if "validation" in pair[0]}

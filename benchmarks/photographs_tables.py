@@ -46,7 +46,8 @@ HEADLINE = {  # form, or way to use one, in results → in the README
     "mean at 128, stage 1 alone": "**stage 1 of averaging at 128 pixels**",
 }
 TRAINED = {"default": "timm's crop", "jitter": "crop and scale jitter"}
-IMAGENETTE_TRAINED = {
+IMAGENETTE_TRAINED = {  # all regimes
+    "narrow": "narrow crop",
     "default": "timm's crop",
     "jitter": "crop and scale jitter",
     "20 epochs": "timm's crop, 20 epochs",
