@@ -131,13 +131,13 @@ def photographs_statements() -> list[str]:
         "with a 95 % interval over the four runs",
         f"averaging gains {jitter['mean'][0]} points of area over the plain network and {jitter['mean'][1]} over one",
         f"at the plain network's cost, {' and '.join(jitter[alone])}, all of it on small objects.",
-        f"averaging gains {said(crop['mean'][0])} over the plain network; for stage 1, and over one size per batch, the "
-        f"runs differ too much: {crop[alone][0][0]:.2f}, {crop['mean'][1][0]:.2f} and {crop[alone][1][0]:.2f} are not",
+        f"averaging gains {said(crop['mean'][0])} over the plain network; for stage 1, and over one size per batch, "
+        f"the runs differ too much: {crop[alone][0][0]:.2f}, {crop['mean'][1][0]:.2f} and {crop[alone][1][0]:.2f} are not",
         f"validation images show less: {statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f} for "
         f"averaging (five folds), {statistics.mean(of_stage1):.2f} ± {statistics.stdev(of_stage1):.2f} for stage 1.",
         f"in use, gains {at_same_cost[0]} points of area and of top-1 at size 1 after 20 epochs (one run); "
-        f"{at_same_cost[1]} after 5 (three runs), with scale jitter {at_same_cost[2]}. Averaging at 112 pixels loses {behind[0]} points of area after 5 "
-        f"epochs and {behind[1]} after 20.",
+        f"{at_same_cost[1]} after 5 (three runs), with scale jitter {at_same_cost[2]}. Averaging at 112 pixels loses "
+        f"{behind[0]} points of area after 5 epochs and {behind[1]} after 20.",
         "{} points on the image's mean color, {} on its reflection, {} on its blurred copy.".format(
             *map(said, on["jitter"])
         ),
@@ -152,7 +152,9 @@ def cascade_statements() -> list[str]:
     found = read("photographs_cascade")["flowers"]["jitter"]["mean"]
     one, area = ({row["allowed"]: row for row in found[what]["cascade"]}["calibrate(2)"] for what in ("size 1", "area"))
     rivals = {name: its[0] for name, its in found["size 1"]["rivals"].items()}
-    small = [f"{rivals[name]['accuracy']:.1f} % at {rivals[name]['cost']:.2f}" for name in ("plain at 96", "plain at 64")]
+    small = [
+        f"{rivals[name]['accuracy']:.1f} % at {rivals[name]['cost']:.2f}" for name in ("plain at 96", "plain at 64")
+    ]
     gain = "{:.2f} ({:.2f} to {:.2f})".format(*area["against plain"])
     assert area["against plain"][1] > 0
     return [

@@ -122,7 +122,9 @@ def test_the_words_of_the_document_say_what_was_measured():
         assert said(gains[regime, alone][part]) in words
     assert gains["default", alone]["small"][1] > 0 > gains["default", alone]["large"][2]
     assert gains["20 epochs", alone]["area"][1] > 0 and gains["jitter", alone]["area"][1] > 0
-    at_one = "from {:.2f} to {:.2f} %".format(*(imagenette[regime, "plain"]["size 1"] for regime in ("default", "jitter")))
+    at_one = "from {:.2f} to {:.2f} %".format(
+        *(imagenette[regime, "plain"]["size 1"] for regime in ("default", "jitter"))
+    )
     assert f"lowers its accuracy at size 1, {at_one}" in words
     assert gains["20 epochs", "mean at 128"]["small"][2] < 0.02 and gains["20 epochs", "mean at 128"]["large"][1] > 0
     assert gains["default", "mean"]["area"][2] < 0 and gains["20 epochs", "mean"]["area"][2] < 0
