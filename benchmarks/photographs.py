@@ -82,7 +82,6 @@ FLOWERS = {
     "plain, larger image": Form("tf_efficientnet_lite0", 136),  # 1.23 times the multiplications of "mean"
     "plain at 112": Form("tf_efficientnet_lite0", 112),  # those of stage 1 of "mean" alone
     "plain at 96": Form("tf_efficientnet_lite0", 96),  # what the cascade spends on average
-    "plain at 80": Form("tf_efficientnet_lite0", 80),
     "plain at 64": Form("tf_efficientnet_lite0", 64),
     "plain longer": Form("tf_efficientnet_lite0", 128, longer=1.25),  # as long as "mean at 128" trains
     "lite1": Form("tf_efficientnet_lite1", 128, weights="lite1"),
@@ -93,7 +92,6 @@ FLOWERS = {
     "mean, lite1": Form("wsms_tf_efficientnet_lite1", 112, TWO, "lite1"),
     "mean, one size per batch": Form(WSMS, 112, (*TWO, "--data.train_sizes", "[84, 112, 140]")),
     "mean, distilled": Form(WSMS, 112, (*TWO, "--stage_distill", "1", "--stage_distill_temperature", "2")),
-    "mean at 128, distilled": Form(WSMS, 128, (*TWO, "--stage_distill", "1", "--stage_distill_temperature", "2")),
     "mean, consistent": Form(WSMS, 112, (*TWO, "--stage_consistency", "1")),
     "mean of three": Form(WSMS, 96, (*MEAN, "--model_kwargs.pyramid", "[1, 0.71, 0.5]")),
     "mean of larger": Form(WSMS, 64, (*MEAN, "--model_kwargs.pyramid", "[1.41, 1, 0.71]")),
@@ -111,7 +109,6 @@ IMAGENETTE = {
     "mean": Form(RESNET, 112, TWO, None),
     "mean at 128": Form(RESNET, 128, TWO, None),
     "mean at 128, distilled": Form(RESNET, 128, FLOWERS["mean, distilled"].words, None),
-    "mean, resnet14t": Form("wsms_resnet14t", 112, TWO, None),  # whose cascade competes with resnet10t
 }
 FORMS = {"flowers": FLOWERS, "imagenette": IMAGENETTE}
 

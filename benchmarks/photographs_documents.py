@@ -23,7 +23,8 @@ DOCUMENTS = [
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("results", "choosing", "cascade")),
 ]
-TABLE = re.compile(r"(?<=<!-- table: )([^>]+?)( -->\n\n?\|.*\n\|.*\n)((?:\|.*\n)*)")
+MARK = "<!-- table: "
+TABLE = re.compile(rf"(?<={MARK})([^>]+?)( -->\n\n?\|.*\n\|.*\n)((?:\|.*\n)*)")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -73,7 +74,10 @@ def filled(text: str, found: dict[str, list[str]]) -> str:
 
     Raises:
         KeyError: A table has a name that there are no results for.
+        ValueError: No table follows a mark.
     """
+    if len(TABLE.findall(text)) != text.count(MARK):
+        raise ValueError(f"a table has to follow each {MARK!r}…, at once or after one blank line")
     return TABLE.sub(lambda match: match[1] + match[2] + "".join(f"{line}\n" for line in found[match[1]]), text)
 
 

@@ -60,10 +60,10 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 # A form, how it is trained, and its folds: those of validation images, and those of test images.
 while IFS='|' read -r data form regime lr validated tested; do
   for fold in $validated; do
-    "$PYTHON" -m benchmarks.photographs one --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold"
+    "$PYTHON" -m benchmarks.photographs one --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" </dev/null
   done
   for fold in $tested; do
-    "$PYTHON" -m benchmarks.photographs one --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" --tested
+    "$PYTHON" -m benchmarks.photographs one --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" --tested </dev/null
   done
 done <<'RUNS'
 flowers|plain|default|5e-4|0|
@@ -152,6 +152,7 @@ MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 \
 "$PYTHON" -m benchmarks.speed.training_loop --source "$CIFAR10"
 "$PYTHON" -m benchmarks.speed.input_pipeline --source "$CIFAR10"
 "$PYTHON" -m benchmarks.speed.cascade # wants the folds of benchmarks.photographs_data
+"$PYTHON" -m benchmarks.speed.cascade --data imagenette # wants two of the networks of benchmarks.photographs
 "$PYTHON" -m benchmarks.speed.data_parallel
 
 # Nothing is lost

@@ -132,7 +132,7 @@ def photographs_statements() -> list[str]:
         f"averaging gains {jitter['mean'][0]} points of area over the plain network and {jitter['mean'][1]} over one",
         f"at the plain network's cost, {' and '.join(jitter[alone])}, all of it on small objects.",
         f"averaging gains {said(crop['mean'][0])} over the plain network; for stage 1, and over one size per batch, "
-        f"the runs differ too much: {crop[alone][0][0]:.2f}, {crop['mean'][1][0]:.2f} and {crop[alone][1][0]:.2f} are not",
+        f"the runs differ too much: {crop[alone][0][0]:.2f}, {crop['mean'][1][0]:.2f} and {crop[alone][1][0]:.2f} are",
         f"validation images show less: {statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f} for "
         f"averaging (five folds), {statistics.mean(of_stage1):.2f} ± {statistics.stdev(of_stage1):.2f} for stage 1.",
         f"in use, gains {at_same_cost[0]} points of area and of top-1 at size 1 after 20 epochs (one run); "

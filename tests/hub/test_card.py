@@ -185,6 +185,10 @@ def test_weights_of_another_origin_are_not_called_timms(key):
     assert card.base_model(settings) is None and card.weights_file(settings) == "mine.safetensors"
     kwargs[key] = {"hf_hub_id": "someone/small@v1"}
     assert card.base_model(settings) == "someone/small" and card.weights_file(settings) is None
+    kwargs[key]["file"] = "mine.safetensors"  # timm prefers it
+    assert card.base_model(settings) is None and card.weights_file(settings) == "mine.safetensors"
+    kwargs[key] = {"url": "https://example.org/mine.pth?token=secret"}  # timm prefers the Hub
+    assert card.base_model(settings) == "timm/resnet50.a1_in1k" and card.weights_file(settings) is None
     kwargs["pretrained"] = False
     assert card.base_model(settings) is None
 

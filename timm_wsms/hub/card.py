@@ -163,21 +163,20 @@ def base_model(settings: dict[str, Any]) -> str | None:
     if not settings["model_kwargs"].get("pretrained"):
         return None
     given = _given_cfg(settings)
-    if name.startswith("hf-hub:") or given.get("hf_hub_id"):
-        repo = str(given.get("hf_hub_id") or name.removeprefix("hf-hub:")).partition("@")[0]
-        if not re.fullmatch(REPO, repo):
-            raise ValueError(f"{repo} is not a name on the Hub")
-        return repo
-    if given.get("file") or given.get("url"):
-        return None
     found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    return found.hf_hub_id.partition("@")[0] if found and found.hf_hub_id else None
+    own = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else found and found.hf_hub_id
+    # in timm's order: a file, the Hub, an address
+    if given.get("file") or not (repo := given.get("hf_hub_id") or own):
+        return None
+    repo = str(repo).partition("@")[0]
+    if not re.fullmatch(REPO, repo):
+        raise ValueError(f"{repo} is not a name on the Hub")
+    return repo
 
 
 def weights_file(settings: dict[str, Any]) -> str | None:
     """The name of the file whose weights a run started from, if the settings name one; its folder is private."""
-    given = _given_cfg(settings)
-    file = given.get("file") or given.get("url")
+    file = _given_cfg(settings).get("file")
     return Path(str(file)).name if settings["model_kwargs"].get("pretrained") and file else None
 
 
