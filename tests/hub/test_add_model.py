@@ -23,8 +23,9 @@ add_model, check_alike = script["add_model"], script["check_alike"]
 def test_a_kept_model_is_sound(folder):
     check_folder(folder)
     assert (folder / "README.md").read_text(encoding="utf-8") == card.render(folder)
-    small = folder.name.endswith("cifar10")
-    assert json.loads((folder / "results.json").read_text())["data"] == ("uoft-cs/cifar10" if small else "flowers")
+    of_data = {"cifar10": "uoft-cs/cifar10", "flowers": "flowers", "imagenette": "imagenette"}
+    data = of_data[folder.name.rpartition("_")[2]]
+    assert json.loads((folder / "results.json").read_text())["data"] == data
     assert (folder / "model.safetensors").stat().st_size < 20e6
     shown = load_file(folder / "test" / "tensors.safetensors")["input"]
     assert torch.equal(shown, torch.randn(shown.shape, generator=torch.Generator().manual_seed(0)))  # no pictures
@@ -37,6 +38,11 @@ def test_documents_quote_the_accuracies_of_the_kept_models():
     assert "have {:.2f}, {:.2f} and {:.2f} % on CIFAR-10's test images".format(*map(found.get, cifar)) in words
     flowers = ("tf_efficientnet_lite0_flowers", "wsmean_tf_efficientnet_lite0_flowers")
     assert "have {:.2f} and {:.2f} % on that fold's 862 test images".format(*map(found.get, flowers)) in words
+    imagenette = ("resnet10t_imagenette", "wsmean_resnet10t_imagenette")
+    assert "have {:.2f} and {:.2f} % on Imagenette's 3,925".format(*map(found.get, imagenette)) in words
+    report = json.loads((ROOT / "benchmarks" / "results" / "photographs.json").read_text())["imagenette_test"]
+    rows = {row["form"]: row["size 1"] for row in report if row["regime"] == "20 epochs"}
+    assert [rows["plain"], rows["mean at 128"]] == [round(found[name], 2) for name in imagenette]  # the same runs
 
 
 def test_runs_that_are_compared_differ_in_network_and_seed_alone(tmp_path):
