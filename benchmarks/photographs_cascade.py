@@ -164,7 +164,7 @@ def rival(runs: Sequence[dict[str, Any]], weights: np.ndarray, base: Sequence[np
 
 
 def against(hits: Sequence[np.ndarray], base: Sequence[np.ndarray], data: str) -> dict[str, Any]:
-    """Accuracy in percent, and the difference from the plain network: 95 % bootstrap interval over runs and images.
+    """Accuracy in percent, and the difference from the plain network: 95 % interval over runs and images.
 
     Args:
         hits: Of each fold, (images,) between 0 and 1.

@@ -47,7 +47,7 @@ def areas(hits: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def compared(first: Sequence[np.ndarray], second: Sequence[np.ndarray], data: str = "flowers") -> dict[str, Any]:
-    """Areas of the second less those of the first, with 95 % bootstrap intervals over runs and images.
+    """Areas of the second less those of the first, with 95 % intervals over runs and images.
 
     Args:
         first: For each run, whether each image is recognized at each size, (sizes, images).
@@ -156,7 +156,7 @@ def tested(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dic
 
     A plain network is shown by itself and with its logits averaged over the image and its half-size copy, without
     training for it; an averaging one by itself and with its stage 1 alone. Differences are from the networks that other
-    forms have on the same folds, of the same images, with 95 % bootstrap intervals over runs and images.
+    forms have on the same folds, of the same images, with 95 % intervals over runs and images.
     """
     found = []
     for regime in REPORTED:
