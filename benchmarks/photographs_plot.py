@@ -63,19 +63,20 @@ def cost_lines(found: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
 
 
 def draw_costs() -> None:
-    """Trained with timm's crop alone."""
-    found = json.loads((RESULTS.parent / "photographs_cascade.json").read_text(encoding="utf-8"))["flowers"]["default"][
-        "mean"
-    ]
-    figure = make_figure(width=10.0, height=3.8)
-    panels = figure.subplots(1, len(COSTS))
-    for axes, (what, label) in zip(panels, COSTS.items(), strict=True):
-        for number, (name, points) in enumerate(cost_lines(found[what]).items()):
-            axes.plot(*zip(*points, strict=True), label=name, **curve_style(number, len(points)))
-        dress_axes(axes, "MACs, relative to the plain network at 128 pixels")
-        axes.set_title(label, fontsize=10)
-    panels[1].get_legend().remove()
-    title = f"EfficientNet-Lite0 on photographs of flowers; {found['size 1']['images']:,} test images"
+    """A row of panels for each way to train."""
+    found = json.loads((RESULTS.parent / "photographs_cascade.json").read_text(encoding="utf-8"))["flowers"]
+    figure = make_figure(width=10.0, height=7.4)
+    rows = figure.subplots(len(PANELS), len(COSTS), sharex=True)
+    for panels, (regime, trained) in zip(rows, reversed(PANELS.items()), strict=True):
+        for axes, (what, label) in zip(panels, COSTS.items(), strict=True):
+            for number, (name, points) in enumerate(cost_lines(found[regime]["mean"][what]).items()):
+                axes.plot(*zip(*points, strict=True), label=name, **curve_style(number, len(points)))
+            dress_axes(axes, "MACs, relative to the plain network at 128 pixels" if regime == "default" else "")
+            axes.set_title(f"{label}\n{trained}", fontsize=10)
+            if axes is not rows[0][0]:
+                axes.get_legend().remove()
+    images = found["jitter"]["mean"]["size 1"]["images"]
+    title = f"EfficientNet-Lite0 on photographs of flowers; {images:,} test images"
     print(save_figure(figure, ROOT / "docs" / "cascade_photographs.png", title))
 
 

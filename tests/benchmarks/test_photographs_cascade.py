@@ -187,6 +187,17 @@ def test_the_words_of_the_docs_are_the_report():
     small = cascades["flowers", "default", "mean"]["the small image alone"]
     assert small["accuracy"] - rivals["plain at 64"]["accuracy"] == pytest.approx(1, abs=0.3)
     assert small["cost"] < rivals["plain at 64"]["cost"]
+    with_jitter = every["flowers", "jitter", "mean"]["size 1"]
+    small, at64 = (
+        cascades["flowers", "jitter", "mean"]["the small image alone"],
+        with_jitter["rivals"]["plain at 64"][0],
+    )
+    assert small["accuracy"] - at64["accuracy"] == pytest.approx(-0.5, abs=0.1)
+    line = sorted((its[0]["cost"], its[0]["accuracy"]) for name, its in with_jitter["rivals"].items() if " at " in name)
+    line.append((1.0, with_jitter["rivals"]["plain"][0]["accuracy"]))
+    for row in with_jitter["cascade"]:
+        if 0.395 < row["cost"] <= 1:
+            assert row["accuracy"] > np.interp(row["cost"], *zip(*line, strict=True))
     trained = sorted((row["cost"], row["accuracy"]) for form, row in rivals.items() if form.startswith("plain at"))
     between = [row for row in default["size 1"]["cascade"] if trained[0][0] < row["cost"] < trained[-1][0]]
     assert len(between) >= 3
