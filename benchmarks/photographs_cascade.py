@@ -251,7 +251,7 @@ def of_targets(report: Mapping[str, Any]) -> list[str]:
     """The lines of docs/cascade.md: whether calibrated cascades cost little, and what lies above their curve."""
     rows = []
     for data, regime, form, found in every(report):
-        for row in found["size 1"]["cascade"] if form in AIMED_AT else ():
+        for row in found["size 1"]["cascade"] if form in AIMED_AT and regime in IMAGENETTE_TRAINED else ():
             if row["allowed"] not in CALIBRATED:
                 continue
             rivals = above(found)

@@ -46,12 +46,10 @@ HEADLINE = {  # form, or way to use one, in results → in the README
     "mean at 128, stage 1 alone": "**stage 1 of averaging at 128 pixels**",
 }
 TRAINED = {"default": "timm's crop", "jitter": "crop and scale jitter"}
-IMAGENETTE_TRAINED = {  # all regimes
-    "narrow": "narrow crop",
+IMAGENETTE_TRAINED = {
     "default": "timm's crop",
     "jitter": "crop and scale jitter",
     "20 epochs": "timm's crop, 20 epochs",
-    "default, 8e-3": "timm's crop, learning rate 0.008",
 }
 HEADLINE_SIZES = (1, 3, 5)  # half size, as taken, twice
 

@@ -87,27 +87,31 @@ flowers|mean at 128|default|1e-3|0 2 3 4|0 2 3 4
 flowers|mean, lite1|default|1e-3|0|0
 flowers|mean, one size per batch|default|1e-3|0|
 flowers|mean, distilled|default|1e-3|0|0
-flowers|mean, consistent|default|1e-3|0|0
+flowers|mean, consistent|default|1e-3|0 2|0 2
 flowers|mean of three|default|1e-3|0|
 flowers|mean of larger|default|1e-3|0|
 flowers|plain|jitter|1e-3|0 1 2 3 4|0 2 3 4
 flowers|plain|jitter|2e-3|0|
+flowers|plain at 96|jitter|1e-3|0 2 3 4|0 2 3 4
+flowers|plain at 64|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|plain longer|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|one size per batch|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|mean|jitter|1e-3|0 1 2 3 4|0 2 3 4
 flowers|mean at 128|jitter|1e-3|0 2 3 4|0 2 3 4
 imagenette|plain|default|2e-3|0|0
 imagenette|plain|default|4e-3|0 1 2|0 1 2
+imagenette|plain|default|8e-3|0|0
 imagenette|plain at 112|default|4e-3|0|0
-imagenette|plain at 96|default|4e-3|0 1|0 1
+imagenette|plain at 96|default|4e-3|0 1 2|0 1 2
 imagenette|plain at 80|default|4e-3|0|0
-imagenette|plain at 64|default|4e-3|0|0
+imagenette|plain at 64|default|4e-3|0 1 2|0 1 2
 imagenette|plain longer|default|4e-3|0|0
 imagenette|next larger backbone|default|4e-3|0|0
 imagenette|one size per batch|default|4e-3|0 1 2|0 1 2
 imagenette|mean|default|2e-3|0|0
 imagenette|mean|default|4e-3|0 1 2|0 1 2
 imagenette|mean at 128|default|4e-3|0 1 2|0 1 2
+imagenette|mean at 128|default|8e-3|0|0
 imagenette|mean at 128, distilled|default|4e-3|0|0
 imagenette|plain|jitter|4e-3|0 1 2|0 1 2
 imagenette|plain longer|jitter|4e-3|0|0

@@ -128,6 +128,14 @@ def test_the_words_of_the_document_say_what_was_measured():
     assert f"lowers its accuracy at size 1, {at_one}" in words
     assert gains["20 epochs", "mean at 128"]["small"][2] < 0.02 and gains["20 epochs", "mean at 128"]["large"][1] > 0
     assert gains["default", "mean"]["area"][2] < 0 and gains["20 epochs", "mean"]["area"][2] < 0
+    screened = {(row["regime"], row["form"]): row["area"] for row in report["imagenette"]}
+    at_128 = [screened[regime, "mean at 128"] for regime in (photographs_records.LATER, "default")]
+    later, of_plain = gains[photographs_records.LATER, alone], screened[photographs_records.LATER, "plain"]
+    assert (
+        f"the plain network has an area of {of_plain:.2f} on these images, averaging "
+        f"at 128 pixels {at_128[0]:.2f} ({at_128[1]:.2f} with 0.004). At that rate stage 1 of the latter gains "
+        f"+{said(later['area'])} points of area on the test images, and +{said(later['size 1'])} at size 1." in words
+    )
     longer = {regime: imagenette[regime, "plain longer"] for regime in ("default", "jitter")}
     assert all(row[f"against {alone}"]["area"][1] > 0 for row in longer.values())
     (seeds,) = (row["against plain"] for row in report["imagenette_seeds"] if row["form"] == "mean")
