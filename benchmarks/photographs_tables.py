@@ -58,7 +58,7 @@ def of_headline(found: Iterable[dict[str, Any]]) -> list[str]:
     """The lines of the README's table: forms that were tested on all images that the plain network was tested on."""
     rows = {(row["regime"], row["form"]): row for row in found}
     lines = []
-    for regime, trained in TRAINED.items():
+    for regime, trained in reversed(TRAINED.items()):
         for form, name in HEADLINE.items():
             row = rows.get((regime, form))
             if row and row["images"] == rows[regime, "plain"]["images"]:
