@@ -66,6 +66,9 @@ while IFS='|' read -r data form regime lr validated tested; do
     "$PYTHON" -m benchmarks.photographs one --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" --tested </dev/null
   done
 done <<'RUNS'
+flowers|plain|narrow|2e-3|0|
+flowers|mean|narrow|1e-3|0|
+flowers|mean at 128|narrow|1e-3|0|
 flowers|plain|default|5e-4|0|
 flowers|plain|default|1e-3|0|
 flowers|plain|default|2e-3|0 1 2 3 4|0 2 3 4
@@ -87,7 +90,7 @@ flowers|mean at 128|default|1e-3|0 2 3 4|0 2 3 4
 flowers|mean, lite1|default|1e-3|0|0
 flowers|mean, one size per batch|default|1e-3|0|
 flowers|mean, distilled|default|1e-3|0|0
-flowers|mean, consistent|default|1e-3|0 2|0 2
+flowers|mean, consistent|default|1e-3|0 2 3 4|0 2 3 4
 flowers|mean of three|default|1e-3|0|
 flowers|mean of larger|default|1e-3|0|
 flowers|plain|jitter|1e-3|0 1 2 3 4|0 2 3 4

@@ -65,9 +65,14 @@ def statements() -> list[str]:
     ):
         _, high, low = longer("Imagenette", regime, alone, part)
         assert low > 0 if ahead else high < 0
+    consistent = tested["default", "mean, consistent"]
+    mean, low, high = consistent["against mean"]["area"]
+    assert consistent["folds"] == [0, 2, 3, 4] and low < 0 < high
+    differs = f"it differs from averaging by {mean:+.2f} [{low:+.2f}, {high:+.2f}] points of area, which is not"
     trained = {regime: every["Imagenette", regime, "plain"] for regime in ("default", "jitter")}
     mean, high, low = longer("flowers", "default", "mean")
     equal_cost = [
+        differs.replace("-", "−"),
         f"{span('area')} points of area, {span('small')} on small objects and {span('size 1')} at size 1.",
         f"it gains {span('area', rival)} points of area, significantly on flowers with scale jitter.",
         f"is smaller, {spread('stage 1 alone')} over four folds, and {spread('stage 1 alone, size 1')} at size 1.",

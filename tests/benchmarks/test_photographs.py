@@ -122,6 +122,9 @@ def test_the_words_of_the_document_say_what_was_measured():
         assert said(gains[regime, alone][part]) in words
     assert gains["default", alone]["small"][1] > 0 > gains["default", alone]["large"][2]
     assert gains["20 epochs", alone]["area"][1] > 0 and gains["jitter", alone]["area"][1] > 0
+    (narrow,) = (r for r in report["screening"] if (r["regime"], r["form"]) == ("narrow", "mean"))
+    area, size_1 = (said(narrow["against_plain"][part]) for part in ("area", "size 1"))
+    assert f"averaging gains +{area} points of area and +{size_1} at size 1 over the plain network (one run" in words
     at_one = "from {:.2f} to {:.2f} %".format(
         *(imagenette[regime, "plain"]["size 1"] for regime in ("default", "jitter"))
     )
