@@ -34,6 +34,18 @@ def test_the_training_script_takes_the_settings_of_a_run(run):
     assert settings.precision == {"flowers": "no", "imagenette": "bf16"}[run.data]
 
 
+def test_every_record_is_a_run_of_run_all_and_the_other_way_round():
+    text = (ROOT / "benchmarks" / "run_all.sh").read_text()
+    named = set()
+    for line in text.partition("<<'RUNS'\n")[2].partition("\nRUNS\n")[0].splitlines():
+        data, form, regime, lr, *folds = line.split("|")
+        for tested, of_split in enumerate(folds):
+            named |= {Run(form, regime, lr, int(fold), bool(tested), data).name for fold in of_split.split()}
+    borders = ("_reflect", "_blur")  # of benchmarks/photographs_borders.py
+    found = {path.stem for path in photographs_report.RESULTS.glob("*.json") if not path.stem.endswith(borders)}
+    assert len(named) > 100 and named == found
+
+
 def test_each_run_has_a_name_of_its_own():
     runs = [*RUNS, *(Run(run.form, run.regime, "2e-3", 0, False, run.data) for run in RUNS)]
     assert len({run.name for run in runs}) == len(runs)
