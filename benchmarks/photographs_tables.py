@@ -7,8 +7,20 @@ from typing import Any
 
 import numpy as np
 
+Rows = Iterable[dict[str, Any]]
 
-def of_folds(found: Iterable[dict[str, Any]]) -> list[str]:
+
+def by_form(found: Rows) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows by regime and form."""
+    return {(row["regime"], row["form"]): row for row in found}
+
+
+def line_of(cells: Iterable[str]) -> str:
+    """A line of a table, with the minus sign that documents use."""
+    return f"| {' | '.join(cells)} |".replace("-", "−")
+
+
+def of_folds(found: Rows) -> list[str]:
     """The lines of docs/results.md: mean ± standard deviation over folds of the differences in area."""
     lines = []
     for row in found:
@@ -24,7 +36,7 @@ def of_folds(found: Iterable[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def of_tested(found: Iterable[dict[str, Any]]) -> list[str]:
+def of_tested(found: Rows) -> list[str]:
     """The lines of docs/results.md: every photograph tested once."""
     lines = []
     for row in found:
@@ -34,7 +46,7 @@ def of_tested(found: Iterable[dict[str, Any]]) -> list[str]:
         for other in ("plain", "one size per batch"):
             against = row.get(f"against {other}")
             cells.append(interval(against["area"]) if against else "")
-        lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+        lines.append(line_of(cells))
     return lines
 
 
@@ -54,9 +66,9 @@ IMAGENETTE_TRAINED = {
 HEADLINE_SIZES = (1, 3, 5)  # half size, as taken, twice
 
 
-def of_headline(found: Iterable[dict[str, Any]]) -> list[str]:
+def of_headline(found: Rows) -> list[str]:
     """The lines of the README's table: forms that were tested on all images that the plain network was tested on."""
-    rows = {(row["regime"], row["form"]): row for row in found}
+    rows = by_form(found)
     lines = []
     for regime, trained in reversed(TRAINED.items()):
         for form, name in HEADLINE.items():
@@ -88,14 +100,14 @@ EQUAL_COST = {  # form, or way to use one, in results → in docs/choosing.md
 }
 
 
-def of_equal_cost(found: Iterable[dict[str, Any]], regimes: dict[str, str]) -> list[str]:
+def of_equal_cost(found: Rows, regimes: dict[str, str]) -> list[str]:
     """The lines of docs/choosing.md: networks that cost as much as the plain one where they are used, beside stage 1.
 
     Args:
         found: Rows of test images.
         regimes: Of training: name in results → in the document.
     """
-    rows = {(row["regime"], row["form"]): row for row in found}
+    rows = by_form(found)
     lines = []
     for regime, trained in regimes.items():
         for form, name in EQUAL_COST.items() if (regime, "mean at 128") in rows else ():
@@ -106,7 +118,7 @@ def of_equal_cost(found: Iterable[dict[str, Any]], regimes: dict[str, str]) -> l
                     against = row.get(f"against {other}")
                     cells.append(interval(against["area"]) if against else "")
                 cells.append(interval(row["against plain"]["size 1"]) if "against plain" in row else "")
-                lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+                lines.append(line_of(cells))
     return lines
 
 
@@ -117,14 +129,14 @@ EQUAL_TRAINING = {  # form, or way to use one, in results → in docs/choosing.m
 }
 
 
-def of_equal_training(found: Iterable[dict[str, Any]], regimes: dict[str, str]) -> list[str]:
+def of_equal_training(found: Rows, regimes: dict[str, str]) -> list[str]:
     """The lines of docs/choosing.md: averaging less a plain network that was trained longer, on the same test images.
 
     Args:
         found: Rows of test images.
         regimes: Of training: name in results → in the document.
     """
-    rows = {(row["regime"], row["form"]): row for row in found}
+    rows = by_form(found)
     lines = []
     for regime, trained in regimes.items():
         longer = rows.get((regime, "plain longer"))
@@ -135,13 +147,13 @@ def of_equal_training(found: Iterable[dict[str, Any]], regimes: dict[str, str]) 
                 for part in ("area", "small", "large", "size 1"):
                     mean, low, high = behind[part]
                     cells.append(interval((-mean, -high, -low)))
-                lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+                lines.append(line_of(cells))
     return lines
 
 
-def of_choices(found: Iterable[dict[str, Any]]) -> list[str]:
+def of_choices(found: Rows) -> list[str]:
     """The lines of docs/choosing.md: differences from the plain network of the same training, and their intervals."""
-    rows = {(row["regime"], row["form"]): row for row in found}
+    rows = by_form(found)
     lines = []
     for regime, trained in reversed(TRAINED.items()):
         for form, name in CHOICES.items():
@@ -166,7 +178,7 @@ TRIED = {  # form in results → in docs/choosing.md
 }
 
 
-def of_tried(found: Iterable[dict[str, Any]]) -> list[str]:
+def of_tried(found: Rows) -> list[str]:
     """The lines of docs/choosing.md: what was trained once beside the plain network and the recommended form."""
     rows = {row["form"]: row for row in found if row["regime"] == "default"}
     lines = []
@@ -192,7 +204,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{np.mean(values):+.2f} ± {np.std(values, ddof=1):.2f}"
 
 
-def of_screening(found: Iterable[dict[str, Any]]) -> list[str]:
+def of_screening(found: Rows) -> list[str]:
     """The lines of docs/results.md: one per form and regime, and one for each stage of a network by itself."""
     lines = []
     for row in found:
@@ -201,7 +213,7 @@ def of_screening(found: Iterable[dict[str, Any]]) -> list[str]:
         top1 = [f"{value:.1f}" for value in row["top1"]]
         parts = [f"{row[name]:.2f}" for name in ("area", "small", "large")]
         cells = [start, f"{row['multiplications_M']:.1f} M", *top1, *parts, *(against[:1] or [""])]
-        lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+        lines.append(line_of(cells))
         if row["form"].startswith("mean"):
             alone = row["stages_alone"][0]
             cells = ["", "its stage 1 alone", "", "", "", "", "", f"{alone['size 1']:.1f}", "", "", ""]
@@ -232,7 +244,7 @@ def of_targets(flowers: Iterable[dict[str, Any]], imagenette: Iterable[dict[str,
     """The lines of docs/results.md: what was aimed at on test images, and whether it was reached."""
     lines = []
     for data, found in {"flowers": flowers, "imagenette": imagenette}.items():
-        rows = {(row["regime"], row["form"]): row for row in found}
+        rows = by_form(found)
         for (form, of_regime), (area, small) in TARGETS.items():
             for regime in (of_regime, "20 epochs") if (of_regime, data) == ("default", "imagenette") else (of_regime,):
                 if (regime, form) not in rows:
@@ -254,5 +266,5 @@ def of_targets(flowers: Iterable[dict[str, Any]], imagenette: Iterable[dict[str,
                 cells = [data.capitalize(), trained, name, rival, f"{area:+.1f}", interval(gains["area"])]
                 cells += ["" if small is None else f"{small:+.1f}", interval(gains["small"]), interval(gains["size 1"])]
                 cells.append("no: " + ", ".join(missed) if missed else "yes")
-                lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+                lines.append(line_of(cells))
     return lines

@@ -31,7 +31,7 @@ def test_runs_that_all_agree_leave_the_variation_of_shared_images():
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("of_runs", [0.3, 3.0])
 def test_it_covers_the_truth(shared, of_runs):
-    """About 95 of 100 times, whether the runs vary little or much; the bootstrap over 3 runs covers it 71 times."""
+    """About 95 of 100 times, whether the runs vary little or much."""
     random = np.random.default_rng(3)
     covered, times = 0, 400
     for _ in range(times):
