@@ -32,7 +32,7 @@ def of_folds(found: Rows) -> list[str]:
                 cells = [mean_and_deviation(against[part]) if alone or "alone" not in part else "" for part in parts]
                 each = ", ".join(f"{value:+.2f}" for value in against["area"])
                 start = [row["regime"], row["form"], name, str(len(against["folds"])), each]
-                lines.append(f"| {' | '.join([*start, *cells])} |".replace("-", "−"))
+                lines.append(line_of([*start, *cells]))
     return lines
 
 
@@ -78,7 +78,7 @@ def of_headline(found: Rows) -> list[str]:
                 cells += [*(f"{row['top1'][size]:.1f}" for size in HEADLINE_SIZES), f"{row['area']:.2f}"]
                 against = row.get("against plain")
                 cells.append(interval(against["area"]) if against else "")
-                lines.append(f"| {trained} | {name} | {' | '.join(cells)} |".replace("-", "−"))
+                lines.append(line_of([trained, name, *cells]))
     return lines
 
 
@@ -160,7 +160,7 @@ def of_choices(found: Rows) -> list[str]:
             gains = rows[regime, form]["against plain"]
             cells = [f"× {rows[regime, form]['arithmetic']:.2f}"]
             cells += [interval(gains[part]) for part in ("area", "small", "large", "size 1")]
-            lines.append(f"| {trained} | {name} | {' | '.join(cells)} |".replace("-", "−"))
+            lines.append(line_of([trained, name, *cells]))
     return lines
 
 
@@ -188,8 +188,7 @@ def of_tried(found: Rows) -> list[str]:
             cells = [f"× {row['arithmetic']:.2f}", f"{row['size 1']:.1f}"]
             cells += [f"{row[part]:.2f}" for part in ("area", "small", "large")]
             cells += [interval(row[f"against_{other}"]["area"]) for other in ("plain", "mean")]
-            numbers = " | ".join(cells).replace("-", "−")
-            lines.append(f"| {name} | {numbers} |")
+            lines.append(f"| {name} {line_of(cells)}")  # a name may have a hyphen
     return lines
 
 
