@@ -64,6 +64,7 @@ EPOCHS = {"flowers": 4, "imagenette": 5, "20 epochs": 20}  # of the data, or of 
 WSMS = "wsms_tf_efficientnet_lite0"
 MEAN = ("--model_kwargs.fusion", "mean", "--model_kwargs.unshared_norms", "statistics", "--stage_loss", "1")
 TWO = (*MEAN, "--model_kwargs.pyramid", "[1, 0.5]")
+DISTILLED = ("--stage_distill", "1", "--stage_distill_temperature", "2")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ FLOWERS = {
     "mean at 128": Form(WSMS, 128, TWO),  # whose stage 1 alone costs as much as "plain"
     "mean, lite1": Form("wsms_tf_efficientnet_lite1", 112, TWO, "lite1"),
     "mean, one size per batch": Form(WSMS, 112, (*TWO, "--data.train_sizes", "[84, 112, 140]")),
-    "mean, distilled": Form(WSMS, 112, (*TWO, "--stage_distill", "1", "--stage_distill_temperature", "2")),
+    "mean, distilled": Form(WSMS, 112, (*TWO, *DISTILLED)),
+    "mean at 128, distilled": Form(WSMS, 128, (*TWO, *DISTILLED)),
     "mean, consistent": Form(WSMS, 112, (*TWO, "--stage_consistency", "1")),
     "mean of three": Form(WSMS, 96, (*MEAN, "--model_kwargs.pyramid", "[1, 0.71, 0.5]")),
     "mean of larger": Form(WSMS, 64, (*MEAN, "--model_kwargs.pyramid", "[1.41, 1, 0.71]")),
@@ -108,7 +110,8 @@ IMAGENETTE = {
     "one size per batch": Form("resnet10t", 128, ("--data.train_sizes", "[96, 128, 160]"), None),
     "mean": Form(RESNET, 112, TWO, None),
     "mean at 128": Form(RESNET, 128, TWO, None),
-    "mean at 128, distilled": Form(RESNET, 128, FLOWERS["mean, distilled"].words, None),
+    "mean at 128, distilled": Form(RESNET, 128, (*TWO, *DISTILLED), None),
+    "mean, resnet14t": Form("wsms_resnet14t", 112, TWO, None),
 }
 FORMS = {"flowers": FLOWERS, "imagenette": IMAGENETTE}
 

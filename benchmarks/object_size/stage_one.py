@@ -7,6 +7,10 @@ and its stage 1 alone (`timm_wsms.to_backbone`). Beside them, what else costs as
 used: longer training, one image size per batch, and stage 1 trained with distillation. These are trained first, in
 outputs/stage_one, 15 to 20 minutes each on a core with bf16 instructions; what was interrupted goes on. One training
 run each, at size 1. Writes benchmarks/results/stage_one_cifar10.json.
+
+    python -m benchmarks.object_size.stage_one --source ../shared/data/cifar10 --jitter
+
+The same with scale jitter of 0.5 to 2: all five networks are trained for it. Writes stage_one_cifar10_jitter.json.
 """
 
 from __future__ import annotations
@@ -33,12 +37,19 @@ from timm_wsms.files import atomic_write_text
 from timm_wsms.object_scaling import rescale_object
 
 OUTPUTS = ROOT / "outputs" / "stage_one"
+RESULTS = ROOT / "benchmarks" / "results"
 PLAIN = "--recipe recipes/cifar10_resnet20_short.yaml --model resnet20_cifar"
+AVERAGING = "--recipe recipes/cifar10_resnet20_sizes.yaml --eval_every 8"
 TRAINED = {  # name of the row → what the training script is told
     "plain, trained longer": f"{PLAIN} --epochs 10 --eval_every 10",  # 1.25 times, as the averaging network's two sizes
     "plain, one size per batch": f"{PLAIN} --data.train_sizes [24,32,40] --eval_every 8",
-    "stage 1 alone, with distillation": "--recipe recipes/cifar10_resnet20_sizes.yaml --eval_every 8"
-    " --stage_distill 1 --stage_distill_temperature 2",
+    "stage 1 alone, with distillation": f"{AVERAGING} --stage_distill 1 --stage_distill_temperature 2",
+}
+KEPT = {"plain": "resnet20_cifar10", "averaging": "wsms_resnet20_sizes_cifar10"}  # in hub/models/
+JITTER = "--data.scale_jitter [0.5,2]"
+WITH_JITTER = {
+    name: f"{words} {JITTER}"
+    for name, words in {"plain": f"{PLAIN} --eval_every 8", "averaging": AVERAGING, **TRAINED}.items()
 }
 
 
@@ -52,12 +63,17 @@ def kept(name: str) -> Path:
     return ROOT / "hub" / "models" / name
 
 
-def train(name: str, source: str) -> Path:
-    """The folder of a trained network; trains it in a process of its own, unless that is done."""
-    output = OUTPUTS / name.replace(",", "").replace(" ", "_")
+def train(output: Path, words: str, source: str) -> Path:
+    """The folder of a trained network; trains it in a process of its own, unless that is done.
+
+    Args:
+        output: Of the training.
+        words: What the training script is told.
+        source: CIFAR-10.
+    """
     if not (output / "model").exists():
         output.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "train_accelerate.py", *TRAINED[name].split(), "--data.source", source]
+        command = [sys.executable, "train_accelerate.py", *words.split(), "--data.source", source]
         command += ["--output", str(output), "--resume", "auto"]
         with open(f"{output}.log", "w", encoding="utf-8") as log:
             subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
@@ -99,17 +115,18 @@ def lines(rows: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="uoft-cs/cifar10", help="CIFAR-10: its Hub name, or a local folder")
-    parser.add_argument("--trained", nargs="*", choices=[*TRAINED], default=[*TRAINED], help="of these, rows too")
+    parser.add_argument("--jitter", action="store_true", help="networks trained with scale jitter")
     parser.add_argument("--test_images", type=int, default=10_000, help="evaluate on the first so many")
     options = parser.parse_args()
     torch.set_num_threads(1)
     source = str(Path(options.source).resolve()) if Path(options.source).is_dir() else options.source
-    folders = {"plain": kept("resnet20_cifar10"), "averaging": kept("wsms_resnet20_sizes_cifar10")}
-    folders |= {name: train(name, source) for name in options.trained}
+    outputs, words = (OUTPUTS / "jitter", WITH_JITTER) if options.jitter else (OUTPUTS, TRAINED)
+    folders = {} if options.jitter else {name: kept(folder) for name, folder in KEPT.items()}
+    folders |= {name: train(outputs / name.replace(",", "").replace(" ", "_"), words[name], source) for name in words}
     networks = {name: load(folder) for name, folder in folders.items()}
     ours = networks["averaging"]
     networks |= {"its stage 1 alone": timm_wsms.to_backbone(ours)}
-    networks |= {name: timm_wsms.to_backbone(networks[name]) for name in options.trained if name.startswith("stage 1")}
+    networks |= {name: timm_wsms.to_backbone(networks[name]) for name in words if name.startswith("stage 1")}
     counts = {name: multiplications(model, (3, 32, 32)) for name, model in networks.items()}
     settings = {name: yaml.safe_load((folder / "settings.yaml").read_text()) for name, folder in folders.items()}
     images, labels = test_set(options.source, ours, options.test_images)
@@ -118,7 +135,7 @@ def main() -> None:
     trained = {name: {key: one[key] for key in ("epochs", "precision", "compile")} for name, one in settings.items()}
     report = {"what": __doc__.splitlines()[0], **record(), "sizes": SIZES, "test_images": len(labels), "rows": rows}
     report["trained_with"] = trained
-    path = ROOT / "benchmarks" / "results" / "stage_one_cifar10.json"
+    path = RESULTS / f"stage_one_cifar10{'_jitter' * options.jitter}.json"
     atomic_write_text(path, json.dumps(report, indent=1) + "\n")
     print("\n".join(lines(rows)))
 
