@@ -4,6 +4,7 @@
     python -m benchmarks.photographs one --form mean                         one run, on its validation images
     python -m benchmarks.photographs one --form mean --fold 3 --tested       on its test images
     python -m benchmarks.photographs one --data imagenette --form mean --lr 2e-3 --fold 1
+    python -m benchmarks.photographs factors --form plain --fold 3           at more sizes of the image
 
 Flowers: 4,311 photographs of 128 pixels, five classes, ImageNet weights of `tf_efficientnet_lite0`. Fold = seed: a
 fifth of the images is tested, a fifth is for validation, the rest is trained on, so that every image is tested once.
@@ -18,6 +19,7 @@ that is done, or that another process works on, is left alone; one that was inte
 A finished run leaves benchmarks/results/photographs/<run>.json with its figures, and <run>.npz: `<split>_logits`,
 float16 (stages, sizes, images, classes), `<split>_labels` and `<split>_index`. A plain network has a "stage" for each
 factor of the image's size at which it was evaluated, 1 first. Averages, cascades, calibration are computed from these.
+`factors` adds stages to a plain network's record, as long as outputs/ holds the trained network.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +55,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "photographs"
 RECIPES = {"flowers": "benchmarks/photographs.yaml", "imagenette": "benchmarks/imagenette.yaml"}
 SIZES = tuple(2 ** (step / 2) for step in range(-3, 4))  # of the object: 0.35 to 2.83
 FACTORS = (1.0, 0.5)  # of the image, at which a plain network is evaluated
-ALL_FACTORS = (1.0, 0.5, 0.5**0.5)  # on the test images: the third is what the cascade is compared with
+TESTED_FACTORS = (1.0, 0.5, 0.5**0.5)  # on the test images
+ALL_FACTORS = (*TESTED_FACTORS, 0.6, 0.84, 2**0.5)  # what `factors` adds, in this order
 
 REGIMES = {
     "narrow": ("--data.timm.scale", "[0.8, 1.0]"),
@@ -220,6 +224,11 @@ def logits_at_sizes(
     return torch.cat(found, 2).half().numpy(), torch.cat(labels).numpy(), torch.cat(index).numpy()
 
 
+def is_plain(form: str) -> bool:
+    """Whether a form is a backbone by itself."""
+    return not form.startswith(("mean", "concat"))
+
+
 def of_stages(model: Any, images: torch.Tensor, factors: tuple[float, ...]) -> torch.Tensor:
     """(B, C, H, W) → logits (stages, B, classes); a plain network's at each factor of the image's size."""
     images = images.to(memory_format=torch.channels_last)
@@ -252,10 +261,10 @@ def measure(run: Run) -> None:
     """Evaluates a trained run and writes its record."""
     model: Any = timm.create_model(f"local-dir:{run.folder / 'model'}", pretrained=True).eval()
     model.to(memory_format=torch.channels_last)
-    plain = not run.form.startswith(("mean", "concat"))
+    plain = is_plain(run.form)
     split = "test" if run.tested else "validation"
     started = time.perf_counter()
-    logits, labels, index = logits_at_sizes(model, run, split, ALL_FACTORS if run.tested else FACTORS)
+    logits, labels, index = logits_at_sizes(model, run, split, TESTED_FACTORS if run.tested else FACTORS)
     arrays: dict[str, Any] = {f"{split}_logits": logits, f"{split}_labels": labels, f"{split}_index": index}
     each = logits.astype(np.float64)
     figures = {
@@ -287,14 +296,48 @@ def measure(run: Run) -> None:
     print(f"{run.name}: {figures[split]}", flush=True)
 
 
-def work(run: Run) -> None:
-    """Trains and measures a run, unless it is done or another process works on it."""
+def add_factors(run: Run) -> None:
+    """Evaluates a trained plain network at the factors in `ALL_FACTORS` that its record of the test images lacks.
+
+    Raises:
+        SystemExit: The record is missing, or the trained network is, or it is not the one of the record.
+    """
+    path, folder = RESULTS / f"{run.name}.json", run.folder / "model"
+    if not (path.exists() and folder.exists()):
+        raise SystemExit(f"{run.name}: {folder if path.exists() else path} is missing; run `one … --tested` first")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    with np.load(path.with_suffix(".npz")) as stored:
+        arrays = dict(stored)
+    before = arrays["test_logits"]
+    if len(before) == len(ALL_FACTORS):
+        return
+    model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model.to(memory_format=torch.channels_last)
+    one = SIZES.index(1.0)
+    again, _, index = logits_at_sizes(model, run, "test", sizes=(1.0,), factors=(1.0,))
+    if (index != arrays["test_index"]).any() or np.abs(again[0, 0] - before[0, one]).max() > 0.05:
+        raise SystemExit(f"{run.name}: the network in {folder} is another than that of the record")
+    logits, labels, _ = logits_at_sizes(model, run, "test", ALL_FACTORS[len(before) :])
+    arrays["test_logits"] = np.concatenate([before, logits])
+    found["test_stages"] += [areas(stage, labels) for stage in logits.astype(np.float64)]
+    np.savez_compressed(path.with_suffix(".npz"), **arrays)
+    atomic_write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(f"{run.name}: {found['test_stages']}", flush=True)
+
+
+def train_and_measure(run: Run) -> None:
+    """Leaves a run's record, unless there is one."""
+    if not (RESULTS / f"{run.name}.json").exists():
+        train(run)
+        measure(run)
+
+
+def alone(run: Run, task: Callable[[Run], None]) -> None:
+    """Does a task of a run, unless another process works on the run."""
     (OUTPUTS / "runs").mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(OUTPUTS / "runs" / f"{run.trained}.lock", timeout=0):
-            if not (RESULTS / f"{run.name}.json").exists():
-                train(run)
-                measure(run)
+            task(run)
     except Timeout:
         print(f"{run.name}: another process works on it", flush=True)
     except subprocess.CalledProcessError:
@@ -303,7 +346,7 @@ def work(run: Run) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["one"], help="a run")
+    parser.add_argument("what", choices=["one", "factors"], help="a run, or more sizes of the image for one")
     parser.add_argument("--data", choices=FORMS, default="flowers", help="the photographs")
     parser.add_argument("--form", choices={**IMAGENETTE, **FLOWERS}, required=True)
     parser.add_argument("--regime", choices=REGIMES, default="default", help="of training")
@@ -314,7 +357,11 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if options.form not in FORMS[options.data]:
         parser.error(f"{options.data} has the forms {', '.join(FORMS[options.data])}")
-    work(Run(options.form, options.regime, options.lr, options.fold, options.tested, options.data))
+    more = options.what == "factors"
+    if more and not is_plain(options.form):
+        parser.error("--form must be a plain network: an averaging one has the sizes of its pyramid")
+    run = Run(options.form, options.regime, options.lr, options.fold, options.tested or more, options.data)
+    alone(run, add_factors if more else train_and_measure)
 
 
 if __name__ == "__main__":

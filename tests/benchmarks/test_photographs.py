@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 
-from benchmarks import photographs, photographs_records, photographs_report, photographs_tables
+from benchmarks import photographs, photographs_data, photographs_records, photographs_report, photographs_tables
 from benchmarks.photographs import FORMS, RECIPES, REGIMES, SIZES, Run
 from tests.helpers.paths import ROOT
 from timm_wsms.evaluation.cost import multiplications
@@ -82,6 +82,16 @@ def test_stages_are_averaged_and_images_compared_in_the_order_of_their_index(hit
     at_one = 100 * (1 - hits[SIZES.index(1.0)].mean())
     assert compared["size 1"][0] == pytest.approx(at_one, abs=0.006)
     assert compared["size 1"][1] < compared["size 1"][0] < compared["size 1"][2]
+
+
+def test_the_weights_are_those_that_the_document_names():
+    report = json.loads((ROOT / "benchmarks" / "results" / "photographs_weights.json").read_text())
+    for name in photographs_data.SIZES:
+        assert report[f"{name}_largest_logit_difference"] <= photographs_data.TOLERANCE
+    words = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    assert (
+        f"recognizes {report['lite0_imagenette_validation_top1']:.2f} % of Imagenette's {report['images']:,}" in words
+    )
 
 
 def test_the_document_has_the_areas_of_all_learning_rates():
