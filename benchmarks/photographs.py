@@ -56,7 +56,8 @@ RECIPES = {"flowers": "benchmarks/photographs.yaml", "imagenette": "benchmarks/i
 SIZES = tuple(2 ** (step / 2) for step in range(-3, 4))  # of the object: 0.35 to 2.83
 FACTORS = (1.0, 0.5)  # of the image, at which a plain network is evaluated
 TESTED_FACTORS = (1.0, 0.5, 0.5**0.5)  # on the test images
-ALL_FACTORS = (*TESTED_FACTORS, 0.6, 0.84, 2**0.5)  # what `factors` adds, in this order
+MORE_FACTORS = {"one size per batch": (0.6, 0.84)}  # what `factors` adds to a form's
+LARGER = (2**0.5,)  # and to those of the other forms
 
 REGIMES = {
     "narrow": ("--data.timm.scale", "[0.8, 1.0]"),
@@ -224,6 +225,11 @@ def logits_at_sizes(
     return torch.cat(found, 2).half().numpy(), torch.cat(labels).numpy(), torch.cat(index).numpy()
 
 
+def factors_of(form: str) -> tuple[float, ...]:
+    """Of the image's size, at which a plain network is evaluated on the test images; a record may lack the last."""
+    return *TESTED_FACTORS, *MORE_FACTORS.get(form, LARGER)
+
+
 def is_plain(form: str) -> bool:
     """Whether a form is a backbone by itself."""
     return not form.startswith(("mean", "concat"))
@@ -297,7 +303,7 @@ def measure(run: Run) -> None:
 
 
 def add_factors(run: Run) -> None:
-    """Evaluates a trained plain network at the factors in `ALL_FACTORS` that its record of the test images lacks.
+    """Evaluates a trained plain network at those of `factors_of` that its record of the test images lacks.
 
     Raises:
         SystemExit: The record is missing, or the trained network is, or it is not the one of the record.
@@ -309,7 +315,8 @@ def add_factors(run: Run) -> None:
     with np.load(path.with_suffix(".npz")) as stored:
         arrays = dict(stored)
     before = arrays["test_logits"]
-    if len(before) == len(ALL_FACTORS):
+    missing = factors_of(run.form)[len(before) :]
+    if not missing:
         return
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     model.to(memory_format=torch.channels_last)
@@ -317,7 +324,7 @@ def add_factors(run: Run) -> None:
     again, _, index = logits_at_sizes(model, run, "test", sizes=(1.0,), factors=(1.0,))
     if (index != arrays["test_index"]).any() or np.abs(again[0, 0] - before[0, one]).max() > 0.05:
         raise SystemExit(f"{run.name}: the network in {folder} is another than that of the record")
-    logits, labels, _ = logits_at_sizes(model, run, "test", ALL_FACTORS[len(before) :])
+    logits, labels, _ = logits_at_sizes(model, run, "test", missing)
     arrays["test_logits"] = np.concatenate([before, logits])
     found["test_stages"] += [areas(stage, labels) for stage in logits.astype(np.float64)]
     np.savez_compressed(path.with_suffix(".npz"), **arrays)

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common.environment import record
 from benchmarks.common.intervals import interval_over_runs
-from benchmarks.photographs import ALL_FACTORS, FORMS, REGIMES, RESULTS, SIZES
+from benchmarks.photographs import FORMS, REGIMES, RESULTS, SIZES, factors_of
 from benchmarks.photographs_cost import CLASSES, backbone_of, count, plain_cost, relative
 from benchmarks.photographs_records import read_records
 from benchmarks.photographs_report import correct, pooled, runs_chosen
@@ -44,7 +44,7 @@ RIVALS = (
     *("plain at 112", "plain at 96", "plain at 80", "plain at 64", "lite1", "next larger backbone"),
 )
 BASE = "plain, 128 pixels"  # what all are compared with
-AVERAGING = ("mean", "mean at 128", "mean, lite1")  # networks whose cascades are shown
+AVERAGING = ("mean", "mean at 128", "mean, lite1", "mean, resnet14t")  # networks whose cascades are shown
 Runs = Mapping[int, dict[str, Any]]  # fold → record with its arrays
 
 
@@ -155,7 +155,7 @@ def rival(runs: Sequence[dict[str, Any]], weights: np.ndarray, base: Sequence[np
     """A network that spends as much on every image, at each factor of the image's size, 1 first."""
     form, data = runs[0]["form"], runs[0].get("data", "flowers")
     rows = []
-    for place, factor in enumerate(ALL_FACTORS[: min(len(run["arrays"]["test_logits"]) for run in runs)]):
+    for place, factor in enumerate(factors_of(form)[: min(len(run["arrays"]["test_logits"]) for run in runs)]):
         hits = [weights @ correct(run["arrays"], "test", [place]) for run in runs]
         row: dict[str, Any] = {"folds": [run["fold"] for run in runs]}
         row |= {"pixels": round(FORMS[data][form].side * factor), "cost": round(relative(form, (factor,), data), 4)}
