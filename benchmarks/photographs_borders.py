@@ -28,12 +28,15 @@ from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.files import atomic_write_text
 from timm_wsms.object_scaling import Border
 
+OTHERS = {"one size per batch": "1e-3", "mean": "1e-3", "mean at 128": "1e-3"}
 FORMS = {  # with the learning rate that fold 0 chose
-    "default": {"plain": "2e-3", "one size per batch": "1e-3", "mean": "1e-3", "mean at 128": "1e-3"},
-    "jitter": {"plain": "1e-3", "one size per batch": "1e-3", "mean": "1e-3", "mean at 128": "1e-3"},
+    "default": {"plain": "2e-3", "plain at 112": "2e-3", "plain longer": "2e-3", **OTHERS},
+    "jitter": {"plain": "1e-3", "plain longer": "1e-3", **OTHERS},
 }
 ROWS = {  # of the tables: a form by all of its stages, or by stage 1 alone, as the plain backbone that it becomes
     "plain": ("plain", False),
+    "plain at 112": ("plain at 112", False),
+    "plain, trained longer": ("plain longer", False),
     "one size per batch": ("one size per batch", False),
     "averaging": ("mean", True),
     "averaging at 128, stage 1 alone": ("mean at 128", False),
@@ -78,7 +81,7 @@ def read_hits(regime: str, border: Border) -> dict[tuple[str, int], np.ndarray]:
         if border != "mean" and not all(path.exists() for path in paths.values()):
             continue
         for row, (form, averaged) in ROWS.items():
-            stored = records.get(names[form], ({}, {}))[1]
+            stored = records.get(names.get(form, ""), ({}, {}))[1]
             if "test_logits" in stored:
                 other = None if border == "mean" else dict(np.load(paths[form]))
                 found[row, fold] = small_hits(stored, other, averaged)
@@ -94,7 +97,8 @@ def report(regime: str) -> dict[str, Any]:
     found: dict[str, Any] = {"folds": folds, "sizes": SMALL, "borders": {}}
     for border in BORDERS:
         rows = {}
-        each = {row: [hits[border][row, fold] for fold in folds] for row in ROWS}
+        own_rows = [row for row, (form, _) in ROWS.items() if form in FORMS[regime]]
+        each = {row: [hits[border][row, fold] for fold in folds] for row in own_rows}
         areas = {row: [100 * WEIGHTS @ own for own in of_folds] for row, of_folds in each.items()}
         for form, of_folds in each.items():
             top1 = 100 * np.concatenate(of_folds, 1).mean(1)

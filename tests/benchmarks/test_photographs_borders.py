@@ -43,6 +43,8 @@ def read():
 def test_the_committed_report_is_of_the_stored_logits():
     reports = read()
     for regime, (row, (form, averaged)) in itertools.product(borders.FORMS, borders.ROWS.items()):
+        if form not in borders.FORMS[regime]:
+            continue
         right = []
         for fold in reports[regime]["folds"]:
             name = borders.Run(form, regime, borders.FORMS[regime][form], fold, True).trained
