@@ -3,7 +3,7 @@
 #   make train ARGS="--epochs 3 --seed 1"            settings for the training script
 #   make train RECIPE=recipes/cifar10_resnet110.yaml another recipe
 #   make train LAUNCH="accelerate launch"            your own `accelerate config`
-#   make demo PHOTOGRAPHS=my/flowers                 photographs of flowers of your own instead of small pictures
+#   make demo PHOTOGRAPHS=my/flowers                 with photographs of flowers of your own
 #   make demo PHOTOGRAPHS=my/images PAIR=imagenette  the same with networks that were trained on Imagenette
 
 SHELL := /bin/bash

@@ -3,7 +3,7 @@
     python hub/space/app.py
 
 Models: those in hub/models/, or what WSMS_MODEL and PLAIN_MODEL name (`hf-hub:ORG/NAME`, `local-dir:FOLDER`).
-Examples: those in hub/space/examples/, or in the folder that EXAMPLES names.
+Examples: `<class>/<name>` in hub/space/examples/, or in the folder that EXAMPLES names; its README.md says whose.
 """
 
 import sys
@@ -13,7 +13,7 @@ import gradio as gr
 
 from demo import views
 from demo.networks import Pair, load_pair
-from demo.pictures import find_examples, open_picture
+from demo.pictures import find_examples, open_picture, read_credits
 from timm_wsms import cli_errors
 from timm_wsms.errors import UserError
 
@@ -31,7 +31,7 @@ def build(pair: Pair, examples: list[Path]) -> gr.Blocks:
 
     Args:
         pair: The networks.
-        examples: Pictures, each named by what it shows.
+        examples: Pictures, each in a folder that is named after what it shows.
     """
 
     def show(octaves, chosen):
@@ -53,7 +53,7 @@ def build(pair: Pair, examples: list[Path]) -> gr.Blocks:
         return chosen, message, *show(octaves, chosen)
 
     def example(path):
-        return pair.prepare(open_picture(path)), path.stem
+        return pair.prepare(open_picture(path)), path.parent.name
 
     with gr.Blocks(title="Recognized at any size?", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         chosen = gr.State(example(examples[0]))
@@ -62,8 +62,8 @@ def build(pair: Pair, examples: list[Path]) -> gr.Blocks:
             with gr.Column(scale=2):
                 gallery = gr.Gallery(
                     [str(path) for path in examples],
-                    format="png",
-                    columns=5,
+                    format="jpeg",
+                    columns=4,
                     allow_preview=False,
                     interactive=False,
                     show_label=False,
@@ -81,6 +81,7 @@ def build(pair: Pair, examples: list[Path]) -> gr.Blocks:
                 stages = gr.HTML(elem_id="stages")
         gr.HTML(views.known(pair.labels))
         gr.HTML(views.scale(pair.scale_plot()), elem_id="scale")
+        gr.Markdown(read_credits(), elem_id="credits")
 
         shown = [picture, answers, stages]
         page.load(show, [size, chosen], shown, show_progress="hidden")

@@ -1,4 +1,4 @@
-"""Saves one picture of each class of a data set, for the demo to offer: `<class>.png` files, by the name of the class.
+"""Saves one picture of each class of a data set, for the demo to offer: `<class>/<label>.png`.
 
     python hub/space/make_examples.py flowers --output outputs/demo
 
@@ -37,10 +37,11 @@ def save_examples(options: Options, folder: Path) -> list[Path]:
         raise UserError(f"{folder} is not empty; name another folder with --output")
     split = load_split(options.data_settings())
     classes, places = np.unique(split.labels, return_index=True)
-    names = [f"{split.class_names[label].replace('/', '-')}.png" for label in classes]
+    names = [Path(split.class_names[label].replace("/", "-"), f"{label}.png") for label in classes]
     with atomic_folder(folder) as new:
         for name, place in zip(names, places, strict=True):
             try:
+                (new / name).parent.mkdir(exist_ok=True)
                 split.image(place).save(new / name)
             except BadImageError as error:
                 raise UserError(f"{error} Fix it, or remove it from the data set.") from error

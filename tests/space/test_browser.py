@@ -32,8 +32,8 @@ def server(tmp_path_factory):
     models = ROOT / "hub" / "models"
     environment = {
         **os.environ,
-        "WSMS_MODEL": f"local-dir:{models / 'wsms_resnet20_sizes_cifar10'}",
-        "PLAIN_MODEL": f"local-dir:{models / 'resnet20_cifar10'}",
+        "WSMS_MODEL": f"local-dir:{models / 'wsmean_tf_efficientnet_lite0_flowers'}",
+        "PLAIN_MODEL": f"local-dir:{models / 'tf_efficientnet_lite0_flowers'}",
     }
     log = folder / "log.txt"
     with log.open("w") as file:
@@ -115,11 +115,11 @@ def test_slider_changes_what_is_seen_and_said(page):
 
 def test_examples(page):
     picture = find(page, "#picture img").get_attribute("src")
-    page.find_elements("css selector", "#examples button")[9].click()
+    page.find_elements("css selector", "#examples button")[7].click()
     wait(lambda: find(page, "#picture img").get_attribute("src") != picture)
-    wait(lambda: "✓ truck" in text(page, "#answers"))
+    wait(lambda: "✓ tulip" in text(page, "#answers"))
     slide(page, -2)  # of the new picture
-    assert "✓ truck" in text(page, "#answers")
+    assert "✓ tulip" in text(page, "#answers") and "LaserGuided" in text(page, "#credits")
 
 
 def test_uploads(page, tmp_path):
@@ -154,9 +154,9 @@ def test_looks(server, browser):
     (ROOT / "outputs").mkdir(exist_ok=True)
     for width, height in ((1280, 1140), (390, 844)):
         page = load(browser, server[0], width, height)
-        page.find_elements("css selector", "#examples button")[1].click()
-        wait(lambda page=page: "✓ automobile" in text(page, "#answers"))
-        slide(page, -2)
+        page.find_elements("css selector", "#examples button")[4].click()
+        wait(lambda page=page: "✓ rose" in text(page, "#answers"))
+        slide(page, -4)
         assert page.execute_script("return document.documentElement.scrollWidth") <= width
         page.save_screenshot(ROOT / "outputs" / f"demo-{width}.png")
 

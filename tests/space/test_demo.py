@@ -21,7 +21,7 @@ from PIL import Image
 
 from demo import views
 from demo.networks import MODELS, Pair, Seen, load_pair
-from demo.pictures import find_examples, open_picture
+from demo.pictures import find_examples, open_picture, read_credits
 from tests.helpers.paths import ROOT
 from timm_wsms.errors import UserError
 from timm_wsms.evaluation.stages.cam import stage_heat_maps
@@ -35,16 +35,21 @@ except ImportError:  # Python 3.10
 SPACE = ROOT / "hub" / "space"
 
 
+def local(name):
+    return f"local-dir:{MODELS / name}"
+
+
 @pytest.fixture(scope="module")
 def pair():
-    return load_pair()
+    """Two networks of the same image size."""
+    return Pair(local("wsms_resnet20_sizes_cifar10"), local("resnet20_cifar10"))
 
 
 # ---- networks
 
 
 def test_answers_are_the_networks(pair):
-    image = open_picture(SPACE / "examples" / "horse.png")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     picture, same = pair.prepare(image)
     assert torch.equal(picture, same)
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
@@ -54,7 +59,7 @@ def test_answers_are_the_networks(pair):
         images = rescale_object(picture[None], factor)
         seen = pair.see((picture, same), factor)
         for top5, name in ((seen.wsms, "wsms_resnet20_sizes_cifar10"), (seen.plain, "resnet20_cifar10")):
-            model = timm.create_model(f"local-dir:{MODELS / name}", pretrained=True).eval()
+            model = timm.create_model(local(name), pretrained=True).eval()
             with torch.no_grad():
                 probabilities = model(images)[0].softmax(0)
             assert [label for label, _ in top5] == [pair.labels[i] for i in probabilities.argsort(descending=True)[:5]]
@@ -65,26 +70,41 @@ def test_answers_are_the_networks(pair):
             torch.testing.assert_close(seen.images, (pixels, pixels))
 
 
-def test_examples(pair):
-    """One a class, named by it; the networks know most of them, and at other sizes take some for something else."""
-    examples = find_examples()
-    assert [path.stem for path in examples] == pair.labels
+def test_examples():
+    """All have an author; both networks know most of them, and averaging knows more of them at half the size."""
+    pair, examples = load_pair(), find_examples()
+    assert pair.name.endswith("wsmean_tf_efficientnet_lite0_flowers")
+    assert pair.plain.pretrained_cfg["architecture"] == "tf_efficientnet_lite0"
+    truths = [path.parent.name for path in examples]
+    assert len(examples) == 8 and set(truths) == set(pair.labels) - {"sunflower"}
     pictures = [pair.prepare(open_picture(path)) for path in examples]
-    guesses = {factor: [pair.see(p, factor).wsms[0][0] for p in pictures] for factor in (1.0, 2.0)}
-    right = {factor: sum(map(str.__eq__, guesses[factor], pair.labels)) for factor in guesses}
-    assert right[1.0] >= 8 and right[2.0] < right[1.0]
+    right = {}
+    for factor in (0.5, 1.0):
+        seen = [pair.see(picture, factor) for picture in pictures]
+        for name in ("wsms", "plain"):
+            right[name, factor] = sum(
+                getattr(one, name)[0][0] == truth for one, truth in zip(seen, truths, strict=True)
+            )
+    assert right["wsms", 1.0] >= 6 and right["wsms", 0.5] > right["plain", 0.5]
+    credits = read_credits()
+    assert all(path.name.partition("_")[0].partition(".")[0] in credits for path in examples)
 
 
 def test_examples_of_ones_own(monkeypatch, tmp_path):
     monkeypatch.setenv("EXAMPLES", str(tmp_path))
-    with pytest.raises(UserError, match=f"no pictures in {tmp_path}; python hub/space/make_examples.py"):
+    Image.new("RGB", (20, 30)).save(tmp_path / "of no class.png")
+    with pytest.raises(UserError, match=f"no pictures in {tmp_path}/<class>/; python hub/space/make_examples.py"):
         find_examples()
-    for name in ("b.JPG", "a.png", "c.webp"):
+    assert read_credits() == ""
+    (tmp_path / "README.md").write_text("by *me*")
+    assert read_credits() == "by *me*"
+    for name in ("cat/b.JPG", "cat/a.png", "a dog/c.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20, 30)).save(tmp_path / name)
-    (tmp_path / "notes.txt").touch()
-    assert [path.name for path in find_examples()] == ["a.png", "b.JPG", "c.webp"]
-    (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(UserError, match=f"{tmp_path}/a.png: This file is not a picture"):
+    (tmp_path / "cat" / "notes.txt").touch()
+    assert find_examples() == [tmp_path / name for name in ("a dog/c.webp", "cat/a.png", "cat/b.JPG")]
+    (tmp_path / "cat" / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=f"{tmp_path}/cat/a.png: This file is not a picture"):
         find_examples()
 
 
@@ -100,7 +120,7 @@ def test_examples_are_made_of_the_first_image_of_each_class(tmp_path, monkeypatc
     run = [subprocess.run([*command, str(target)], capture_output=True, text=True, cwd=ROOT) for _ in range(2)]
     assert run[0].returncode == 0 and "3 pictures" in run[0].stdout, run[0].stderr
     monkeypatch.setenv("EXAMPLES", str(target))
-    assert [path.name for path in find_examples()] == ["a dog.png", "cat.png", "horse.png"]
+    assert [path.parent.name for path in find_examples()] == ["a dog", "cat", "horse"]
     for path, color in zip(find_examples(), ("red", "green", "white"), strict=True):
         assert list(open_picture(path).getdata()) == list(Image.new("RGB", (20, 30), color).getdata())
     assert run[1].returncode == 2 and "is not empty; name another folder with --output" in run[1].stderr
@@ -113,10 +133,6 @@ def test_any_picture_is_cut_to_the_networks_size(pair):
     seen = pair.see(pair.prepare(image), 1.0)
     assert [image.shape for image in seen.images] == 2 * [(3, 32, 32)]
     torch.testing.assert_close(seen.images[0][:, 16, 16], torch.tensor([0.0, 0.0, 1.0]), atol=1e-5, rtol=0)
-
-
-def local(name):
-    return f"local-dir:{MODELS / name}"
 
 
 @pytest.fixture

@@ -116,8 +116,8 @@ def load_pair() -> Pair:
         UserError: As for `Pair`.
     """
     return Pair(
-        os.environ.get("WSMS_MODEL", f"local-dir:{MODELS / 'wsms_resnet20_sizes_cifar10'}"),
-        os.environ.get("PLAIN_MODEL", f"local-dir:{MODELS / 'resnet20_cifar10'}"),
+        os.environ.get("WSMS_MODEL", f"local-dir:{MODELS / 'wsmean_tf_efficientnet_lite0_flowers'}"),
+        os.environ.get("PLAIN_MODEL", f"local-dir:{MODELS / 'tf_efficientnet_lite0_flowers'}"),
     )
 
 

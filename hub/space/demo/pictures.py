@@ -1,6 +1,6 @@
 """Opens what a visitor uploads: any picture within bounds, or one line that says what is wrong with it.
 
-And finds the example pictures, each named by what it shows.
+And finds the example pictures, each in a folder that is named after what it shows.
 """
 
 import os
@@ -18,21 +18,33 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no reader that runs o
 
 
 def find_examples() -> list[Path]:
-    """The pictures of the folder that EXAMPLES names, else those that come with the demo, by name.
+    """The pictures `<class>/<name>` of the folder that EXAMPLES names, else those that come with the demo, by class.
 
     Raises:
-        UserError: The folder has no pictures, or one that cannot be shown.
+        UserError: The folder has no such pictures, or one that cannot be shown.
     """
-    folder = Path(os.environ.get("EXAMPLES") or EXAMPLES)
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    folder = _folder()
+    found = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if not found:
-        raise UserError(f"there are no pictures in {folder}; python hub/space/make_examples.py puts some there")
+        raise UserError(
+            f"there are no pictures in {folder}/<class>/; python hub/space/make_examples.py puts some there"
+        )
     for path in found:
         try:
             open_picture(path)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     return found
+
+
+def read_credits() -> str:
+    """Whose pictures these are, in Markdown: the README.md of the folder of examples, if there is one."""
+    path = _folder() / "README.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("EXAMPLES") or EXAMPLES)
 
 
 def open_picture(path: str | Path) -> Image.Image:
