@@ -57,6 +57,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 
 # Photographs: the runs take some 15 minutes each on one core; each command does what no record is there for
 "$PYTHON" -m benchmarks.photographs_data --flowers "$FLOWERS" --imagenette "$IMAGENETTE"
+"$PYTHON" -m benchmarks.demo_photographs --flowers "$FLOWERS" # are they in the data?
 # A form, how it is trained, and its folds: those of validation images, and those of test images.
 while IFS='|' read -r data form regime lr validated tested; do
   for fold in $validated; do
