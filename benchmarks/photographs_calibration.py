@@ -2,10 +2,11 @@
 
     python -m benchmarks.photographs_calibration
 
-On the stored validation logits of every averaging record of benchmarks/photographs.py: both kinds are fitted on one
-half of the images, at object size 1 or at all sizes, the better by the likelihood of a quarter kept back is taken, and
-accuracy and area are compared with the mean's on the other half; 20 random halves, each both ways.
-Writes benchmarks/results/photographs_calibration.json.
+For every averaging network of benchmarks/photographs.py that was tested: both kinds are fitted on its validation
+images, at object size 1 or at all sizes, and the one that is likelier on a quarter kept back is taken. On the test
+images, accuracy at size 1 and area are compared with those of the mean, of stage 1 alone, and of the one of these two
+that is ahead on the validation images, with 95 % intervals over runs and images.
+Writes benchmarks/results/photographs_calibration.json; docs/results.md has the table.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common.environment import record
-from benchmarks.photographs import RESULTS, SIZES
-from benchmarks.photographs_records import read_records
+from benchmarks.common.intervals import interval_over_runs
+from benchmarks.photographs import FORMS, RESULTS, SIZES
+from benchmarks.photographs_records import REPORTED, read_records
+from benchmarks.photographs_report import pooled, runs_chosen
+from benchmarks.photographs_tables import interval, line_of
 from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.files import atomic_write_text
 
-HALVES = 20
 ONE = SIZES.index(1.0)
 
 
@@ -75,52 +78,89 @@ def better(logits: torch.Tensor, labels: torch.Tensor, sizes: slice) -> tuple[st
     return kind, fit(kind, *flat(logits, labels, sizes))
 
 
-def figures(scores: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-    """Scores (sizes, n, classes) → accuracy at size 1 and area, in percent."""
-    top1 = 100 * (scores.argmax(-1) == labels).double().mean(1).numpy()
-    return np.array([top1[ONE], area_weights(SIZES) @ top1])
+WEIGHTS = {"size 1": np.eye(len(SIZES))[ONE], "area": np.asarray(area_weights(SIZES))}
+FITTED = {"size 1": slice(ONE, ONE + 1), "all sizes": slice(None)}
+RIVALS = ("the mean", "stage 1 alone", "the better of both")
 
 
-def compare(logits: torch.Tensor, labels: torch.Tensor, sizes: slice) -> dict[str, Any]:
-    """Gains in accuracy and area over the mean, on halves that were not fitted."""
-    gains, kinds, numbers = [], [], []
-    for seed in range(HALVES):
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
-        half = len(order) // 2
-        for fitted, tested in ((order[:half], order[half:]), (order[half:], order[:half])):
-            kind, free = better(logits[:, :, fitted], labels[fitted], sizes)
-            test = logits[:, :, tested]
-            scores = torch.stack([KINDS[kind](test[:, place], free) for place in range(len(SIZES))])
-            gains.append(figures(scores, labels[tested]) - figures(test.mean(0), labels[tested]))
-            kinds.append(kind)
-            numbers.append(free.exp()[0].tolist())
-    found = np.array(gains)
-    return {
-        "kinds": {kind: kinds.count(kind) for kind in KINDS},
-        "factors_mean": np.mean(numbers, 0).round(3).tolist(),
-        **{
-            name: {"gain": round(float(found[:, place].mean()), 3), "std": round(float(found[:, place].std()), 3)}
-            for place, name in enumerate(("accuracy", "area"))
-        },
-    }
+def right(scores: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    """Scores (sizes, n, classes) → whether each image is recognized at each size, (sizes, n)."""
+    return (scores.argmax(-1) == labels).double().numpy()
+
+
+def of_run(run: dict[str, Any], fitted: slice) -> dict[str, tuple[str, dict[str, np.ndarray]]]:
+    """For each figure in `WEIGHTS`, the kind that was taken and its gain over each rival, in points, (test images,).
+
+    Args:
+        run: A record of averaged logits, with its arrays.
+        fitted: At these sizes.
+    """
+    logits, labels = (
+        {split: torch.from_numpy(run["arrays"][f"{split}_{what}"]) for split in ("validation", "test")}
+        for what in ("logits", "labels")
+    )
+    kind, free = better(logits["validation"].double(), labels["validation"], fitted)
+    order = np.argsort(run["arrays"]["test_index"])
+    test = logits["test"].double()
+    calibrated = torch.stack([KINDS[kind](test[:, place], free) for place in range(len(SIZES))])
+    ours = right(calibrated, labels["test"])[:, order]
+    hits = {}
+    for split in ("validation", "test"):
+        each = logits[split].double()
+        hits[split] = {"the mean": right(each.mean(0), labels[split]), "stage 1 alone": right(each[0], labels[split])}
+    found = {}
+    for name, weights in WEIGHTS.items():
+        ahead = max(hits["validation"], key=lambda rival: (weights @ hits["validation"][rival]).mean())
+        theirs = {**hits["test"], "the better of both": hits["test"][ahead]}
+        found[name] = kind, {rival: 100 * weights @ (ours - theirs[rival][:, order]) for rival in RIVALS}
+    return found
+
+
+def of_form(runs: dict[int, dict[str, Any]], data: str) -> dict[str, Any]:
+    """What calibration gains for a form, over its runs by fold."""
+    found: dict[str, Any] = {"folds": sorted(runs)}
+    for name, fitted in FITTED.items():
+        each = [of_run(runs[fold], fitted) for fold in sorted(runs)]
+        row: dict[str, Any] = {"kinds": [next(iter(one.values()))[0] for one in each]}
+        for figure in WEIGHTS:
+            row[figure] = {}
+            for rival in RIVALS:
+                gains = [one[figure][1][rival] for one in each]
+                ends = pooled(gains, data).mean(), *interval_over_runs(gains, data == "imagenette")
+                row[figure][rival] = [round(float(end), 2) for end in ends]
+        found[f"fitted at {name}"] = row
+    return found
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The rows of docs/results.md: gains in area when fitted at all sizes, and at size 1 when fitted there."""
+    texts = []
+    for data, regimes in report["data"].items():
+        for regime, forms in regimes.items():
+            for form, found in forms.items():
+                cells = [data, regime, form, str(len(found["folds"]))]
+                for fitted, figure in (("size 1", "size 1"), ("all sizes", "area")):
+                    cells += [interval(found[f"fitted at {fitted}"][figure][rival]) for rival in RIVALS]
+                texts.append(line_of(cells))
+    return texts
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows = {}
-    for name, (found, arrays) in read_records().items():
-        if not found["form"].startswith("mean") or found.get("data", "flowers") != "flowers":
-            continue
-        logits = torch.from_numpy(arrays["validation_logits"]).double()
-        labels = torch.from_numpy(arrays["validation_labels"])
-        rows[name] = {
-            "images": len(labels),
-            "fitted at size 1": compare(logits, labels, slice(ONE, ONE + 1)),
-            "fitted at all sizes": compare(logits, labels, slice(None)),
-        }
-        print(name, json.dumps(rows[name]))
-    report = {"what": __doc__.splitlines()[0], "halves": HALVES, "records": rows, **record()}
-    atomic_write_text(RESULTS.parent / "photographs_calibration.json", json.dumps(report, indent=1) + "\n")
+    records = [{"name": name, "arrays": arrays, **found} for name, (found, arrays) in read_records().items()]
+    report: dict[str, Any] = {"what": __doc__.splitlines()[0], "data": {}}
+    for data in FORMS:
+        own = [one for one in records if one.get("data", "flowers") == data]
+        report["data"][data] = {}
+        for regime in REPORTED:
+            forms = {form: runs for form, runs in runs_chosen(own, regime, "test").items() if form.startswith("mean")}
+            found = {form: of_form(runs, data) for form, runs in forms.items()}
+            if found:
+                report["data"][data][regime] = found
+    atomic_write_text(
+        RESULTS.parent / "photographs_calibration.json", json.dumps({**report, **record()}, indent=1) + "\n"
+    )
+    print("\n".join(lines(report)))
 
 
 if __name__ == "__main__":

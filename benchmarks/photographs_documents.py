@@ -1,4 +1,4 @@
-"""Writes the tables of photographs in README.md and docs/ anew from the results files.
+"""Writes the tables of photographs, and of stage 1 on CIFAR-10, in README.md and docs/ anew from the results files.
 
     python -m benchmarks.photographs_documents
 
@@ -13,9 +13,10 @@ import json
 import re
 from typing import Any
 
-from benchmarks import photographs_borders, photographs_cascade
+from benchmarks import photographs_borders, photographs_calibration, photographs_cascade
 from benchmarks import photographs_tables as tables
 from benchmarks.common.environment import ROOT
+from benchmarks.object_size import stage_one
 from timm_wsms.files import atomic_write_text
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,8 +60,11 @@ def all_tables() -> dict[str, list[str]]:
             tables.of_equal_training(imagenette, tables.IMAGENETTE_TRAINED),
         ),
         "tried": tables.of_tried(report["screening"]),
+        "calibration": photographs_calibration.lines(read("photographs_calibration")),
         "cascade targets": photographs_cascade.of_targets(cascade),
     }
+    for part in ("", "_jitter"):
+        found[f"stage one, cifar10{part}"] = stage_one.lines(read(f"stage_one_cifar10{part}")["rows"])
     for regime, of_regime in borders["trained_with"].items():
         found[f"borders, {regime}"] = photographs_borders.lines(of_regime)
     for data, regime, form, each in photographs_cascade.every(cascade):

@@ -36,6 +36,7 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 "$PYTHON" -m benchmarks.object_size.plot_sizes
 "$PYTHON" -m benchmarks.object_size.per_stage --source "$CIFAR10" # of the networks of from_scratch.py
 "$PYTHON" -m benchmarks.object_size.stage_one --source "$CIFAR10" # trains what the repository does not have
+"$PYTHON" -m benchmarks.object_size.stage_one --source "$CIFAR10" --jitter
 "$PYTHON" -m benchmarks.object_size.finetune --source "$CIFAR10"
 # On a CPU with --fourier, for kernels of 7×7, and with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
 # GLIBC_TUNABLES=glibc.malloc.hugetlb=1, so that a step's memory stays with the process, in large pages.
@@ -94,6 +95,7 @@ flowers|mean, distilled|default|1e-3|0|0
 flowers|mean, consistent|default|1e-3|0 2 3 4|0 2 3 4
 flowers|mean of three|default|1e-3|0|
 flowers|mean of larger|default|1e-3|0|
+flowers|plain|jitter|5e-4|0|
 flowers|plain|jitter|1e-3|0 1 2 3 4|0 2 3 4
 flowers|plain|jitter|2e-3|0|
 flowers|plain at 96|jitter|1e-3|0 2 3 4|0 2 3 4
@@ -102,6 +104,7 @@ flowers|plain longer|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|one size per batch|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|mean|jitter|1e-3|0 1 2 3 4|0 2 3 4
 flowers|mean at 128|jitter|1e-3|0 2 3 4|0 2 3 4
+flowers|mean at 128, distilled|jitter|1e-3|0 2 3 4|0 2 3 4
 imagenette|plain|default|2e-3|0|0
 imagenette|plain|default|4e-3|0 1 2|0 1 2
 imagenette|plain|default|8e-3|0|0
@@ -117,7 +120,9 @@ imagenette|mean|default|4e-3|0 1 2|0 1 2
 imagenette|mean at 128|default|4e-3|0 1 2|0 1 2
 imagenette|mean at 128|default|8e-3|0|0
 imagenette|mean at 128, distilled|default|4e-3|0|0
+imagenette|mean, resnet14t|default|4e-3|0|0
 imagenette|plain|jitter|4e-3|0 1 2|0 1 2
+imagenette|plain at 96|jitter|4e-3|0|
 imagenette|plain longer|jitter|4e-3|0|0
 imagenette|one size per batch|jitter|4e-3|0 1 2|0 1 2
 imagenette|mean at 128|jitter|4e-3|0 1 2|0 1 2
@@ -127,6 +132,19 @@ imagenette|one size per batch|20 epochs|4e-3|0|0
 imagenette|mean|20 epochs|4e-3|0|0
 imagenette|mean at 128|20 epochs|4e-3|0|0
 RUNS
+# At more sizes of the image.
+while IFS='|' read -r data form regime lr folds; do
+  for fold in $folds; do
+    "$PYTHON" -m benchmarks.photographs factors --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" </dev/null
+  done
+done <<'FACTORS'
+flowers|one size per batch|default|1e-3|0 2 3 4
+flowers|one size per batch|jitter|1e-3|0 2 3 4
+imagenette|plain|default|4e-3|0 1 2
+imagenette|plain|jitter|4e-3|0 1 2
+imagenette|one size per batch|default|4e-3|0 1 2
+imagenette|one size per batch|jitter|4e-3|0 1 2
+FACTORS
 "$PYTHON" -m benchmarks.photographs_report
 "$PYTHON" -m benchmarks.photographs_cascade
 "$PYTHON" -m benchmarks.photographs_plot # pictures of the README and docs/cascade.md

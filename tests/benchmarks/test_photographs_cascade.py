@@ -1,4 +1,4 @@
-"""The cascade's and the calibration's reports of stored logits, against loops over images."""
+"""The cascade's report of stored logits, against loops over images."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import photographs_calibration, photographs_cascade
+from benchmarks import photographs_cascade
 from benchmarks.photographs import RESULTS, SIZES
 from timm_wsms.network.exits import choose_thresholds
 
@@ -62,22 +62,6 @@ def test_the_threshold_is_the_smallest_that_loses_no_more(stored, counted, what)
 
     below = photographs_cascade.LEVELS[photographs_cascade.LEVELS.index(level) - 1]
     assert loss(level) <= 1 < loss(below)
-
-
-def test_a_fit_of_factors_is_at_a_minimum(stored):
-    _, logits, labels = stored
-    logits = logits[:, ONE]
-    for kind, scores in photographs_calibration.KINDS.items():
-        free = photographs_calibration.fit(kind, logits, labels)
-
-        def loss(at, scores=scores):
-            return torch.nn.functional.nll_loss(scores(logits, at), labels).item()
-
-        for shift in (0.05, -0.05):
-            for row, column in ((0, 0), (0, 1), (1, 0)):
-                moved = free.clone()
-                moved[row, column] += shift
-                assert loss(moved) >= loss(free) - 1e-7
 
 
 def test_a_folds_cascade_is_that_of_its_validation_threshold(counted):

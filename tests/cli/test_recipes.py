@@ -134,7 +134,7 @@ def test_fine_tuning_trains_the_recommended_form_from_timms_weights(name, head_i
     assert (settings.model, settings.model_kwargs) == ("wsmean_resnet50.a1_in1k", {"pretrained": True})
     assert timm.get_pretrained_cfg(settings.model).hf_hub_id == "timm/resnet50.a1_in1k"
     assert (settings.stage_loss, settings.head_init_scale, settings.freeze) == (1, head_init_scale, "none")
-    assert settings.data.scale_jitter == ((0.5, 2) if name == "finetune_folder" else None)  # not run on ImageNet
+    assert settings.data.scale_jitter == (0.5, 2)
 
 
 def test_a_folder_is_all_that_its_recipe_needs():

@@ -21,7 +21,8 @@ NETWORK_ARGS: dict[str, tuple[type, ...]] = {
 }
 Fusion = Literal["concat", "mean"]
 CONCAT_ARGS = ("integration", "integration_channels", "residual", "integrated_indices")  # only for fusion="concat"
-# What a name's prefix says about the arguments. `wsmean_` is the recommended form.
+# What a name's prefix says about the arguments. `wsmean_` is the recommended form. Published checkpoints are loaded by
+# these names, so what one stands for must never change: a better form gets a name of its own.
 PREFIXES: dict[str, dict[str, Any]] = {
     "wsms_": {"share_weights": True},
     "ms_": {"share_weights": False},
