@@ -43,6 +43,22 @@ def test_what_is_trained_differs_from_the_kept_networks_in_one_thing():
         assert (settings.seed, settings.data.augmentation) == (kept["seed"], kept["data"]["augmentation"])
 
 
+def test_with_jitter_all_are_trained_alike_but_for_scale_jitter():
+    alone = {name: parse(words.split()) for name, words in stage_one.TRAINED.items()}
+    found = {name: parse(words.split()) for name, words in stage_one.WITH_JITTER.items()}
+    assert [*found] == ["plain", "averaging", *alone]
+    for settings in found.values():
+        assert settings.data.scale_jitter == (0.5, 2) and settings.precision == "bf16"
+        settings.data.scale_jitter = None
+    assert all(found[name] == settings for name, settings in alone.items())
+    plain, averaging = found["plain"], found["averaging"]
+    longer, sizes, distilled = (found[name] for name in alone)
+    longer.epochs = longer.eval_every = plain.epochs
+    sizes.data.train_sizes = None
+    distilled.stage_distill, distilled.stage_distill_temperature = 0, averaging.stage_distill_temperature
+    assert longer == plain == sizes and distilled == averaging
+
+
 def test_differences_are_those_of_the_same_images():
     rng = np.random.default_rng(0)
     found = {name: rng.random((len(SIZES), 300)) < share for name, share in {"plain": 0.5, "other": 0.7}.items()}
@@ -79,6 +95,25 @@ def test_the_table_in_the_docs_is_the_report():
     assert f"alone misses it, at {ahead[0]:+.2f}, and with distillation reaches it, at {ahead[1]:+.2f}." in words
     assert ahead[0] < 1.5 <= ahead[1] and rows[sizes]["area"] > rows["plain"]["area"]
     assert all(rows[distilled]["against plain"][part][1] > 0 for part in ("area", "small", "large"))
+    jitter = json.loads((ROOT / "benchmarks" / "results" / "stage_one_cifar10_jitter.json").read_text())
+    assert jitter["test_images"] == 10_000
+    assert {(one["epochs"], one["precision"]) for one in jitter["trained_with"].values()} == {(8, "bf16"), (10, "bf16")}
+    rows = jitter["rows"]
+    said = [
+        f"stage 1 gains on small objects, {gain(alone, 'small')}, and loses on large ones, {gain(alone, 'large')};",
+        f"as much on small ones, {gain(distilled, 'small')}, and loses nothing significant on large ones, "
+        f"{gain(distilled, 'large')}.",
+        f"alone misses it, at {gain(alone, 'area')}, and with distillation reaches it, at {gain(distilled, 'area')}.",
+        f"level with the plain network, {gain(alone, 'size 1')} and {gain(distilled, 'size 1')}. A plain network",
+        f"gains {gain(longer, 'area')}: more than stage 1 alone, and "
+        f"{rows[distilled]['area'] - rows[longer]['area']:.2f} points less than with distillation",
+        f"One size per batch loses, {gain(sizes, 'area')}.",
+    ]
+    assert [statement for statement in said if statement not in words] == []
+    ahead = {name: rows[name]["against plain"]["area"][0] for name in (alone, distilled, longer, sizes)}
+    assert ahead[sizes] < 0 < ahead[alone] < 0.7 < ahead[longer] < ahead[distilled]
+    low, high = rows[distilled]["against plain"]["large"][1:]
+    assert low < 0 < high and rows[alone]["against plain"]["large"][2] < 0
     trained = report["trained_with"]
     assert {name: one["precision"] for name, one in trained.items() if one["precision"] != "bf16"} == {
         "averaging": "no"
