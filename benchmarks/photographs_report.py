@@ -29,7 +29,8 @@ ONE = SIZES.index(1.0)
 # with every other form
 COMPARED = (
     *("plain", "plain at 112", "plain longer", "one size per batch", "one size per batch, averaged", "lite1"),
-    *("mean", "mean at 128", "mean at 128, stage 1 alone"),
+    *("mean", "mean, stage 1 alone", "mean at 128", "mean at 128, stage 1 alone"),
+    "mean at 128, distilled, stage 1 alone",
 )
 PARTS = {"area": slice(None), "small": slice(None, ONE + 1), "large": slice(ONE, None), "size 1": slice(ONE, ONE + 1)}
 

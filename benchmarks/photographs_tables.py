@@ -56,6 +56,7 @@ HEADLINE = {  # form, or way to use one, in results → in the README
     "one size per batch": "plain, one size per batch",
     "mean": "**averaging, recommended**",
     "mean at 128, stage 1 alone": "**stage 1 of averaging at 128 pixels**",
+    "mean at 128, distilled, stage 1 alone": "**the same with distillation**",
 }
 TRAINED = {"default": "timm's crop", "jitter": "crop and scale jitter"}
 IMAGENETTE_TRAINED = {
@@ -85,6 +86,7 @@ def of_headline(found: Rows) -> list[str]:
 CHOICES = {  # form, or way to use one, in results → in docs/choosing.md
     "mean": "averaging, `wsmean_<backbone>`",
     "mean, stage 1 alone": "its stage 1, a plain timm model",
+    "mean, distilled, stage 1 alone": "its stage 1, trained with distillation",
     "one size per batch": "plain, one size per batch",
 }
 
@@ -124,6 +126,7 @@ def of_equal_cost(found: Rows, regimes: dict[str, str]) -> list[str]:
 
 EQUAL_TRAINING = {  # form, or way to use one, in results → in docs/choosing.md
     "mean at 128, stage 1 alone": "stage 1 of averaging, 128 pixels",
+    "mean at 128, distilled, stage 1 alone": "the same with distillation",
     "mean at 128": "averaging, 128 pixels",
     "mean": "averaging, 112 pixels",
 }
@@ -142,7 +145,9 @@ def of_equal_training(found: Rows, regimes: dict[str, str]) -> list[str]:
         longer = rows.get((regime, "plain longer"))
         for form, name in EQUAL_TRAINING.items() if longer else ():
             if behind := longer.get(f"against {form}"):
-                used, whole = (rows[regime, each]["arithmetic"] for each in (form, form.split(", stage")[0]))
+                used, whole = (
+                    rows[regime, each]["arithmetic"] for each in (form, form.removesuffix(", stage 1 alone"))
+                )
                 cells = [trained, name, f"× {whole:.2f}", f"× {used:.2f}"]
                 for part in ("area", "small", "large", "size 1"):
                     mean, low, high = behind[part]
@@ -157,6 +162,8 @@ def of_choices(found: Rows) -> list[str]:
     lines = []
     for regime, trained in reversed(TRAINED.items()):
         for form, name in CHOICES.items():
+            if rows.get((regime, form), {"images": 0})["images"] != rows[regime, "plain"]["images"]:
+                continue
             gains = rows[regime, form]["against plain"]
             cells = [f"× {rows[regime, form]['arithmetic']:.2f}"]
             cells += [interval(gains[part]) for part in ("area", "small", "large", "size 1")]

@@ -104,6 +104,7 @@ flowers|plain longer|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|one size per batch|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|mean|jitter|1e-3|0 1 2 3 4|0 2 3 4
 flowers|mean at 128|jitter|1e-3|0 2 3 4|0 2 3 4
+flowers|mean, distilled|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|mean at 128, distilled|jitter|1e-3|0 2 3 4|0 2 3 4
 imagenette|plain|default|2e-3|0|0
 imagenette|plain|default|4e-3|0 1 2|0 1 2
@@ -122,10 +123,12 @@ imagenette|mean at 128|default|8e-3|0|0
 imagenette|mean at 128, distilled|default|4e-3|0|0
 imagenette|mean, resnet14t|default|4e-3|0|0
 imagenette|plain|jitter|4e-3|0 1 2|0 1 2
-imagenette|plain at 96|jitter|4e-3|0|
+imagenette|plain at 96|jitter|4e-3|0|0
+imagenette|plain at 64|jitter|4e-3|0|0
 imagenette|plain longer|jitter|4e-3|0|0
 imagenette|one size per batch|jitter|4e-3|0 1 2|0 1 2
 imagenette|mean at 128|jitter|4e-3|0 1 2|0 1 2
+imagenette|mean at 128, distilled|jitter|4e-3|0|0
 imagenette|plain|20 epochs|4e-3|0|0
 imagenette|plain longer|20 epochs|4e-3|0|0
 imagenette|one size per batch|20 epochs|4e-3|0|0

@@ -104,7 +104,9 @@ def photographs_statements() -> list[str]:
     assert {tuple(tested[regime, form]["folds"]) for regime, form in tested if form in jitter} == {(0, 2, 3, 4)}
     folds = {(row["regime"], row["form"]): row["against plain"] for row in report["folds"] if "against plain" in row}
     validation, of_stage1 = folds["jitter", "mean"]["area"], folds["jitter", "mean at 128"]["stage 1 alone"]
-    assert (len(validation), len(of_stage1)) == (5, 4)
+    of_distilled = folds["jitter", "mean at 128, distilled"]["stage 1 alone"]
+    assert (len(validation), len(of_stage1), len(of_distilled)) == (5, 4, 4)
+    distilled = [said(gains("jitter", "mean at 128, distilled, stage 1 alone", other)) for other in ("plain", rival)]
     runs = {"20 epochs": 1, "default": 3, "jitter": 3}
     assert all(len(imagenette[regime, alone]["folds"]) == n for regime, n in runs.items())
     at_same_cost = [
@@ -130,15 +132,16 @@ def photographs_statements() -> list[str]:
         f"its object at {small:.2f} to {large:.2f} times its size",
         "with a 95 % interval over the four runs",
         f"averaging gains {jitter['mean'][0]} points of area over the plain network and {jitter['mean'][1]} over one",
-        f"at the plain network's cost, {' and '.join(jitter[alone])}, all of it on small objects.",
-        f"averaging gains {said(crop['mean'][0])} over the plain network; for stage 1, and over one size per batch, "
-        f"the runs differ too much: {crop[alone][0][0]:.2f}, {crop['mean'][1][0]:.2f} and {crop[alone][1][0]:.2f} are",
+        f"at the plain network's cost, {' and '.join(jitter[alone])}, all of it on small objects; with",
+        f"[distillation](docs/choosing.md#distillation) {' and '.join(distilled)}. With the crop alone",
+        f"averaging gains {said(crop['mean'][0])} over the plain network; stage 1's {crop[alone][0][0]:.2f} and all",
         f"validation images show less: {statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f} for "
-        f"averaging (five folds), {statistics.mean(of_stage1):.2f} ± {statistics.stdev(of_stage1):.2f} for stage 1.",
+        f"averaging (five folds), {statistics.mean(of_stage1):.2f} ± {statistics.stdev(of_stage1):.2f} for stage 1 "
+        f"(distilled {statistics.mean(of_distilled):.2f} ± {statistics.stdev(of_distilled):.2f}).",
         f"in use, gains {at_same_cost[0]} points of area and of top-1 at size 1 after 20 epochs (one run); "
         f"{at_same_cost[1]} after 5 (three runs), with scale jitter {at_same_cost[2]}. Averaging at 112 pixels loses "
         f"{behind[0]} points of area after 5 epochs and {behind[1]} after 20.",
-        "{} points on the image's mean color, {} on its reflection, {} on its blurred copy.".format(
+        "{} points on the image's mean color, {} on its reflection, {} on its blurred copy,".format(
             *map(said, on["jitter"])
         ),
         f"on Imagenette, 5 epochs, plain loses {lost:.1f} points at size 1",

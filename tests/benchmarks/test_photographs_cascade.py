@@ -147,8 +147,15 @@ def test_the_words_of_the_docs_are_the_report():
     cascades = {key: {row["allowed"]: row for row in found["size 1"]["cascade"]} for key, found in every.items()}
     targets = photographs_cascade.of_targets(report)
     met = {tuple(cell.strip(" `") for cell in line.split("|")[1:5]) for line in targets if line.endswith("| yes |")}
-    for data, side in (("Flowers", 112), ("Flowers", 128), ("Imagenette", 128)):
-        assert (data, "crop and scale jitter", f"averaging, {side} pixels", "calibrate(2)") in met
+    for side in (112, 128):
+        assert ("Flowers", "crop and scale jitter", f"averaging, {side} pixels", "calibrate(2)") in met
+    jitter = every["imagenette", "jitter", "mean at 128"]
+    assert photographs_cascade.above(jitter) == ["plain at 96 (96)"]
+    row = cascades["imagenette", "jitter", "mean at 128"]["calibrate(2)"]
+    assert row["against plain"][0] >= -0.3 and row["cost"] <= 0.6
+    sibling = every["imagenette", "default", "mean, resnet14t"]["size 1"]
+    assert all(row["against plain"][2] < 0 for row in sibling["cascade"])  # "far behind"
+    assert sibling["rivals"]["next larger backbone"][0]["against plain"][2] < 0
     assert ("Flowers", "timm's crop", "averaging, 112 pixels", "calibrate(2)") not in met
     for form in ("mean", "mean at 128"):
         assert cascades["flowers", "default", form]["calibrate(2)"]["cost"] > 0.6

@@ -7,7 +7,13 @@ import pytest
 
 from benchmarks import photographs_documents as documents
 
-FILES = ("photographs", "photographs_cascade", "photographs_borders", "photographs_resized_batches")
+FILES = (
+    "photographs",
+    "photographs_cascade",
+    "photographs_borders",
+    "photographs_resized_batches",
+    "photographs_calibration",
+)
 INTERVAL = re.compile(r"[+−]?\d+\.\d\d [\[(][+−]?\d+\.\d\d(?:,| to) [+−]?\d+\.\d\d[\])]")
 
 
