@@ -66,12 +66,15 @@ BACKBONE := resnet10t
 else
 $(error PAIR is $(PAIR); give flowers or imagenette)
 endif
-PICTURES := outputs/demo-$(notdir $(PHOTOGRAPHS:/=))
+PICTURES := outputs/demo-examples-$(notdir $(PHOTOGRAPHS:/=))
 demo: $(VENV)/.demo $(INSTALLED)
 	test -d "$(PICTURES)" || $(BIN)/python hub/space/make_examples.py "$(PHOTOGRAPHS)" --output "$(PICTURES)"
 	WSMS_MODEL=$(MODELS)/wsmean_$(BACKBONE)_$(PAIR) PLAIN_MODEL=$(MODELS)/$(BACKBONE)_$(PAIR) \
 		EXAMPLES="$(PICTURES)" $(BIN)/python hub/space/app.py
 else
+ifdef PAIR
+$(error PAIR=$(PAIR) needs PHOTOGRAPHS=FOLDER)
+endif
 demo: $(VENV)/.demo  ## see it: one picture at every size, in the browser
 	$(BIN)/python hub/space/app.py
 endif

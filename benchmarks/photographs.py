@@ -316,18 +316,20 @@ def add_factors(run: Run) -> None:
         arrays = dict(stored)
     before = arrays["test_logits"]
     missing = factors_of(run.form)[len(before) :]
-    if not missing:
+    if not missing and len(found["test_stages"]) == len(before):
         return
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     model.to(memory_format=torch.channels_last)
     one = SIZES.index(1.0)
     again, _, index = logits_at_sizes(model, run, "test", sizes=(1.0,), factors=(1.0,))
-    if (index != arrays["test_index"]).any() or np.abs(again[0, 0] - before[0, one]).max() > 0.05:
+    if not np.array_equal(index, arrays["test_index"]) or np.abs(again[0, 0] - before[0, one]).max() > 0.05:
         raise SystemExit(f"{run.name}: the network in {folder} is another than that of the record")
-    logits, labels, _ = logits_at_sizes(model, run, "test", missing)
-    arrays["test_logits"] = np.concatenate([before, logits])
-    found["test_stages"] += [areas(stage, labels) for stage in logits.astype(np.float64)]
-    np.savez_compressed(path.with_suffix(".npz"), **arrays)
+    if missing:
+        arrays["test_logits"] = np.concatenate([before, logits_at_sizes(model, run, "test", missing)[0]])
+    found["test_stages"] = [areas(stage, arrays["test_labels"]) for stage in arrays["test_logits"].astype(np.float64)]
+    beside = path.with_suffix(".new.npz")
+    np.savez_compressed(beside, **arrays)
+    beside.replace(path.with_suffix(".npz"))
     atomic_write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(f"{run.name}: {found['test_stages']}", flush=True)
 

@@ -56,7 +56,7 @@ HEADLINE = {  # form, or way to use one, in results → in the README
     "one size per batch": "plain, one size per batch",
     "mean": "**averaging, recommended**",
     "mean at 128, stage 1 alone": "**stage 1 of averaging at 128 pixels**",
-    "mean at 128, distilled, stage 1 alone": "**the same with distillation**",
+    "mean at 128, distilled, stage 1 alone": "the same with distillation",
 }
 TRAINED = {"default": "timm's crop", "jitter": "crop and scale jitter"}
 IMAGENETTE_TRAINED = {

@@ -92,6 +92,7 @@ flowers|mean at 128|default|1e-3|0 2 3 4|0 2 3 4
 flowers|mean, lite1|default|1e-3|0|0
 flowers|mean, one size per batch|default|1e-3|0|
 flowers|mean, distilled|default|1e-3|0|0
+flowers|mean at 128, distilled|default|1e-3|0|0
 flowers|mean, consistent|default|1e-3|0 2 3 4|0 2 3 4
 flowers|mean of three|default|1e-3|0|
 flowers|mean of larger|default|1e-3|0|
@@ -128,7 +129,7 @@ imagenette|plain at 64|jitter|4e-3|0|0
 imagenette|plain longer|jitter|4e-3|0|0
 imagenette|one size per batch|jitter|4e-3|0 1 2|0 1 2
 imagenette|mean at 128|jitter|4e-3|0 1 2|0 1 2
-imagenette|mean at 128, distilled|jitter|4e-3|0|0
+imagenette|mean at 128, distilled|jitter|4e-3|0 1|0 1
 imagenette|plain|20 epochs|4e-3|0|0
 imagenette|plain longer|20 epochs|4e-3|0|0
 imagenette|one size per batch|20 epochs|4e-3|0|0
@@ -143,8 +144,6 @@ while IFS='|' read -r data form regime lr folds; do
 done <<'FACTORS'
 flowers|one size per batch|default|1e-3|0 2 3 4
 flowers|one size per batch|jitter|1e-3|0 2 3 4
-imagenette|plain|default|4e-3|0 1 2
-imagenette|plain|jitter|4e-3|0 1 2
 imagenette|one size per batch|default|4e-3|0 1 2
 imagenette|one size per batch|jitter|4e-3|0 1 2
 FACTORS

@@ -134,7 +134,7 @@ def photographs_statements() -> list[str]:
         f"averaging gains {jitter['mean'][0]} points of area over the plain network and {jitter['mean'][1]} over one",
         f"at the plain network's cost, {' and '.join(jitter[alone])}, all of it on small objects; with",
         f"[distillation](docs/choosing.md#distillation) {' and '.join(distilled)}. With the crop alone",
-        f"averaging gains {said(crop['mean'][0])} over the plain network; stage 1's {crop[alone][0][0]:.2f} and all",
+        f"averaging gains {said(crop['mean'][0])} over the plain network; stage 1's {crop[alone][0][0]:.2f}, and",
         f"validation images show less: {statistics.mean(validation):.2f} ± {statistics.stdev(validation):.2f} for "
         f"averaging (five folds), {statistics.mean(of_stage1):.2f} ± {statistics.stdev(of_stage1):.2f} for stage 1 "
         f"(distilled {statistics.mean(of_distilled):.2f} ± {statistics.stdev(of_distilled):.2f}).",

@@ -116,7 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="uoft-cs/cifar10", help="CIFAR-10: its Hub name, or a local folder")
     parser.add_argument("--jitter", action="store_true", help="networks trained with scale jitter")
-    parser.add_argument("--test_images", type=int, default=10_000, help="evaluate on the first so many")
+    parser.add_argument(
+        "--test_images", type=int, default=10_000, help="evaluate on the first so many; fewer than all write no file"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     source = str(Path(options.source).resolve()) if Path(options.source).is_dir() else options.source
@@ -135,9 +137,11 @@ def main() -> None:
     trained = {name: {key: one[key] for key in ("epochs", "precision", "compile")} for name, one in settings.items()}
     report = {"what": __doc__.splitlines()[0], **record(), "sizes": SIZES, "test_images": len(labels), "rows": rows}
     report["trained_with"] = trained
+    print("\n".join(lines(rows)))
+    if len(labels) < 10_000:
+        return  # a trial
     path = RESULTS / f"stage_one_cifar10{'_jitter' * options.jitter}.json"
     atomic_write_text(path, json.dumps(report, indent=1) + "\n")
-    print("\n".join(lines(rows)))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ def find_examples() -> list[Path]:
         UserError: The folder has no such pictures, or one that cannot be shown.
     """
     folder = _folder()
-    found = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    found = sorted(
+        path for path in folder.glob("[!.]*/[!.]*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+    )
     if not found:
         raise UserError(
             f"there are no pictures in {folder}/<class>/; python hub/space/make_examples.py puts some there"
