@@ -146,7 +146,7 @@ def test_the_words_of_the_docs_are_the_report():
     every = {(data, regime, form): found for data, regime, form, found in photographs_cascade.every(report)}
     cascades = {key: {row["allowed"]: row for row in found["size 1"]["cascade"]} for key, found in every.items()}
     targets = photographs_cascade.of_targets(report)
-    met = {tuple(cell.strip(" `") for cell in line.split("|")[1:5]) for line in targets if line.endswith("| yes |")}
+    met = {tuple(cell.strip(" `") for cell in line.split("|")[1:5]) for line in targets if "| yes" in line}
     for side in (112, 128):
         assert ("Flowers", "crop and scale jitter", f"averaging, {side} pixels", "calibrate(2)") in met
     jitter = every["imagenette", "jitter", "mean at 128"]
