@@ -98,7 +98,7 @@ def test_examples_of_ones_own(monkeypatch, tmp_path):
     assert read_credits() == ""
     (tmp_path / "README.md").write_text("by *me*")
     assert read_credits() == "by *me*"
-    for name in ("cat/b.JPG", "cat/a.png", "a dog/c.webp"):
+    for name in ("cat/b.JPG", "cat/a.png", "a dog/c.webp", ".ipynb_checkpoints/a.png", "cat/._b.JPG"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20, 30)).save(tmp_path / name)
     (tmp_path / "cat" / "notes.txt").touch()
