@@ -4,7 +4,7 @@
     python -m benchmarks.photographs one --form mean                         one run, on its validation images
     python -m benchmarks.photographs one --form mean --fold 3 --tested       on its test images
     python -m benchmarks.photographs one --data imagenette --form mean --lr 2e-3 --fold 1
-    python -m benchmarks.photographs factors --form plain --fold 3           at more sizes of the image
+    python -m benchmarks.photographs factors --form "one size per batch" --fold 3     at more sizes of the image
 
 Flowers: 4,311 photographs of 128 pixels, five classes, ImageNet weights of `tf_efficientnet_lite0`. Fold = seed: a
 fifth of the images is tested, a fifth is for validation, the rest is trained on, so that every image is tested once.

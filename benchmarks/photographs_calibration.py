@@ -12,7 +12,7 @@ Writes benchmarks/results/photographs_calibration.json; docs/results.md has the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from benchmarks.common.environment import record
 from benchmarks.common.intervals import interval_over_runs
 from benchmarks.photographs import FORMS, RESULTS, SIZES
 from benchmarks.photographs_records import REPORTED, read_records
-from benchmarks.photographs_report import pooled, runs_chosen
+from benchmarks.photographs_report import correct, pooled, runs_chosen
 from benchmarks.photographs_tables import interval, line_of
 from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.files import atomic_write_text
@@ -83,11 +83,6 @@ FITTED = {"size 1": slice(ONE, ONE + 1), "all sizes": slice(None)}
 RIVALS = ("the mean", "stage 1 alone", "the better of both")
 
 
-def right(scores: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-    """Scores (sizes, n, classes) → whether each image is recognized at each size, (sizes, n)."""
-    return (scores.argmax(-1) == labels).double().numpy()
-
-
 def of_run(run: dict[str, Any], fitted: slice) -> dict[str, tuple[str, dict[str, np.ndarray]]]:
     """For each figure in `WEIGHTS`, the kind that was taken and its gain over each rival, in points, (test images,).
 
@@ -100,19 +95,20 @@ def of_run(run: dict[str, Any], fitted: slice) -> dict[str, tuple[str, dict[str,
         for what in ("logits", "labels")
     )
     kind, free = better(logits["validation"].double(), labels["validation"], fitted)
-    order = np.argsort(run["arrays"]["test_index"])
     test = logits["test"].double()
     calibrated = torch.stack([KINDS[kind](test[:, place], free) for place in range(len(SIZES))])
-    ours = right(calibrated, labels["test"])[:, order]
-    hits = {}
-    for split in ("validation", "test"):
-        each = logits[split].double()
-        hits[split] = {"the mean": right(each.mean(0), labels[split]), "stage 1 alone": right(each[0], labels[split])}
+    order = np.argsort(run["arrays"]["test_index"])
+    ours = (calibrated.argmax(-1) == labels["test"]).numpy()[:, order]
+    stages: dict[str, Sequence[int]] = {"the mean": range(len(test)), "stage 1 alone": [0]}
+    hits = {
+        split: {rival: correct(run["arrays"], split, of) for rival, of in stages.items()}
+        for split in ("validation", "test")
+    }
     found = {}
     for name, weights in WEIGHTS.items():
         ahead = max(hits["validation"], key=lambda rival: (weights @ hits["validation"][rival]).mean())
         theirs = {**hits["test"], "the better of both": hits["test"][ahead]}
-        found[name] = kind, {rival: 100 * weights @ (ours - theirs[rival][:, order]) for rival in RIVALS}
+        found[name] = kind, {rival: 100 * (weights @ ours - weights @ theirs[rival]) for rival in RIVALS}
     return found
 
 
