@@ -88,6 +88,7 @@ FLOWERS = {
     "plain, larger image": Form("tf_efficientnet_lite0", 136),  # 1.23 times the multiplications of "mean"
     "plain at 112": Form("tf_efficientnet_lite0", 112),  # those of stage 1 of "mean" alone
     "plain at 96": Form("tf_efficientnet_lite0", 96),  # what the cascade spends on average
+    "plain at 80": Form("tf_efficientnet_lite0", 80),
     "plain at 64": Form("tf_efficientnet_lite0", 64),
     "plain longer": Form("tf_efficientnet_lite0", 128, longer=1.25),  # as long as "mean at 128" trains
     "lite1": Form("tf_efficientnet_lite1", 128, weights="lite1"),
@@ -106,6 +107,7 @@ FLOWERS = {
 RESNET = "wsms_resnet10t"
 IMAGENETTE = {
     "plain": Form("resnet10t", 128, weights=None),
+    "plain, larger image": Form("resnet10t", 144, weights=None),  # 1.01 times the multiplications of "mean at 128"
     "plain at 112": Form("resnet10t", 112, weights=None),
     "plain at 96": Form("resnet10t", 96, weights=None),
     "plain at 80": Form("resnet10t", 80, weights=None),
