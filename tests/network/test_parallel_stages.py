@@ -7,6 +7,7 @@ import threading
 import pytest
 import timm
 import torch
+from torch._dynamo.exc import Unsupported
 
 import timm_wsms
 from tests.helpers.networks import randomize
@@ -122,9 +123,29 @@ def test_what_is_refused_is_one_line_that_says_what_to_do():
         timm_wsms.parallel_stages(model, 0)
     with pytest.raises(timm_wsms.UserError, match="not ResNet"):
         timm_wsms.parallel_stages(model.backbone)
-    with pytest.raises(timm_wsms.UserError, match="compile the model itself"):
-        fast.compile()
-    assert torch.equal(torch.compile(fast, backend="eager")(x), fast(x))
+
+
+@pytest.mark.parametrize(
+    "compile_it",
+    [
+        lambda fast, x: fast.compile(),
+        lambda fast, x: torch.compile(fast, backend="eager")(x),
+        lambda fast, x: torch.compile(torch.nn.Sequential(torch.nn.ReLU(), fast), backend="eager")(x),
+        lambda fast, x: torch.compile(lambda images: fast(images) + 1, backend="eager", fullgraph=True)(x),
+        lambda fast, x: torch.export.export(fast, (x,), strict=True),
+        lambda fast, x: torch.export.export(fast, (x,), strict=False),
+        lambda fast, x: torch.jit.trace(fast, x),
+    ],
+    ids=["compile", "torch.compile", "inside another", "in a function", "export, strict", "export", "trace"],
+)
+def test_threads_are_neither_compiled_nor_exported(compile_it):
+    """PyTorch's own exception where it reads the code; ours where it runs it."""
+    model, x = network("averaged")
+    fast = timm_wsms.parallel_stages(model)
+    for _ in range(2):  # what failed once is not run uncompiled afterwards
+        with pytest.raises((timm_wsms.UserError, Unsupported), match="compile or export the model itself"):
+            compile_it(fast, x)
+    assert torch.equal(fast(x), model(x))
 
 
 # ---- on a GPU, whose calls are noted here instead of made

@@ -16,7 +16,7 @@ from timm_wsms.network.layouts import fit
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.wsms_net import WsmsNet
 
-NOT_COMPILED = "parallel_stages runs threads, which do not compile; compile the model itself"
+NOT_COMPILED = "parallel_stages runs threads, which do not compile; compile or export the model itself"
 NOT_TRAINED = "parallel_stages is for inference; call model.eval() first, and train the model itself"
 
 
@@ -84,15 +84,20 @@ class ParallelStages(nn.Module):
         """
         raise UserError(NOT_COMPILED)
 
-    @torch.compiler.disable(reason=NOT_COMPILED)
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) → (B, num_classes), the model's output; without gradients.
 
-        `torch.compile` leaves it uncompiled.
-
         Raises:
-            UserError: If the model has been put into training mode since.
+            UserError: If the model has been put into training mode since, or is traced or exported.
+            torch._dynamo.exc.Unsupported: Under `torch.compile`.
         """
+        if torch.compiler.is_dynamo_compiling():
+            with torch._dynamo.error_on_graph_break(
+                True
+            ):  # otherwise, torch.compile runs this uncompiled and is silent
+                torch._dynamo.graph_break(msg=NOT_COMPILED)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            raise UserError(NOT_COMPILED)  # a trace would keep what the other threads compute as constants
         if self.model.training:
             raise UserError(NOT_TRAINED)
         with torch.no_grad(), _threads_in_operators(self.threads_per_stage):
