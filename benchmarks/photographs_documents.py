@@ -49,6 +49,7 @@ def all_tables() -> dict[str, list[str]]:
         "test folds": tables.of_folds(report["test_folds"]),
         "imagenette": tables.of_tested(imagenette),
         "imagenette seeds": tables.of_folds(report["imagenette_seeds"]),
+        "image sizes": tables.of_image_sizes(report["image_sizes"]),
         "targets": tables.of_targets(flowers, imagenette),
         "choices": tables.of_choices(flowers),
         "equal cost": of_both(

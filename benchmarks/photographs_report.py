@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import photographs_tables as tables
 from benchmarks.common.environment import record
 from benchmarks.common.intervals import interval_over_runs
-from benchmarks.photographs import FACTORS, FLOWERS, FORMS, IMAGENETTE, RESULTS, SIZES
+from benchmarks.photographs import FACTORS, FLOWERS, FORMS, IMAGENETTE, RESULTS, SIZES, factors_of, is_plain
 from benchmarks.photographs_cost import plain_cost, relative
 from benchmarks.photographs_records import REPORTED, Arrays, read_records
 from timm_wsms.evaluation.object_size.curve import area_weights
@@ -32,6 +32,9 @@ COMPARED = (
     *("mean", "mean, stage 1 alone", "mean at 128", "mean at 128, stage 1 alone"),
     "mean at 128, distilled, stage 1 alone",
 )
+LARGER = 2**0.5  # of the image, at which some plain networks were evaluated too
+# factors of the image whose logits are averaged, the image itself excepted
+AVERAGED = ((LARGER,), (LARGER, 1.0), (LARGER, 1.0, 0.5**0.5), (1.0, 0.5**0.5), (1.0, 0.5))
 PARTS = {"area": slice(None), "small": slice(None, ONE + 1), "large": slice(ONE, None), "size 1": slice(ONE, ONE + 1)}
 
 
@@ -180,6 +183,31 @@ def tested(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dic
     return found
 
 
+def at_image_sizes(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dict[str, Any]]:
+    """Plain networks on the test images at other sizes of the image, alone and averaged, against the image's own size.
+
+    Of each form those runs whose records have the larger image; their networks were not trained for it.
+    """
+    found = []
+    for regime in REPORTED:
+        for form, runs in runs_chosen(records, regime, "test").items():
+            factors = factors_of(form)
+            if not is_plain(form) or LARGER not in factors:
+                continue
+            all_sizes = {fold: run for fold, run in runs.items() if len(run["arrays"]["test_logits"]) == len(factors)}
+            folds = sorted(all_sizes)
+            arrays = [all_sizes[fold]["arrays"] for fold in folds]
+            own = [correct(each, "test", [0]) for each in arrays]
+            for averaged in AVERAGED if folds else ():
+                hits = [correct(each, "test", [factors.index(factor) for factor in averaged]) for each in arrays]
+                together = pooled(hits, data)
+                row: dict[str, Any] = {"form": form, "regime": regime, "folds": folds, "images": together.shape[1]}
+                row |= {"factors": averaged, "arithmetic": round(relative(form, averaged, data), 3)}
+                row |= {part: round(float(values.mean()), 2) for part, values in areas(together).items()}
+                found.append({**row, "against itself": compared(own, hits, data)})
+    return found
+
+
 def jitter_gains(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What scale jitter changes for each form, on the same test images: its areas less those with the crop alone."""
     before, after = (runs_chosen(records, regime, "test") for regime in ("default", "jitter"))
@@ -242,6 +270,7 @@ def main() -> None:
         **{"imagenette": rows([one for one in imagenette if one["fold"] == 0], "validation")},
         **{"imagenette_test": tested(imagenette, "imagenette")},
         **{"imagenette_seeds": over_folds(imagenette, "test")},
+        "image_sizes": {"flowers": at_image_sizes(flowers), "imagenette": at_image_sizes(imagenette, "imagenette")},
         **record(),
     }
     atomic_write_text(RESULTS.with_suffix(".json"), json.dumps(report, indent=1) + "\n")

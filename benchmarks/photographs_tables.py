@@ -171,6 +171,23 @@ def of_choices(found: Rows) -> list[str]:
     return lines
 
 
+def of_image_sizes(found: dict[str, Rows]) -> list[str]:
+    """The lines of docs/results.md: plain networks with the image at other sizes, which they were not trained for.
+
+    Args:
+        found: Data → rows.
+    """
+    lines = []
+    for data, rows in found.items():
+        for row in rows:
+            sizes = " + ".join(f"{factor:.2g}" if factor < 1 else f"{factor:.3g}" for factor in row["factors"])
+            cells = [row["regime"], row["form"], f"{row['images']:,}", str(len(row["folds"])), sizes]
+            cells += [f"× {row['arithmetic']:.2f}", f"{row['area']:.2f}"]
+            cells += [interval(row["against itself"][part]) for part in ("area", "small", "large", "size 1")]
+            lines.append(f"| {data.capitalize()} {line_of(cells)}")
+    return lines
+
+
 TRIED = {  # form in results → in docs/choosing.md
     "plain longer": "plain, 5 epochs instead of 4",
     "plain, larger image": "plain, 136 pixels",

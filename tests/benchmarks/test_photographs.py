@@ -291,6 +291,40 @@ def test_what_is_tested_pools_the_folds_with_the_learning_rate_of_the_first():
     assert "against plain" not in rows["plain"]
 
 
+def test_image_sizes_are_averaged_and_compared_with_the_images_own():
+    """Only of runs whose records have the larger image, and of forms that were evaluated there."""
+    rng = np.random.default_rng(6)
+
+    def one(form, fold, factors):
+        logits = rng.normal(size=(factors, len(SIZES), 50, 3)).astype(np.float16)
+        arrays = {"test_logits": logits, "test_labels": rng.integers(0, 3, 50), "test_index": rng.permutation(50)}
+        figures = {"validation": {"area": 60.0}, "test": {"area": 0.0}, "regime": "default", "multiplications": 1}
+        return {"form": form, "lr": "2e-3", "fold": fold, "arrays": arrays, **figures}
+
+    with_larger = [one("plain", fold, 4) for fold in (0, 2)]  # 1, 0.5, 0.71, 1.41 of the image
+    others = [one("plain", 3, 3), one("plain longer", 0, 3), one("one size per batch", 0, 5), one("mean", 0, 2)]
+    rows = photographs_report.at_image_sizes([*with_larger, *others])
+    assert {(row["form"], *row["folds"], row["images"]) for row in rows} == {("plain", 0, 2, 100)}
+    places = np.log(SIZES)
+
+    def area(stages):
+        hits = [
+            run["arrays"]["test_logits"][stages].astype(float).mean(0).argmax(-1) == run["arrays"]["test_labels"]
+            for run in with_larger
+        ]
+        return 100 * np.trapezoid(np.concatenate(hits, 1).mean(1), places) / (places[-1] - places[0])
+
+    by_factors = {tuple(round(factor, 2) for factor in row["factors"]): row for row in rows}
+    expected = {(1.41,): [3], (1.41, 1): [3, 0], (1.41, 1, 0.71): [3, 0, 2], (1, 0.71): [0, 2], (1, 0.5): [0, 1]}
+    assert by_factors.keys() == expected.keys()
+    for factors, stages in expected.items():
+        row = by_factors[factors]
+        assert row["area"] == pytest.approx(area(stages), abs=0.006)
+        mean, low, high = row["against itself"]["area"]
+        assert mean == pytest.approx(area(stages) - area([0]), abs=0.006) and low < mean < high
+        assert row["arithmetic"] == pytest.approx(sum(factor**2 for factor in factors), rel=0.05)
+
+
 def test_runs_that_share_their_test_images_are_averaged_image_by_image():
     """On Imagenette a fold is a seed: more seeds are no more images."""
     rng = np.random.default_rng(4)
