@@ -322,7 +322,10 @@ def test_image_sizes_are_averaged_and_compared_with_the_images_own():
         assert row["area"] == pytest.approx(area(stages), abs=0.006)
         mean, low, high = row["against itself"]["area"]
         assert mean == pytest.approx(area(stages) - area([0]), abs=0.006) and low < mean < high
-        assert row["arithmetic"] == pytest.approx(sum(factor**2 for factor in factors), rel=0.05)
+        assert row["arithmetic"] == pytest.approx(
+            sum(factor**2 for factor in factors),
+            rel=0.12,  # odd sides are rounded up in every strided layer
+        )
 
 
 def test_runs_that_share_their_test_images_are_averaged_image_by_image():
