@@ -16,7 +16,7 @@ from timm_wsms.network.layouts import fit
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.wsms_net import WsmsNet
 
-NOT_COMPILED = "parallel_stages runs threads, which do not compile; compile or export the model itself"
+NOT_COMPILED = "parallel_stages runs threads, which cannot be compiled or exported; compile or export the model itself"
 NOT_TRAINED = "parallel_stages is for inference; call model.eval() first, and train the model itself"
 
 
@@ -42,7 +42,8 @@ def parallel_stages(model: MultiStageNet, threads_per_stage: int = 1) -> "Parall
             set to it, for the whole process.
 
     Raises:
-        UserError: If the model has no stages to run side by side, or is in training mode.
+        UserError: If the model has no stages to run side by side, or is in training mode; later, if the result is
+            compiled, exported or traced.
     """
     return ParallelStages(model, threads_per_stage)
 
@@ -88,16 +89,11 @@ class ParallelStages(nn.Module):
         """(B, in_chans, H, W) → (B, num_classes), the model's output; without gradients.
 
         Raises:
-            UserError: If the model has been put into training mode since, or is traced or exported.
-            torch._dynamo.exc.Unsupported: Under `torch.compile`.
+            UserError: If the model has been put into training mode since, or if this is compiled, exported or traced;
+                `torch.compile` reports it as an error of its own, with the same message.
         """
-        if torch.compiler.is_dynamo_compiling():
-            with torch._dynamo.error_on_graph_break(
-                True
-            ):  # otherwise, torch.compile runs this uncompiled and is silent
-                torch._dynamo.graph_break(msg=NOT_COMPILED)
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            raise UserError(NOT_COMPILED)  # a trace would keep what the other threads compute as constants
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy):
+            _refuse_to_compile()
         if self.model.training:
             raise UserError(NOT_TRAINED)
         with torch.no_grad(), _threads_in_operators(self.threads_per_stage):
@@ -140,6 +136,11 @@ class ParallelStages(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without the threads: a copy starts its own."""
         return {**self.__dict__, "_threads": None}
+
+
+@torch.compiler.assume_constant_result  # torch.compile calls it at once; an exception elsewhere makes it run eagerly
+def _refuse_to_compile() -> None:
+    raise UserError(NOT_COMPILED)
 
 
 def _is_on_gpu(model: nn.Module) -> bool:
