@@ -99,7 +99,9 @@ flowers|mean of larger|default|1e-3|0|
 flowers|plain|jitter|5e-4|0|
 flowers|plain|jitter|1e-3|0 1 2 3 4|0 2 3 4
 flowers|plain|jitter|2e-3|0|
+flowers|plain at 112|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|plain at 96|jitter|1e-3|0 2 3 4|0 2 3 4
+flowers|plain at 80|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|plain at 64|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|plain longer|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|one size per batch|jitter|1e-3|0 2 3 4|0 2 3 4
@@ -144,6 +146,8 @@ while IFS='|' read -r data form regime lr folds; do
 done <<'FACTORS'
 flowers|one size per batch|default|1e-3|0 2 3 4
 flowers|one size per batch|jitter|1e-3|0 2 3 4
+imagenette|plain|default|4e-3|0 1 2
+imagenette|plain|jitter|4e-3|0
 imagenette|one size per batch|default|4e-3|0 1 2
 imagenette|one size per batch|jitter|4e-3|0 1 2
 FACTORS
