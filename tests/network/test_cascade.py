@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers.networks import images, randomize
@@ -323,3 +324,31 @@ def test_with_each_stage_compiled():
     torch.testing.assert_close(cascade(x), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(cascade(x[:1]), expected[:1], rtol=1e-4, atol=1e-4)
     assert 0 < cascade.last_cost < 1.3
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        lambda cascade, x: torch.jit.trace(cascade, x),
+        lambda cascade, x: torch.export.export(cascade, (x,), strict=True),
+        lambda cascade, x: torch.export.export(cascade, (x,), strict=False),
+        lambda cascade, x: torch.fx.symbolic_trace(cascade),
+    ],
+    ids=["trace", "export, strict", "export", "fx"],
+)
+def test_a_graph_of_what_was_decided_for_some_images_is_refused(trace):
+    model, x = network(), pictures(9)
+    cascade = Cascade(model, middle(model, x))
+    cascade(x)  # PyTorch asks for all properties, and `last_cost` has none before
+    with pytest.raises((UserError, TorchDynamoException)) as error:
+        trace(cascade, x)
+    assert "export each of cascade.stages" in str(error.value).splitlines()[0]
+
+
+def test_compiled_as_a_whole_it_still_decides_for_each_image():
+    """The graphs break where it decides."""
+    model, x = network(), pictures(9)
+    cascade = Cascade(model, middle(model, x))
+    compiled = torch.compile(cascade, backend="eager")
+    for batch in (x, x[:4], x.flip(0)):
+        torch.testing.assert_close(compiled(batch), cascade(batch))

@@ -17,8 +17,10 @@ from timm_wsms.network.exits import Calibration, average_exits, choose_threshold
 from timm_wsms.network.mean_net import WsmsMeanNet
 from timm_wsms.network.pyramid import check_size
 from timm_wsms.network.spending import Spending, StageLogits
+from timm_wsms.network.tracing import is_traced, refuse
 
 FILE = "cascade.json"
+NOT_EXPORTED = "a cascade decides for each image, which a graph cannot; export each of cascade.stages (docs/cascade.md)"
 
 
 class Cascade(nn.Module):
@@ -90,8 +92,11 @@ class Cascade(nn.Module):
         """(B, in_chans, H, W) → mean logits of the stages that each image has taken (B, num_classes).
 
         Raises:
-            UserError: If the network was put into training mode or got another backbone, or the image is too small.
+            UserError: If the network was put into training mode or got another backbone, if the image is too small, or
+                if this is traced or exported.
         """
+        if is_traced(x):
+            refuse(NOT_EXPORTED)  # a graph would keep what is decided for these images
         check_model(self.model)
         check_stages(self.model, (stage.part for stage in self.stages))
         self.model.follow()

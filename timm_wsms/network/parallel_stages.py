@@ -14,6 +14,7 @@ from timm_wsms.errors import UserError
 from timm_wsms.network.base import MultiStageNet
 from timm_wsms.network.layouts import fit
 from timm_wsms.network.mean_net import WsmsMeanNet
+from timm_wsms.network.tracing import is_traced, refuse
 from timm_wsms.network.wsms_net import WsmsNet
 
 NOT_COMPILED = "parallel_stages runs threads, which cannot be compiled or exported; compile or export the model itself"
@@ -92,8 +93,8 @@ class ParallelStages(nn.Module):
             UserError: If the model has been put into training mode since, or if this is compiled, exported or traced;
                 `torch.compile` reports it as an error of its own, with the same message.
         """
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy):
-            _refuse_to_compile()
+        if torch.compiler.is_compiling() or is_traced(x):
+            refuse(NOT_COMPILED)
         if self.model.training:
             raise UserError(NOT_TRAINED)
         with torch.no_grad(), _threads_in_operators(self.threads_per_stage):
@@ -136,11 +137,6 @@ class ParallelStages(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without the threads: a copy starts its own."""
         return {**self.__dict__, "_threads": None}
-
-
-@torch.compiler.assume_constant_result  # torch.compile calls it at once; an exception elsewhere makes it run eagerly
-def _refuse_to_compile() -> None:
-    raise UserError(NOT_COMPILED)
 
 
 def _is_on_gpu(model: nn.Module) -> bool:
