@@ -91,7 +91,6 @@ FLOWERS = {
     "plain at 80": Form("tf_efficientnet_lite0", 80),
     "plain at 64": Form("tf_efficientnet_lite0", 64),
     "plain longer": Form("tf_efficientnet_lite0", 128, longer=1.25),  # as long as "mean at 128" trains
-    "plain, trained again": Form("tf_efficientnet_lite0", 128),  # how much two trainings differ
     "lite1": Form("tf_efficientnet_lite1", 128, weights="lite1"),
     "one size per batch": Form("tf_efficientnet_lite0", 128, ("--data.train_sizes", "[96, 128, 160]")),
     "concat": Form(WSMS, 112),
