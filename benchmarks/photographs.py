@@ -87,6 +87,7 @@ FLOWERS = {
     "plain": Form("tf_efficientnet_lite0", 128),
     "plain, larger image": Form("tf_efficientnet_lite0", 136),  # 1.23 times the multiplications of "mean"
     "plain at 112": Form("tf_efficientnet_lite0", 112),  # those of stage 1 of "mean" alone
+    "plain at 112, trained again": Form("tf_efficientnet_lite0", 112),  # how much two trainings of one seed differ
     "plain at 96": Form("tf_efficientnet_lite0", 96),  # what the cascade spends on average
     "plain at 80": Form("tf_efficientnet_lite0", 80),
     "plain at 64": Form("tf_efficientnet_lite0", 64),

@@ -30,15 +30,21 @@ from timm_wsms.object_scaling import Border
 
 OTHERS = {"one size per batch": "1e-3", "mean": "1e-3", "mean at 128": "1e-3"}
 FORMS = {  # with the learning rate that fold 0 chose
-    "default": {"plain": "2e-3", "plain longer": "2e-3", **OTHERS},
-    "jitter": {"plain": "1e-3", "plain longer": "1e-3", **OTHERS},
+    "default": {"plain": "2e-3", "plain at 112, trained again": "2e-3", "plain longer": "2e-3", **OTHERS},
+    "jitter": {
+        **{"plain": "1e-3", "plain at 112": "1e-3", "plain longer": "1e-3"},
+        **{**OTHERS, "mean at 128, distilled": "1e-3"},
+    },
 }
 ROWS = {  # of the tables: a form by all of its stages, or by stage 1 alone, as the plain backbone that it becomes
     "plain": ("plain", False),
+    "plain, 112 pixels": ("plain at 112", False),
+    "plain, 112 pixels, trained again": ("plain at 112, trained again", False),
     "plain, trained longer": ("plain longer", False),
     "one size per batch": ("one size per batch", False),
     "averaging": ("mean", True),
     "averaging at 128, stage 1 alone": ("mean at 128", False),
+    "the same with distillation": ("mean at 128, distilled", False),
 }
 SMALL = SIZES[: ONE + 1]
 WEIGHTS = area_weights(SMALL)

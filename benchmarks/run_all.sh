@@ -78,6 +78,7 @@ flowers|plain|default|4e-3|0|
 flowers|plain, larger image|default|2e-3|0|0
 flowers|plain at 112|default|2e-3|0 2 3 4|0 2 3 4
 flowers|plain at 96|default|2e-3|0 2 3 4|0 2 3 4
+flowers|plain at 80|default|2e-3|0 2 3 4|0 2 3 4
 flowers|plain at 64|default|2e-3|0 2 3 4|0 2 3 4
 flowers|plain longer|default|2e-3|0 2 3 4|0 2 3 4
 flowers|lite1|default|2e-3|0|0
@@ -126,7 +127,9 @@ imagenette|mean at 128|default|8e-3|0|0
 imagenette|mean at 128, distilled|default|4e-3|0|0
 imagenette|mean, resnet14t|default|4e-3|0|0
 imagenette|plain|jitter|4e-3|0 1 2|0 1 2
+imagenette|plain at 112|jitter|4e-3|0|0
 imagenette|plain at 96|jitter|4e-3|0|0
+imagenette|plain at 80|jitter|4e-3|0|0
 imagenette|plain at 64|jitter|4e-3|0|0
 imagenette|plain longer|jitter|4e-3|0|0
 imagenette|one size per batch|jitter|4e-3|0 1 2|0 1 2
@@ -144,6 +147,7 @@ while IFS='|' read -r data form regime lr folds; do
     "$PYTHON" -m benchmarks.photographs factors --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" </dev/null
   done
 done <<'FACTORS'
+flowers|plain|jitter|1e-3|0
 flowers|one size per batch|default|1e-3|0 2 3 4
 flowers|one size per batch|jitter|1e-3|0 2 3 4
 imagenette|plain|default|4e-3|0 1 2

@@ -90,6 +90,25 @@ def test_the_table_in_the_docs_is_the_report():
     }
     assert [key for key, (_, low, _) in crop.items() if low > 0] == [("reflect", "plain")]
     assert f"on the reflection is significant, {said(crop['reflect', 'plain'])}." in words
+    distilled = [gain("jitter", border, "the same with distillation") for border in borders.BORDERS]
+    assert [low > 0 for _, low, _ in distilled] == [True, False, True]
+    mean, reflect, blur = map(said, distilled)
+    assert f"{mean} points over the plain network on the mean color, {blur} on the blurred image" in words
+    assert f"not significantly, {reflect} on the reflection." in words
+    controls = {
+        form: [
+            gain(regime, border, row)
+            for regime, found in reports.items()
+            for row in found["borders"]["mean"]
+            if row.startswith(form)
+            for border in borders.BORDERS
+        ]
+        for form in ("plain, trained longer", "plain, 112 pixels")
+    }
+    assert all(len(each) == 6 and all(low < 0 < high for _, low, high in each) for each in controls.values())
+    longer, smaller = (f"{min(each)[0]:+.2f} to {max(each)[0]:+.2f}" for each in controls.values())
+    assert f"trained longer gains {longer} points over the plain one on these borders" in words
+    assert f"and one at 112 pixels {smaller}, nowhere significantly.".replace("-", "−") in words
     both = [gain("jitter", border, averaging) for border in borders.BORDERS]
     assert [low > 0 for _, low, _ in both] == [True, True, False]
     mean, reflect, blur = map(said, both)
