@@ -29,7 +29,7 @@ from timm_wsms.files import atomic_write_text
 from timm_wsms.object_scaling import Border
 
 OTHERS = {"one size per batch": "1e-3", "mean": "1e-3", "mean at 128": "1e-3"}
-FORMS = {  # with the learning rate that fold 0 chose
+FORMS = {  # with the learning rate that fold 0 chose; "trained again": the first networks were not kept
     "default": {"plain": "2e-3", "plain at 112, trained again": "2e-3", "plain longer": "2e-3", **OTHERS},
     "jitter": {
         **{"plain": "1e-3", "plain at 112": "1e-3", "plain longer": "1e-3"},

@@ -77,6 +77,7 @@ flowers|plain|default|2e-3|0 1 2 3 4|0 2 3 4
 flowers|plain|default|4e-3|0|
 flowers|plain, larger image|default|2e-3|0|0
 flowers|plain at 112|default|2e-3|0 2 3 4|0 2 3 4
+flowers|plain at 112, trained again|default|2e-3|0 2 3 4|0 2 3 4
 flowers|plain at 96|default|2e-3|0 2 3 4|0 2 3 4
 flowers|plain at 80|default|2e-3|0 2 3 4|0 2 3 4
 flowers|plain at 64|default|2e-3|0 2 3 4|0 2 3 4
@@ -113,6 +114,7 @@ flowers|mean at 128, distilled|jitter|1e-3|0 2 3 4|0 2 3 4
 imagenette|plain|default|2e-3|0|0
 imagenette|plain|default|4e-3|0 1 2|0 1 2
 imagenette|plain|default|8e-3|0|0
+imagenette|plain, larger image|default|4e-3|0|0
 imagenette|plain at 112|default|4e-3|0|0
 imagenette|plain at 96|default|4e-3|0 1 2|0 1 2
 imagenette|plain at 80|default|4e-3|0|0
@@ -148,12 +150,15 @@ while IFS='|' read -r data form regime lr folds; do
   done
 done <<'FACTORS'
 flowers|plain|jitter|1e-3|0
+flowers|plain longer|default|2e-3|0 2 3 4
+flowers|plain longer|jitter|1e-3|0 2 3 4
 flowers|one size per batch|default|1e-3|0 2 3 4
 flowers|one size per batch|jitter|1e-3|0 2 3 4
 imagenette|plain|default|4e-3|0 1 2
 imagenette|plain|jitter|4e-3|0
 imagenette|one size per batch|default|4e-3|0 1 2
 imagenette|one size per batch|jitter|4e-3|0 1 2
+imagenette|one size per batch|20 epochs|4e-3|0
 FACTORS
 "$PYTHON" -m benchmarks.photographs_report
 "$PYTHON" -m benchmarks.photographs_cascade

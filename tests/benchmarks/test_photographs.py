@@ -198,6 +198,54 @@ def test_the_words_of_the_document_say_what_was_measured():
         assert rows[form]["arithmetic"] == pytest.approx(expected / large, abs=1e-3)
 
 
+def test_what_the_document_says_of_a_larger_image():
+    text = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    report = json.loads((photographs_report.RESULTS.parent / "photographs.json").read_text())
+    rows = {
+        (data, row["regime"], row["form"], tuple(round(factor, 2) for factor in row["factors"])): row
+        for data, found in report["image_sizes"].items()
+        for row in found
+    }
+
+    def gain(regime, part, factors=(1.41, 1)):
+        return rows["flowers", regime, "plain longer", factors]["against itself"][part]
+
+    def said(found):
+        return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*found).replace("-", "−")
+
+    for part, end in (("small", "with scale jitter, in area"), ("area", "for 3.19 times the MACs")):
+        first, second = (said(gain(regime, part)) for regime in ("default", "jitter"))
+        joined = f"{first} points on small objects with the crop alone and {second} {end}"
+        assert (joined if part == "small" else f"{first} and {second}, {end}") in text
+    for factors, times in (((1.41, 1), 3.19), ((1.41,), 2.19)):
+        costs = {rows["flowers", regime, "plain longer", factors]["arithmetic"] for regime in ("default", "jitter")}
+        assert {round(cost, 2) for cost in costs} == {times}
+    for regime in ("default", "jitter"):
+        assert all(gain(regime, part)[1] > 0 for part in ("area", "small"))
+        alone = {part: gain(regime, part, (1.41,)) for part in ("small", "large")}
+        assert alone["small"][0] > gain(regime, "small")[0] and alone["large"][2] < 0
+    for (data, *_, factors), row in rows.items():
+        area = row["against itself"]["area"]
+        if data == "imagenette":
+            assert area[0] < 0  # "no combination gains in area"
+        if 1.41 not in factors:
+            assert area[0] < 0  # "loses area in all of these networks"
+
+
+def test_the_document_says_how_much_two_trainings_differ():
+    text = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    report = json.loads((photographs_report.RESULTS.parent / "photographs.json").read_text())
+    folds = {row["form"]: row for row in report["test_folds"] if row["regime"] == "default"}
+    first, again = folds["plain at 112"], folds["plain at 112, trained again"]
+    assert first["folds"] == again["folds"] == [0, 2, 3, 4] and first["lr"] == again["lr"]
+    *each, last = (f"{b - a:+.2f}" for a, b in zip(first["area"], again["area"], strict=True))
+    (row,) = (row for row in report["test"] if (row["regime"], row["form"]) == ("default", again["form"]))
+    mean, low, high = row["against plain at 112"]["area"]
+    together = f"together by {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    words = f"by {', '.join(each)} and {last} points (folds 0, 2, 3 and 4), {together}".replace("-", "−")
+    assert words in text
+
+
 def test_the_document_names_the_stronger_rival():
     """One size per batch with images that were resized twice, as the package did before: its figures stay on record."""
     results = ROOT / "benchmarks" / "results"
