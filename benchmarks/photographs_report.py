@@ -33,7 +33,7 @@ COMPARED = (
     "mean at 128, distilled, stage 1 alone",
 )
 LARGER = 2**0.5  # of the image, at which some plain networks were evaluated too
-# factors of the image whose logits are averaged, the image itself excepted
+# factors of the image that are compared with the image at its own size, alone or with their logits averaged
 AVERAGED = ((LARGER,), (LARGER, 1.0), (LARGER, 1.0, 0.5**0.5), (1.0, 0.5**0.5), (1.0, 0.5))
 PARTS = {"area": slice(None), "small": slice(None, ONE + 1), "large": slice(ONE, None), "size 1": slice(ONE, ONE + 1)}
 

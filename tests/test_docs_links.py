@@ -8,22 +8,29 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-FOLDERS = ("docs", "examples", "hub", "benchmarks", "tests", "recipes", ".github")
-CARDS = {ROOT / "MODEL_CARD.md", ROOT / "tests" / "hub" / "card_reviewed.md"}  # of a model whose pictures lie beside it
+FOLDERS = ("timm_wsms", "docs", "examples", "hub", "benchmarks", "tests", "recipes", ".github")
+CARDS = {
+    ROOT / "MODEL_CARD.md",
+    ROOT / "timm_wsms" / "hub" / "MODEL_CARD.md",
+    ROOT / "tests" / "hub" / "card_reviewed.md",
+}  # of a model whose pictures lie beside it
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))])
-LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"""\]\(([^)\s]+)(?: +"[^"]*")?\)|<(?:img|a)[^>]* (?:src|href)="([^"]+)\"""")
+FENCED = re.compile(r"^```.*?^```$", flags=re.M | re.S)
 
 
 def anchors(path: Path) -> set[str]:
     """Of a Markdown file's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.M)
+    text = FENCED.sub("", path.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def broken(document: Path) -> list[str]:
     """Links of a document to files or headings that are not there."""
     found = []
-    for link in LINK.findall(document.read_text(encoding="utf-8")):
+    for markdown, html in LINK.findall(FENCED.sub("", document.read_text(encoding="utf-8"))):
+        link = markdown or html
         if ":" in link:
             continue  # of the web
         name, _, anchor = link.partition("#")
@@ -41,10 +48,12 @@ def test_every_link_leads_somewhere(document):
 
 
 def test_a_link_to_a_file_or_a_heading_that_is_not_there_is_found(tmp_path):
-    (tmp_path / "there.md").write_text("# A title: `code`, too\n")
+    (tmp_path / "there.md").write_text("# A title: `code`, too\n\n```\n# Other\n```\n")
     links = ["there.md", "there.md#a-title-code-too", "#own", "https://x.org/y", "gone.md", "there.md#other", "#gone"]
-    (tmp_path / "one.md").write_text("# Own\n\n" + "\n".join(f"[link]({link})" for link in links))
-    assert broken(tmp_path / "one.md") == ["gone.md", "there.md#other", "#gone"]
+    others = '[titled](a.md "title") [![badge](b.png)](c.md) <img width="3" src="d.png">\n\n```\n[code](e.md)\n```\n'
+    (tmp_path / "one.md").write_text("# Own\n\n" + "\n".join(f"[link]({link})" for link in links) + others)
+    expected = ["gone.md", "there.md#other", "#gone", "a.md", "b.png", "c.md", "d.png"]
+    assert broken(tmp_path / "one.md") == expected
 
 
 @pytest.mark.parametrize("book", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""What runs threads, or decides for each image, cannot become a graph: refused, also while PyTorch reads the code."""
+"""Refuses to compile, export or trace what runs threads or decides for each image."""
 
 from typing import Any, NoReturn
 
