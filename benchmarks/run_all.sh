@@ -138,6 +138,8 @@ imagenette|one size per batch|jitter|4e-3|0 1 2|0 1 2
 imagenette|mean at 128|jitter|4e-3|0 1 2|0 1 2
 imagenette|mean at 128, distilled|jitter|4e-3|0 1|0 1
 imagenette|plain|20 epochs|4e-3|0|0
+imagenette|plain at 96|20 epochs|4e-3|0|0
+imagenette|plain at 64|20 epochs|4e-3|0|0
 imagenette|plain longer|20 epochs|4e-3|0|0
 imagenette|one size per batch|20 epochs|4e-3|0|0
 imagenette|mean|20 epochs|4e-3|0|0
