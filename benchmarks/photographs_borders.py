@@ -1,10 +1,11 @@
 """Small objects on other borders: is the gain of benchmarks/photographs.py one of the mean-color canvas only?
 
-    taskset -c 0 env OMP_NUM_THREADS=1 python -m benchmarks.photographs_borders --folds 2 3 --regime jitter
+    taskset -c 0 env OMP_NUM_THREADS=1 python -m benchmarks.photographs_borders --folds 2 3 --networks jitter
 
-Networks that were trained on a fold, with timm's default crop or with scale jitter too, see its test images with
-objects below size 1 that are surrounded by the image's own reflection, or by a blurred copy of it, instead of its mean
-color. Logits stay in benchmarks/results/photographs/<run>_<border>.npz, so that more folds can be added.
+Networks that were trained on flowers, with timm's default crop or with scale jitter too, or on Imagenette with scale
+jitter ("imagenette jitter", where a fold is a seed), see the test images with objects below size 1 that are surrounded
+by the image's own reflection, or by a blurred copy of it, instead of its mean color.
+Logits stay in benchmarks/results/photographs/<run>_<border>.npz, so that more folds can be added.
 Writes benchmarks/results/photographs_borders.json.
 """
 
@@ -23,7 +24,7 @@ from benchmarks.common.environment import record
 from benchmarks.common.intervals import interval_over_runs
 from benchmarks.photographs import RESULTS, SIZES, Run, logits_at_sizes
 from benchmarks.photographs_records import Arrays, read_records
-from benchmarks.photographs_report import ONE, correct
+from benchmarks.photographs_report import ONE, correct, pooled
 from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.files import atomic_write_text
 from timm_wsms.object_scaling import Border
@@ -35,6 +36,7 @@ FORMS = {  # with the learning rate that fold 0 chose; "trained again": the firs
         **{"plain": "1e-3", "plain at 112": "1e-3", "plain longer": "1e-3"},
         **{**OTHERS, "mean at 128, distilled": "1e-3"},
     },
+    "imagenette jitter": dict.fromkeys(("plain", "one size per batch", "mean at 128"), "4e-3"),
 }
 ROWS = {  # of the tables: a form by all of its stages, or by stage 1 alone, as the plain backbone that it becomes
     "plain": ("plain", False),
@@ -49,6 +51,12 @@ ROWS = {  # of the tables: a form by all of its stages, or by stage 1 alone, as 
 SMALL = SIZES[: ONE + 1]
 WEIGHTS = area_weights(SMALL)
 BORDERS: dict[Border, str] = {"mean": "mean color", "reflect": "reflection", "blur": "blurred"}  # in documents
+
+
+def run_of(kind: str, form: str, fold: int) -> Run:
+    """A network of `FORMS`, on its test images."""
+    *data, regime = kind.split()
+    return Run(form, regime, FORMS[kind][form], fold, True, *data)
 
 
 def evaluate(run: Run, border: Border) -> None:
@@ -76,12 +84,12 @@ def small_hits(stored: Arrays, other: Arrays | None, averaged: bool) -> np.ndarr
     return hits if other is None else np.concatenate([correct(other, "test", stages), hits[-1:]])
 
 
-def read_hits(regime: str, border: Border) -> dict[tuple[str, int], np.ndarray]:
+def read_hits(kind: str, border: Border) -> dict[tuple[str, int], np.ndarray]:
     """(row, fold) → hits, for all folds that were evaluated with all forms."""
     records = read_records()
     found = {}
     for fold in range(5):
-        names = {form: Run(form, regime, lr, fold, True).trained for form, lr in FORMS[regime].items()}
+        names = {form: run_of(kind, form, fold).trained for form in FORMS[kind]}
         paths = {form: RESULTS / f"{name}_{border}.npz" for form, name in names.items()}
         if border != "mean" and not all(path.exists() for path in paths.values()):
             continue
@@ -93,29 +101,30 @@ def read_hits(regime: str, border: Border) -> dict[tuple[str, int], np.ndarray]:
     return found
 
 
-def report(regime: str) -> dict[str, Any]:
+def report(kind: str) -> dict[str, Any]:
     """Accuracy of each form at sizes up to 1 on each border, and the differences in area, of the same images."""
-    hits = {border: read_hits(regime, border) for border in BORDERS}
+    hits = {border: read_hits(kind, border) for border in BORDERS}
     folds = sorted({fold for _, fold in hits["blur"]} & {fold for _, fold in hits["reflect"]})
     if not folds:
-        raise SystemExit(f"no fold was evaluated on all borders; run this with --regime {regime} --folds 2 3 4")
+        raise SystemExit(f"no fold was evaluated on all borders; run this with --networks {kind!r} --folds 2 3 4")
+    data = run_of(kind, "plain", folds[0]).data
     found: dict[str, Any] = {"folds": folds, "sizes": SMALL, "borders": {}}
     for border in BORDERS:
         rows = {}
-        own_rows = [row for row, (form, _) in ROWS.items() if form in FORMS[regime]]
+        own_rows = [row for row, (form, _) in ROWS.items() if form in FORMS[kind]]
         each = {row: [hits[border][row, fold] for fold in folds] for row in own_rows}
         areas = {row: [100 * WEIGHTS @ own for own in of_folds] for row, of_folds in each.items()}
         for form, of_folds in each.items():
-            top1 = 100 * np.concatenate(of_folds, 1).mean(1)
-            area = np.concatenate(areas[form]).mean()
+            top1 = 100 * pooled(of_folds, data).mean(1)
+            area = pooled(areas[form], data).mean()
             rows[form] = {"top1": top1.round(2).tolist(), "area": round(float(area), 2)}
             for other in ("plain", "one size per batch"):
                 if other != form:
                     gains = [one - base for one, base in zip(areas[form], areas[other], strict=True)]
-                    ends = (np.concatenate(gains).mean(), *interval_over_runs(gains, shared_images=False))
+                    ends = pooled(gains, data).mean(), *interval_over_runs(gains, data == "imagenette")
                     rows[form][f"against {other}"] = [round(float(end), 2) for end in ends]
         found["borders"][border] = rows
-    found["images"] = sum(hits["mean"]["plain", fold].shape[1] for fold in folds)
+    found["images"] = pooled((hits["mean"]["plain", fold] for fold in folds), data).shape[1]
     return found
 
 
@@ -136,14 +145,14 @@ def lines(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folds", type=int, nargs="*", default=[], help="to be evaluated now")
-    parser.add_argument("--regime", choices=FORMS, default="default", help="of the networks that are evaluated")
+    parser.add_argument("--networks", choices=FORMS, default="default", help="to be evaluated, by their training")
     torch.set_num_threads(1)
     args = parser.parse_args()
     for fold in args.folds:
-        for form, lr in FORMS[args.regime].items():
+        for form in FORMS[args.networks]:
             for border in BORDERS:
-                evaluate(Run(form, args.regime, lr, fold, True), border)
-    found = {regime: report(regime) for regime in FORMS}
+                evaluate(run_of(args.networks, form, fold), border)
+    found = {kind: report(kind) for kind in FORMS}
     atomic_write_text(
         RESULTS.parent / "photographs_borders.json",
         json.dumps({"what": __doc__.splitlines()[0], "trained_with": found, **record()}, indent=1) + "\n",

@@ -166,7 +166,8 @@ FACTORS
 "$PYTHON" -m benchmarks.photographs_cascade
 "$PYTHON" -m benchmarks.photographs_plot # pictures of the README and docs/cascade.md
 "$PYTHON" -m benchmarks.photographs_borders --folds 2 3 4
-"$PYTHON" -m benchmarks.photographs_borders --folds 2 3 4 --regime jitter
+"$PYTHON" -m benchmarks.photographs_borders --folds 2 3 4 --networks jitter
+"$PYTHON" -m benchmarks.photographs_borders --folds 0 1 2 --networks "imagenette jitter"
 "$PYTHON" -m benchmarks.photographs_calibration
 "$PYTHON" -m benchmarks.photographs_documents # the tables of the README and docs/
 
