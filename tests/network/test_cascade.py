@@ -352,3 +352,25 @@ def test_compiled_as_a_whole_it_still_decides_for_each_image():
     compiled = torch.compile(cascade, backend="eager")
     for batch in (x, x[:4], x.flip(0)):
         torch.testing.assert_close(compiled(batch), cascade(batch))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("number", [1, 64])
+def test_on_a_gpu_it_decides_as_on_the_cpu(number, compiled, device="cuda"):
+    model, x = network().float(), pictures(64).float()
+    cascade = Cascade(model)
+    with torch.no_grad():
+        surest = cascade.stages[0](x).softmax(-1).amax(-1).sort().values
+    cascade.confidence = [float((surest[31] + surest[32]) / 2)]  # no image is at the threshold
+    expected = cascade(x)
+    exits = cascade.last_exits
+    assert exits.unique().tolist() == [1, 2]
+    moved = Cascade(model.to(device), cascade.confidence)
+    for stage in moved.stages if compiled else ():
+        stage.compile()
+    for start in range(0, 4 * number if number == 1 else 64, number):
+        batch = slice(start, start + number)
+        found = moved(x[batch].to(device))
+        assert found.device.type == device and torch.equal(moved.last_exits.cpu(), exits[batch])
+        torch.testing.assert_close(found.cpu(), expected[batch], rtol=1e-3, atol=1e-3)
