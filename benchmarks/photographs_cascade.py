@@ -44,12 +44,7 @@ RIVALS = (
     *("plain at 112", "plain at 96", "plain at 80", "plain at 64", "lite1", "next larger backbone"),
 )
 BASE = "plain, 128 pixels"  # what all are compared with
-AVERAGING = (
-    "mean",
-    "mean at 128",
-    "mean, lite1",
-    "mean, resnet14t",
-)  # networks whose cascades are shown
+AVERAGING = ("mean", "mean at 128", "mean, lite1", "mean, resnet14t")  # networks whose cascades are shown
 Runs = Mapping[int, dict[str, Any]]  # fold → record with its arrays
 
 

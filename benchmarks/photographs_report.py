@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import photographs_tables as tables
 from benchmarks.common.environment import record
 from benchmarks.common.intervals import interval_over_runs
-from benchmarks.photographs import FACTORS, FLOWERS, FORMS, IMAGENETTE, RESULTS, SIZES, factors_of, is_plain
+from benchmarks.photographs import FACTORS, FLOWERS, FORMS, IMAGENETTE, LARGER, RESULTS, SIZES, factors_of, is_plain
 from benchmarks.photographs_cost import plain_cost, relative
 from benchmarks.photographs_records import REPORTED, Arrays, read_records
 from timm_wsms.evaluation.object_size.curve import area_weights
@@ -32,9 +32,8 @@ COMPARED = (
     *("mean", "mean, stage 1 alone", "mean at 128", "mean at 128, stage 1 alone"),
     "mean at 128, distilled, stage 1 alone",
 )
-LARGER = 2**0.5  # of the image, at which some plain networks were evaluated too
 # factors of the image that are compared with the image at its own size, alone or with their logits averaged
-AVERAGED = ((LARGER,), (LARGER, 1.0), (LARGER, 1.0, 0.5**0.5), (1.0, 0.5**0.5), (1.0, 0.5))
+AVERAGED = (LARGER, (*LARGER, 1.0), (*LARGER, 1.0, 0.5**0.5), (1.0, 0.5**0.5), (1.0, 0.5))
 PARTS = {"area": slice(None), "small": slice(None, ONE + 1), "large": slice(ONE, None), "size 1": slice(ONE, ONE + 1)}
 
 
@@ -192,7 +191,7 @@ def at_image_sizes(records: Sequence[dict[str, Any]], data: str = "flowers") -> 
     for regime in REPORTED:
         for form, runs in runs_chosen(records, regime, "test").items():
             factors = factors_of(form)
-            if not is_plain(form) or LARGER not in factors:
+            if not is_plain(form) or factors[-1:] != LARGER:
                 continue
             all_sizes = {fold: run for fold, run in runs.items() if len(run["arrays"]["test_logits"]) == len(factors)}
             folds = sorted(all_sizes)
