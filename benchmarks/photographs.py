@@ -56,8 +56,8 @@ RECIPES = {"flowers": "benchmarks/photographs.yaml", "imagenette": "benchmarks/i
 SIZES = tuple(2 ** (step / 2) for step in range(-3, 4))  # of the object: 0.35 to 2.83
 FACTORS = (1.0, 0.5)  # of the image, at which a plain network is evaluated
 TESTED_FACTORS = (1.0, 0.5, 0.5**0.5)  # on the test images
-MORE_FACTORS = {"one size per batch": (0.6, 0.84)}  # what `factors` adds to a form's
-LARGER = (2**0.5,)  # and to those of the other forms
+LARGER = (2**0.5,)
+MORE_FACTORS = {"one size per batch": (0.6, 0.84, *LARGER)}  # what `factors` adds; to the other forms `LARGER`
 
 REGIMES = {
     "narrow": ("--data.timm.scale", "[0.8, 1.0]"),
@@ -85,6 +85,7 @@ class Form:
 
 FLOWERS = {
     "plain": Form("tf_efficientnet_lite0", 128),
+    "plain, trained again": Form("tf_efficientnet_lite0", 128),  # whose records have the larger image, too
     "plain, larger image": Form("tf_efficientnet_lite0", 136),  # 1.23 times the multiplications of "mean"
     "plain at 112": Form("tf_efficientnet_lite0", 112),  # those of stage 1 of "mean" alone
     "plain at 112, trained again": Form("tf_efficientnet_lite0", 112),  # how much two trainings of one seed differ
@@ -273,7 +274,7 @@ def measure(run: Run) -> None:
     plain = is_plain(run.form)
     split = "test" if run.tested else "validation"
     started = time.perf_counter()
-    logits, labels, index = logits_at_sizes(model, run, split, TESTED_FACTORS if run.tested else FACTORS)
+    logits, labels, index = logits_at_sizes(model, run, split, factors_of(run.form) if run.tested else FACTORS)
     arrays: dict[str, Any] = {f"{split}_logits": logits, f"{split}_labels": labels, f"{split}_index": index}
     each = logits.astype(np.float64)
     figures = {
