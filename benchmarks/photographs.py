@@ -1,10 +1,9 @@
 """Training on photographs: which form of the network gains how much at which size of the object, at which cost.
 
     python -m benchmarks.photographs_data --flowers …/flowers --imagenette …/imagenette160      first: weights, splits
-    python -m benchmarks.photographs one --form mean                         one run, on its validation images
-    python -m benchmarks.photographs one --form mean --fold 3 --tested       on its test images
-    python -m benchmarks.photographs one --data imagenette --form mean --lr 2e-3 --fold 1
-    python -m benchmarks.photographs factors --form "one size per batch" --fold 3     at more sizes of the image
+    python -m benchmarks.photographs --form mean                         one run, on its validation images
+    python -m benchmarks.photographs --form mean --fold 3 --tested       on its test images
+    python -m benchmarks.photographs --data imagenette --form mean --lr 2e-3 --fold 1
 
 Flowers: 4,311 photographs of 128 pixels, five classes, ImageNet weights of `tf_efficientnet_lite0`. Fold = seed: a
 fifth of the images is tested, a fifth is for validation, the rest is trained on, so that every image is tested once.
@@ -18,8 +17,9 @@ that is done, or that another process works on, is left alone; one that was inte
 
 A finished run leaves benchmarks/results/photographs/<run>.json with its figures, and <run>.npz: `<split>_logits`,
 float16 (stages, sizes, images, classes), `<split>_labels` and `<split>_index`. A plain network has a "stage" for each
-factor of the image's size at which it was evaluated, 1 first. Averages, cascades, calibration are computed from these.
-`factors` adds stages to a plain network's record, as long as outputs/ holds the trained network.
+factor of the image's size at which it was evaluated, 1 first; <run>_more.npz holds the last of them, so that a file
+stays below 2 MB. Averages, cascades, calibration are computed from these. What an older record lacks is added as long as
+outputs/ holds the trained network.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ SIZES = tuple(2 ** (step / 2) for step in range(-3, 4))  # of the object: 0.35 t
 FACTORS = (1.0, 0.5)  # of the image, at which a plain network is evaluated
 TESTED_FACTORS = (1.0, 0.5, 0.5**0.5)  # on the test images
 LARGER = (2**0.5,)
-MORE_FACTORS = {"one size per batch": (0.6, 0.84, *LARGER)}  # what `factors` adds; to the other forms `LARGER`
+MORE_FACTORS = {"one size per batch": (0.6, 0.84, *LARGER)}  # what `add_factors` adds; to other forms `LARGER`
 
 REGIMES = {
     "narrow": ("--data.timm.scale", "[0.8, 1.0]"),
@@ -274,7 +273,7 @@ def measure(run: Run) -> None:
     plain = is_plain(run.form)
     split = "test" if run.tested else "validation"
     started = time.perf_counter()
-    logits, labels, index = logits_at_sizes(model, run, split, factors_of(run.form) if run.tested else FACTORS)
+    logits, labels, index = logits_at_sizes(model, run, split, TESTED_FACTORS if run.tested else FACTORS)
     arrays: dict[str, Any] = {f"{split}_logits": logits, f"{split}_labels": labels, f"{split}_index": index}
     each = logits.astype(np.float64)
     figures = {
@@ -306,19 +305,21 @@ def measure(run: Run) -> None:
     print(f"{run.name}: {figures[split]}", flush=True)
 
 
+def more_of(record: Path) -> Path:
+    """The file that `add_factors` leaves beside a record."""
+    return record.with_name(f"{record.stem}_more.npz")
+
+
 def add_factors(run: Run) -> None:
     """Evaluates a trained plain network at those of `factors_of` that its record of the test images lacks.
 
     Raises:
-        SystemExit: The record is missing, or the trained network is, or it is not the one of the record.
+        SystemExit: The trained network is not the one of the record.
     """
     path, folder = RESULTS / f"{run.name}.json", run.folder / "model"
-    if not (path.exists() and folder.exists()):
-        raise SystemExit(f"{run.name}: {folder if path.exists() else path} is missing; run `one … --tested` first")
     found = json.loads(path.read_text(encoding="utf-8"))
-    with np.load(path.with_suffix(".npz")) as stored:
-        arrays = dict(stored)
-    before = arrays["test_logits"]
+    stored = with_more(path)
+    before = stored["test_logits"]
     missing = factors_of(run.form)[len(before) :]
     if not missing and len(found["test_stages"]) == len(before):
         return
@@ -326,31 +327,42 @@ def add_factors(run: Run) -> None:
     model.to(memory_format=torch.channels_last)
     one = SIZES.index(1.0)
     again, _, index = logits_at_sizes(model, run, "test", sizes=(1.0,), factors=(1.0,))
-    if not np.array_equal(index, arrays["test_index"]) or np.abs(again[0, 0] - before[0, one]).max() > 0.05:
+    if not np.array_equal(index, stored["test_index"]) or np.abs(again[0, 0] - before[0, one]).max() > 0.05:
         raise SystemExit(f"{run.name}: the network in {folder} is another than that of the record")
-    if missing:
-        arrays["test_logits"] = np.concatenate([before, logits_at_sizes(model, run, "test", missing)[0]])
-    found["test_stages"] = [areas(stage, arrays["test_labels"]) for stage in arrays["test_logits"].astype(np.float64)]
+    logits = np.concatenate([before, logits_at_sizes(model, run, "test", missing)[0]]) if missing else before
+    found["test_stages"] = [areas(stage, stored["test_labels"]) for stage in logits.astype(np.float64)]
     beside = path.with_suffix(".new.npz")
-    np.savez_compressed(beside, **arrays)
-    beside.replace(path.with_suffix(".npz"))
+    np.savez_compressed(beside, test_logits=logits[len(TESTED_FACTORS) :])
+    beside.replace(more_of(path))
     atomic_write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(f"{run.name}: {found['test_stages']}", flush=True)
 
 
+def with_more(record: Path) -> dict[str, np.ndarray]:
+    """The arrays of a record, `test_logits` with the sizes of the image that `add_factors` left beside it."""
+    with np.load(record.with_suffix(".npz")) as stored:
+        arrays = dict(stored)
+    if more_of(record).exists():
+        with np.load(more_of(record)) as more:
+            arrays["test_logits"] = np.concatenate([arrays["test_logits"], more["test_logits"]])
+    return arrays
+
+
 def train_and_measure(run: Run) -> None:
-    """Leaves a run's record, unless there is one."""
+    """Leaves a run's record, unless there is one, and adds what it lacks if the trained network is at hand."""
     if not (RESULTS / f"{run.name}.json").exists():
         train(run)
         measure(run)
+    if run.tested and is_plain(run.form) and (run.folder / "model").exists():
+        add_factors(run)
 
 
-def alone(run: Run, task: Callable[[Run], None]) -> None:
-    """Does a task of a run, unless another process works on the run."""
+def alone(run: Run) -> None:
+    """`train_and_measure`, unless another process works on the run."""
     (OUTPUTS / "runs").mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(OUTPUTS / "runs" / f"{run.trained}.lock", timeout=0):
-            task(run)
+            train_and_measure(run)
     except Timeout:
         print(f"{run.name}: another process works on it", flush=True)
     except subprocess.CalledProcessError:
@@ -359,7 +371,6 @@ def alone(run: Run, task: Callable[[Run], None]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["one", "factors"], help="a run, or more sizes of the image for one")
     parser.add_argument("--data", choices=FORMS, default="flowers", help="the photographs")
     parser.add_argument("--form", choices={**IMAGENETTE, **FLOWERS}, required=True)
     parser.add_argument("--regime", choices=REGIMES, default="default", help="of training")
@@ -370,11 +381,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if options.form not in FORMS[options.data]:
         parser.error(f"{options.data} has the forms {', '.join(FORMS[options.data])}")
-    more = options.what == "factors"
-    if more and not is_plain(options.form):
-        parser.error("--form must be a plain network: an averaging one has the sizes of its pyramid")
-    run = Run(options.form, options.regime, options.lr, options.fold, options.tested or more, options.data)
-    alone(run, add_factors if more else train_and_measure)
+    alone(Run(options.form, options.regime, options.lr, options.fold, options.tested, options.data))
 
 
 if __name__ == "__main__":

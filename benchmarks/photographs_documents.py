@@ -46,6 +46,9 @@ def all_tables() -> dict[str, list[str]]:
         "screening": tables.of_screening(report["screening"]),
         "validation folds": tables.of_folds(report["folds"]),
         "tested": tables.of_tested(flowers),
+        "every photograph": tables.of_every_photograph(
+            flowers, report["every_photograph"]["fold 1"], report["every_photograph"]["all folds"]
+        ),
         "test folds": tables.of_folds(report["test_folds"]),
         "imagenette": tables.of_tested(imagenette),
         "imagenette seeds": tables.of_folds(report["imagenette_seeds"]),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.photographs import REGIMES, RESULTS
+from benchmarks.photographs import REGIMES, RESULTS, with_more
 
 Arrays = dict[str, np.ndarray]
 # A learning rate of Imagenette that was tried after the one chosen before had been used everywhere: compared within
@@ -28,8 +28,7 @@ def read_records() -> dict[str, tuple[dict[str, Any], Arrays]]:
     for path in sorted(paths, key=lambda path: (path.stem.endswith("_tested"), path.stem)):
         name = path.stem.removesuffix("_tested")
         figures, arrays = found.get(name, ({}, {}))
-        with np.load(path.with_suffix(".npz")) as stored:
-            found[name] = (json.loads(path.read_text(encoding="utf-8")) | figures, {**arrays, **stored})
+        found[name] = (json.loads(path.read_text(encoding="utf-8")) | figures, {**arrays, **with_more(path)})
     for figures, _ in found.values():
         if (figures.get("data"), figures.get("regime"), figures.get("lr")) == ("imagenette", "default", LATER_RATE):
             figures["regime"] = LATER

@@ -26,6 +26,7 @@ from timm_wsms.evaluation.object_size.curve import area_weights
 from timm_wsms.files import atomic_write_text
 
 ONE = SIZES.index(1.0)
+CHOSE = 1  # the fold of flowers whose test images, the validation images of fold 0, chose the learning rates
 # with every other form
 COMPARED = (
     *("plain", "plain at 112", "plain longer", "one size per batch", "one size per batch, averaged", "lite1"),
@@ -128,14 +129,18 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
     return found
 
 
-def runs_chosen(records: Sequence[dict[str, Any]], regime: str, split: str) -> dict[str, dict[int, dict[str, Any]]]:
+def runs_chosen(
+    records: Sequence[dict[str, Any]], regime: str, split: str, every_fold: bool = False
+) -> dict[str, dict[int, dict[str, Any]]]:
     """For each form its runs by fold, with the learning rate of the largest validation area on fold 0.
 
-    On flowers, the images that chose it are fold 1's test images, so fold 1 is not tested.
+    On flowers, the images that chose it are fold 1's test images, so fold 1 is left out of the test images, unless
+    `every_fold`.
     """
     chosen = {}
-    unseen = [one for one in records if one.get("data") == "imagenette" or (split, one["fold"]) != ("test", 1)]
-    own = [one for one in unseen if one["regime"] == regime]
+    own = [one for one in records if one["regime"] == regime]
+    if split == "test" and not every_fold:
+        own = [one for one in own if one["fold"] != CHOSE or one.get("data") == "imagenette"]
     for form in {**FLOWERS, **IMAGENETTE}:
         first = [one for one in own if one["form"] == form and one["fold"] == 0]
         if first:
@@ -151,8 +156,8 @@ def pooled(hits: Iterable[np.ndarray], data: str) -> np.ndarray:
     return np.mean(each, 0) if data == "imagenette" else np.concatenate(each, -1)
 
 
-def tested(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dict[str, Any]]:
-    """Each form on the test images of all of its folds together.
+def tested(records: Sequence[dict[str, Any]], data: str = "flowers", every_fold: bool = False) -> list[dict[str, Any]]:
+    """Each form on the test images of all of its folds together; of flowers' fold 1 only with `every_fold`.
 
     On flowers every photograph is tested at most once. On Imagenette all folds have the same test images, and an image
     counts as often as networks recognize it.
@@ -163,7 +168,7 @@ def tested(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dic
     """
     found = []
     for regime in REPORTED:
-        chosen = runs_chosen(records, regime, "test")
+        chosen = runs_chosen(records, regime, "test", every_fold)
         hits, costs = {}, {}
         for runs in chosen.values():
             for name, (stages, arithmetic) in ways_to_use(next(iter(runs.values()))).items():
@@ -182,6 +187,17 @@ def tested(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dic
     return found
 
 
+def on_every_photograph(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """`tested` for the forms of flowers that have all five folds: on all of them, and on fold 1 alone."""
+    whole = [row for row in tested(records, every_fold=True) if len(row["folds"]) == 5]
+    forms = {(row["regime"], row["form"]) for row in whole}
+    # fold 0 chooses the learning rates; its test images are left out
+    of_one = [one for one in records if one["fold"] == CHOSE]
+    of_one += [{k: v for k, v in one.items() if k != "test"} for one in records if one["fold"] == 0]
+    alone = [row for row in tested(of_one, every_fold=True) if (row["regime"], row["form"]) in forms]
+    return {"all folds": whole, "fold 1": alone}
+
+
 def at_image_sizes(records: Sequence[dict[str, Any]], data: str = "flowers") -> list[dict[str, Any]]:
     """Plain networks on the test images at other sizes of the image, alone and averaged, against the image's own size.
 
@@ -191,7 +207,7 @@ def at_image_sizes(records: Sequence[dict[str, Any]], data: str = "flowers") -> 
     for regime in REPORTED:
         for form, runs in runs_chosen(records, regime, "test").items():
             factors = factors_of(form)
-            if not is_plain(form) or factors[-1:] != LARGER:
+            if not is_plain(form):
                 continue
             all_sizes = {fold: run for fold, run in runs.items() if len(run["arrays"]["test_logits"]) == len(factors)}
             folds = sorted(all_sizes)
@@ -265,7 +281,7 @@ def main() -> None:
     report = {
         **{"what": __doc__.splitlines()[0], "sizes": SIZES, "screening": screened},
         **{"folds": over_folds(flowers), "test_folds": over_folds(flowers, "test"), "test": tested(flowers)},
-        **{"jitter_gains": jitter_gains(flowers)},
+        **{"every_photograph": on_every_photograph(flowers), "jitter_gains": jitter_gains(flowers)},
         **{"imagenette": rows([one for one in imagenette if one["fold"] == 0], "validation")},
         **{"imagenette_test": tested(imagenette, "imagenette")},
         **{"imagenette_seeds": over_folds(imagenette, "test")},

@@ -50,6 +50,28 @@ def of_tested(found: Rows) -> list[str]:
     return lines
 
 
+def of_every_photograph(found: Rows, alone: Rows, whole: Rows) -> list[str]:
+    """The lines of docs/results.md: gains on four folds, on the one whose images chose the learning rates, on all.
+
+    Args:
+        found: Rows of the test images of four folds.
+        alone: Of the fold that chose.
+        whole: Of all five.
+    """
+    rows = [by_form(each) for each in (found, alone, whole)]
+    lines = []
+    for key, row in rows[2].items():
+        cells = [*key, str(row["images"]), *(f"{row[name]:.2f}" for name in ("area", "small", "large", "size 1"))]
+        for other in ("plain", "one size per batch"):
+            if f"against {other}" in row:
+                four, one, five = (each[key][f"against {other}"]["area"] for each in rows)
+                cells += [interval(four), f"{one[0]:+.2f}", interval(five)]
+            else:
+                cells += [""] * 3
+        lines.append(line_of(cells))
+    return lines
+
+
 HEADLINE = {  # form, or way to use one, in results → in the README
     "plain": "plain",
     "plain at 112": "plain, 112 pixels",

@@ -62,10 +62,10 @@ TIMM=${TIMM:-outputs/timm-1.0.31} # timm's source, for its tests
 # A form, how it is trained, and its folds: those of validation images, and those of test images.
 while IFS='|' read -r data form regime lr validated tested; do
   for fold in $validated; do
-    "$PYTHON" -m benchmarks.photographs one --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" </dev/null
+    "$PYTHON" -m benchmarks.photographs --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" </dev/null
   done
   for fold in $tested; do
-    "$PYTHON" -m benchmarks.photographs one --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" --tested </dev/null
+    "$PYTHON" -m benchmarks.photographs --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" --tested </dev/null
   done
 done <<'RUNS'
 flowers|plain|narrow|2e-3|0|
@@ -145,23 +145,6 @@ imagenette|one size per batch|20 epochs|4e-3|0|0
 imagenette|mean|20 epochs|4e-3|0|0
 imagenette|mean at 128|20 epochs|4e-3|0|0
 RUNS
-# At more sizes of the image.
-while IFS='|' read -r data form regime lr folds; do
-  for fold in $folds; do
-    "$PYTHON" -m benchmarks.photographs factors --data "$data" --form "$form" --regime "$regime" --lr "$lr" --fold "$fold" </dev/null
-  done
-done <<'FACTORS'
-flowers|plain|jitter|1e-3|0
-flowers|plain longer|default|2e-3|0 2 3 4
-flowers|plain longer|jitter|1e-3|0 2 3 4
-flowers|one size per batch|default|1e-3|0 2 3 4
-flowers|one size per batch|jitter|1e-3|0 2 3 4
-imagenette|plain|default|4e-3|0 1 2
-imagenette|plain|jitter|4e-3|0
-imagenette|one size per batch|default|4e-3|0 1 2
-imagenette|one size per batch|jitter|4e-3|0 1 2
-imagenette|one size per batch|20 epochs|4e-3|0
-FACTORS
 "$PYTHON" -m benchmarks.photographs_report
 "$PYTHON" -m benchmarks.photographs_cascade
 "$PYTHON" -m benchmarks.photographs_plot # pictures of the README and docs/cascade.md

@@ -46,23 +46,22 @@ def test_every_record_is_a_run_of_run_all_and_the_other_way_round():
     assert len(named) > 100 and named == found
 
 
-def test_every_record_of_more_image_sizes_is_in_run_all_and_the_other_way_round():
-    text = (ROOT / "benchmarks" / "run_all.sh").read_text()
-    named = set()
-    for line in text.partition("<<'FACTORS'\n")[2].partition("\nFACTORS\n")[0].splitlines():
-        data, form, regime, lr, folds = line.split("|")
-        named |= {Run(form, regime, lr, int(fold), True, data).name for fold in folds.split()}
-    found = set()
+def test_records_of_more_image_sizes_have_their_areas_and_stay_small():
+    found = {}
     for path in photographs_report.RESULTS.glob("*_tested.json"):
         figures = json.loads(path.read_text())
-        factors = photographs.factors_of(figures["form"])
-        with np.load(path.with_suffix(".npz")) as stored:
-            stages = len(stored["test_logits"])
-        assert len(figures["test_stages"]) == stages
-        if photographs.is_plain(figures["form"]) and stages > len(photographs.TESTED_FACTORS):
-            assert stages == len(factors)
-            found.add(path.stem)
-    assert named == found
+        more = photographs.more_of(path)
+        if not photographs.is_plain(figures["form"]):
+            assert not more.exists()
+            continue
+        logits, labels = (photographs.with_more(path)[f"test_{part}"] for part in ("logits", "labels"))
+        assert (len(logits) > len(photographs.TESTED_FACTORS)) == more.exists()
+        assert len(logits) <= len(photographs.factors_of(figures["form"]))
+        assert figures["test_stages"] == [photographs.areas(stage, labels) for stage in logits.astype(float)]
+        found[path.stem] = len(logits)
+    assert max(found.values()) > 4
+    sizes = [path.stat().st_size for path in photographs_report.RESULTS.glob("*.npz")]
+    assert len(sizes) > 100 and max(sizes) < 2e6
 
 
 def test_each_run_has_a_name_of_its_own():

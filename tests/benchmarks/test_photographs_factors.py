@@ -1,4 +1,4 @@
-"""`photographs factors`: what it adds to a record, and which records and networks it refuses."""
+"""More sizes of the image: what is added to a record, and which networks are refused."""
 
 import json
 
@@ -8,7 +8,17 @@ import timm
 import torch
 
 from benchmarks import photographs
-from benchmarks.photographs import SIZES, Run, add_factors, areas, factors_of
+from benchmarks.photographs import (
+    SIZES,
+    TESTED_FACTORS,
+    Run,
+    add_factors,
+    areas,
+    factors_of,
+    more_of,
+    train_and_measure,
+    with_more,
+)
 
 RUN = Run("one size per batch", "default", "1e-3", 3, True)
 LABELS, INDEX = np.array([0, 1, 2, 1]), np.array([2, 0, 3, 1])
@@ -33,7 +43,7 @@ def record(tmp_path, monkeypatch):
 
     monkeypatch.setattr(photographs, "logits_at_sizes", evaluate)
     (RUN.folder / "model").mkdir(parents=True)
-    before = logits_of(photographs.TESTED_FACTORS)
+    before = logits_of(TESTED_FACTORS)
     np.savez(tmp_path / f"{RUN.name}.npz", test_logits=before, test_labels=LABELS, test_index=INDEX)
     stages = [areas(stage, LABELS) for stage in before.astype(float)]
     path = tmp_path / f"{RUN.name}.json"
@@ -41,28 +51,36 @@ def record(tmp_path, monkeypatch):
     return path
 
 
-def test_it_adds_what_the_record_lacks(record):
-    before = json.loads(record.read_text())["test_stages"]
-    add_factors(RUN)
+def test_it_adds_what_the_record_lacks_in_a_file_beside_it(record):
+    before, stored = json.loads(record.read_text())["test_stages"], record.with_suffix(".npz").read_bytes()
+    train_and_measure(RUN)
     expected = logits_of(factors_of(RUN.form))
-    assert len(expected) == 5
-    with np.load(record.with_suffix(".npz")) as stored:
-        assert (stored["test_logits"] == expected).all() and (stored["test_index"] == INDEX).all()
+    assert len(expected) == 6
+    with np.load(more_of(record)) as more:
+        assert list(more) == ["test_logits"] and (more["test_logits"] == expected[3:]).all()
+    assert record.with_suffix(".npz").read_bytes() == stored
+    arrays = with_more(record)
+    assert (arrays["test_logits"] == expected).all() and (arrays["test_index"] == INDEX).all()
     found = json.loads(record.read_text())["test_stages"]
     assert found[:3] == before and found == [areas(stage, LABELS) for stage in expected.astype(float)]
-    assert sorted(path.name for path in record.parent.glob("*.npz")) == [f"{RUN.name}.npz"]
+    assert sorted(path.name for path in record.parent.glob("*.npz")) == [f"{RUN.name}.npz", f"{RUN.name}_more.npz"]
+
+
+def test_it_adds_to_what_was_added(record):
+    more = logits_of(factors_of(RUN.form)[3:5])
+    np.savez(more_of(record), test_logits=more)
+    add_factors(RUN)
+    assert (with_more(record)["test_logits"] == logits_of(factors_of(RUN.form))).all()
 
 
 def test_it_completes_what_was_interrupted_between_the_two_files(record):
     full = logits_of(factors_of(RUN.form))
-    np.savez(record.with_suffix(".npz"), test_logits=full, test_labels=LABELS, test_index=INDEX)
+    np.savez(more_of(record), test_logits=full[3:])
     add_factors(RUN)
     assert json.loads(record.read_text())["test_stages"] == [areas(stage, LABELS) for stage in full.astype(float)]
 
 
-@pytest.mark.parametrize(
-    "other", [{"test_logits": 1 + logits_of(photographs.TESTED_FACTORS)}, {"test_index": INDEX[:3]}]
-)
+@pytest.mark.parametrize("other", [{"test_logits": 1 + logits_of(TESTED_FACTORS)}, {"test_index": INDEX[:3]}])
 def test_another_network_or_other_images_are_refused(record, other):
     with np.load(record.with_suffix(".npz")) as stored:
         arrays = {**stored, **other}
@@ -71,10 +89,8 @@ def test_another_network_or_other_images_are_refused(record, other):
         add_factors(RUN)
 
 
-def test_what_is_missing_is_named(record):
+def test_a_record_stays_as_it_is_without_its_network(record):
     (RUN.folder / "model").rmdir()
-    with pytest.raises(SystemExit, match="model is missing; run `one … --tested` first"):
-        add_factors(RUN)
-    record.unlink()
-    with pytest.raises(SystemExit, match="json is missing; run `one … --tested` first"):
-        add_factors(RUN)
+    before = record.read_text()
+    train_and_measure(RUN)
+    assert record.read_text() == before and not more_of(record).exists()
