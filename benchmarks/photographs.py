@@ -18,8 +18,8 @@ that is done, or that another process works on, is left alone; one that was inte
 A finished run leaves benchmarks/results/photographs/<run>.json with its figures, and <run>.npz: `<split>_logits`,
 float16 (stages, sizes, images, classes), `<split>_labels` and `<split>_index`. A plain network has a "stage" for each
 factor of the image's size at which it was evaluated, 1 first; <run>_more.npz holds the last of them, so that a file
-stays below 2 MB. Averages, cascades, calibration are computed from these. What an older record lacks is added as long as
-outputs/ holds the trained network.
+stays below 2 MB. Averages, cascades, calibration are computed from these. What an older record lacks is added as long
+as outputs/ holds the trained network.
 """
 
 from __future__ import annotations
