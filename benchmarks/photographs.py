@@ -108,7 +108,6 @@ FLOWERS = {
 RESNET = "wsms_resnet10t"
 IMAGENETTE = {
     "plain": Form("resnet10t", 128, weights=None),
-    "plain, trained again": Form("resnet10t", 128, weights=None),
     "plain, larger image": Form("resnet10t", 144, weights=None),  # 1.05 times the multiplications of "mean at 128"
     "plain at 112": Form("resnet10t", 112, weights=None),
     "plain at 96": Form("resnet10t", 96, weights=None),
