@@ -75,7 +75,7 @@ flowers|plain|default|5e-4|0|
 flowers|plain|default|1e-3|0|
 flowers|plain|default|2e-3|0 1 2 3 4|0 1 2 3 4
 flowers|plain|default|4e-3|0|
-flowers|plain, trained again|default|2e-3|0 2 3|0 2 3
+flowers|plain, trained again|default|2e-3|0 2 3 4|0 2 3 4
 flowers|plain, larger image|default|2e-3|0|0
 flowers|plain at 112|default|2e-3|0 2 3 4|0 2 3 4
 flowers|plain at 112, trained again|default|2e-3|0 2 3 4|0 2 3 4
@@ -102,7 +102,7 @@ flowers|mean of larger|default|1e-3|0|
 flowers|plain|jitter|5e-4|0|
 flowers|plain|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
 flowers|plain|jitter|2e-3|0|
-flowers|plain, trained again|jitter|1e-3|2 3 4|2 3
+flowers|plain, trained again|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|plain at 112|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|plain at 96|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|plain at 80|jitter|1e-3|0 2 3 4|0 2 3 4
@@ -110,6 +110,7 @@ flowers|plain at 64|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|plain longer|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
 flowers|one size per batch|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
 flowers|mean|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
+flowers|mean, consistent|jitter|1e-3|0|
 flowers|mean at 128|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
 flowers|mean, distilled|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|mean at 128, distilled|jitter|1e-3|0 1 2 3 4|0 1 2 3 4

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import photographs_tables
 from benchmarks.photographs import RESULTS, SIZES
+from benchmarks.photographs_cost import relative
 from benchmarks.photographs_records import LATER
 from tests.helpers.paths import ROOT
 from timm_wsms.evaluation.object_size.curve import area_weights
@@ -143,7 +144,9 @@ def statements() -> list[str]:
     )
     of_small = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*enlarged["against itself"]["small"]).replace("-", "−")
     assert enlarged["against itself"]["small"][1] > 0 and len(enlarged["folds"]) == 4
+    three = relative("plain", (1, 91 / 128, 0.5))  # 1.41 × 91 = 128, 91 and 0.71 × 91 = 64 pixels
     return [
+        f"at 91 pixels, 0.71 of the plain network's 128, it would take × {three:.2f}.",
         f"over the image and 1.41 times its side gains {of_small} points on small objects, for "
         f"{enlarged['arithmetic']:.2f} times the MACs",
         *of_distillation(every),
@@ -164,7 +167,7 @@ def test_every_figure_is_in_the_results_file():
     for statement in (" ".join(words.split()) for words in statements()):
         assert statement in text, statement
         text = text.replace(statement, "")
-    left = re.sub(r"`[^`]*`|sizes from 0.35 to 2.83|At 0.875 of the plain|95 %", "", text)
+    left = re.sub(r"`[^`]*`|sizes from 0.35 to 2.83|at 0.875 of the plain|95 %", "", text)
     assert re.findall(r"\d+\.\d+", left) == []
 
 

@@ -254,6 +254,12 @@ def test_what_the_document_says_of_a_larger_image():
         first, second = (said(gain(regime, part)) for regime in ("default", "jitter"))
         joined = f"{first} points on small objects with the crop alone and {second} {end}"
         assert (joined if part == "small" else f"{first} and {second}, {end}") in text
+    usual = ("default", "jitter")
+    again = [
+        [said(rows["flowers", regime, "plain, trained again", (1.41, 1)]["against itself"][part]) for regime in usual]
+        for part in ("small", "area")
+    ]
+    assert f"{' and '.join(again[0])} points on small objects, in area {' and '.join(again[1])}." in text
     for factors, times in (((1.41, 1), 3.19), ((1.41,), 2.19)):
         costs = {rows["flowers", regime, "plain longer", factors]["arithmetic"] for regime in ("default", "jitter")}
         assert {round(cost, 2) for cost in costs} == {times}
@@ -285,9 +291,19 @@ def test_the_document_says_how_much_two_trainings_differ(form, regime):
     first, again = ([record["test"]["area"] for record in records] for records in areas)
     *each, last = (f"{b - a:+.2f}" for a, b in zip(first, again, strict=True))
     (row,) = (row for row in report["test"] if (row["regime"], row["form"]) == (regime, f"{form}, trained again"))
-    mean, low, high = row[f"against {form}"]["area"]
+    mean, *ends = row[f"against {form}"]["area"]
     assert mean == pytest.approx(np.mean(np.subtract(again, first)), abs=0.02)
-    assert f"{', '.join(each)} and {last}, together {mean:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−") in text
+    ours = (
+        {name: row[f"against {name}"]["area"] for name in ("mean", "mean at 128, stage 1 alone")}
+        if form == "plain"
+        else {}
+    )
+    for name, (less, low, high) in ours.items():  # significant, but of averaging with the crop alone
+        assert (high < 0) == ((name, regime) != ("mean", "default"))
+        assert f"{-less:.2f} [{-high:+.2f}, {-low:+.2f}]".replace("-", "−") in text
+    assert (
+        f"{', '.join(each)} and {last}, together {mean:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}]".replace("-", "−") in text
+    )
 
 
 def test_why_targets_were_missed_is_what_was_measured():
