@@ -291,19 +291,14 @@ def test_the_document_says_how_much_two_trainings_differ(form, regime):
     first, again = ([record["test"]["area"] for record in records] for records in areas)
     *each, last = (f"{b - a:+.2f}" for a, b in zip(first, again, strict=True))
     (row,) = (row for row in report["test"] if (row["regime"], row["form"]) == (regime, f"{form}, trained again"))
-    mean, *ends = row[f"against {form}"]["area"]
+    mean, low, high = row[f"against {form}"]["area"]
     assert mean == pytest.approx(np.mean(np.subtract(again, first)), abs=0.02)
-    ours = (
-        {name: row[f"against {name}"]["area"] for name in ("mean", "mean at 128, stage 1 alone")}
-        if form == "plain"
-        else {}
-    )
-    for name, (less, low, high) in ours.items():  # significant, but of averaging with the crop alone
-        assert (high < 0) == ((name, regime) != ("mean", "default"))
-        assert f"{-less:.2f} [{-high:+.2f}, {-low:+.2f}]".replace("-", "−") in text
-    assert (
-        f"{', '.join(each)} and {last}, together {mean:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}]".replace("-", "−") in text
-    )
+    words = f"{', '.join(each)} and {last}, together {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    assert words.replace("-", "−") in text
+    for ours in ("mean", "mean at 128, stage 1 alone") if form == "plain" else ():
+        mean, low, high = (-end for end in row[f"against {ours}"]["area"])
+        assert (high > 0) == ((ours, regime) != ("mean", "default"))  # the lower end, of the other direction
+        assert f"{mean:.2f} [{high:+.2f}, {low:+.2f}]".replace("-", "−") in text
 
 
 def test_why_targets_were_missed_is_what_was_measured():
