@@ -296,9 +296,9 @@ def test_the_document_says_how_much_two_trainings_differ(form, regime):
     words = f"{', '.join(each)} and {last}, together {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
     assert words.replace("-", "−") in text
     for ours in ("mean", "mean at 128, stage 1 alone") if form == "plain" else ():
-        mean, low, high = (-end for end in row[f"against {ours}"]["area"])
-        assert (high > 0) == ((ours, regime) != ("mean", "default"))  # the lower end, of the other direction
-        assert f"{mean:.2f} [{high:+.2f}, {low:+.2f}]".replace("-", "−") in text
+        mean, high, low = (-end for end in row[f"against {ours}"]["area"])
+        assert (low > 0) == ((ours, regime) != ("mean", "default"))
+        assert f"{mean:.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−") in text
 
 
 def test_why_targets_were_missed_is_what_was_measured():
