@@ -84,7 +84,7 @@ class Form:
 
 FLOWERS = {
     "plain": Form("tf_efficientnet_lite0", 128),
-    "plain, trained again": Form("tf_efficientnet_lite0", 128),  # whose records have the larger image, too
+    "plain, trained again": Form("tf_efficientnet_lite0", 128),  # the first networks were not kept
     "plain, larger image": Form("tf_efficientnet_lite0", 136),  # 1.23 times the multiplications of "mean"
     "plain at 112": Form("tf_efficientnet_lite0", 112),  # those of stage 1 of "mean" alone
     "plain at 112, trained again": Form("tf_efficientnet_lite0", 112),  # how much two trainings of one seed differ
@@ -273,8 +273,9 @@ def measure(run: Run) -> None:
     plain = is_plain(run.form)
     split = "test" if run.tested else "validation"
     started = time.perf_counter()
-    logits, labels, index = logits_at_sizes(model, run, split, TESTED_FACTORS if run.tested else FACTORS)
-    arrays: dict[str, Any] = {f"{split}_logits": logits, f"{split}_labels": labels, f"{split}_index": index}
+    logits, labels, index = logits_at_sizes(model, run, split, factors_of(run.form) if run.tested else FACTORS)
+    first, more = np.split(logits, [len(TESTED_FACTORS)])
+    arrays: dict[str, Any] = {f"{split}_logits": first, f"{split}_labels": labels, f"{split}_index": index}
     each = logits.astype(np.float64)
     figures = {
         split: areas(each[0] if plain else each.mean(0), labels),
@@ -301,6 +302,8 @@ def measure(run: Run) -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(RESULTS / f"{run.name}.npz", **arrays)
+    if len(more):
+        np.savez_compressed(more_of(RESULTS / f"{run.name}.json"), test_logits=more)
     atomic_write_text(RESULTS / f"{run.name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(f"{run.name}: {figures[split]}", flush=True)
 
@@ -313,8 +316,7 @@ def more_of(record: Path) -> Path:
 def add_factors(run: Run) -> None:
     """Evaluates a trained plain network at those of `factors_of` that its record of the test images lacks.
 
-    Raises:
-        SystemExit: The trained network is not the one of the record.
+    A network that was trained again is not the one of the record, and adds nothing to it.
     """
     path, folder = RESULTS / f"{run.name}.json", run.folder / "model"
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -328,7 +330,8 @@ def add_factors(run: Run) -> None:
     one = SIZES.index(1.0)
     again, _, index = logits_at_sizes(model, run, "test", sizes=(1.0,), factors=(1.0,))
     if not np.array_equal(index, stored["test_index"]) or np.abs(again[0, 0] - before[0, one]).max() > 0.05:
-        raise SystemExit(f"{run.name}: the network in {folder} is another than that of the record")
+        print(f"{run.name}: stays as it is, since the network in {folder} is another than that of the record")
+        return
     logits = np.concatenate([before, logits_at_sizes(model, run, "test", missing)[0]]) if missing else before
     found["test_stages"] = [areas(stage, stored["test_labels"]) for stage in logits.astype(np.float64)]
     beside = path.with_suffix(".new.npz")
@@ -353,7 +356,7 @@ def train_and_measure(run: Run) -> None:
     if not (RESULTS / f"{run.name}.json").exists():
         train(run)
         measure(run)
-    if run.tested and is_plain(run.form) and (run.folder / "model").exists():
+    elif run.tested and is_plain(run.form) and (run.folder / "model").exists():
         add_factors(run)
 
 

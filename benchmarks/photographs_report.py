@@ -11,7 +11,7 @@ Writes benchmarks/results/photographs.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from timm_wsms.files import atomic_write_text
 
 ONE = SIZES.index(1.0)
 CHOSE = 1  # the fold of flowers whose test images, the validation images of fold 0, chose the learning rates
+UNSEEN = (0, 2, 3, 4)  # the others
 # with every other form
 COMPARED = (
     *("plain", "plain at 112", "plain longer", "one size per batch", "one size per batch, averaged", "lite1"),
@@ -130,23 +131,28 @@ def rows(records: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
 
 
 def runs_chosen(
-    records: Sequence[dict[str, Any]], regime: str, split: str, every_fold: bool = False
+    records: Sequence[dict[str, Any]], regime: str, split: str, folds: Collection[int] = UNSEEN
 ) -> dict[str, dict[int, dict[str, Any]]]:
     """For each form its runs by fold, with the learning rate of the largest validation area on fold 0.
 
-    On flowers, the images that chose it are fold 1's test images, so fold 1 is left out of the test images, unless
-    `every_fold`.
+    Args:
+        records: Of one data set.
+        regime: Of training.
+        split: "validation" or "test".
+        folds: Of flowers, whose test images count.
     """
     chosen = {}
     own = [one for one in records if one["regime"] == regime]
-    if split == "test" and not every_fold:
-        own = [one for one in own if one["fold"] != CHOSE or one.get("data") == "imagenette"]
+    evaluated = [
+        one
+        for one in own
+        if split in one and (split != "test" or one["fold"] in folds or one.get("data") == "imagenette")
+    ]
     for form in {**FLOWERS, **IMAGENETTE}:
         first = [one for one in own if one["form"] == form and one["fold"] == 0]
         if first:
             lr = max(first, key=lambda one: one["validation"]["area"])["lr"]
-            same = [one for one in own if (one["form"], one["lr"]) == (form, lr) and split in one]
-            chosen[form] = {one["fold"]: one for one in same}
+            chosen[form] = {one["fold"]: one for one in evaluated if (one["form"], one["lr"]) == (form, lr)}
     return {form: runs for form, runs in chosen.items() if runs}
 
 
@@ -156,8 +162,10 @@ def pooled(hits: Iterable[np.ndarray], data: str) -> np.ndarray:
     return np.mean(each, 0) if data == "imagenette" else np.concatenate(each, -1)
 
 
-def tested(records: Sequence[dict[str, Any]], data: str = "flowers", every_fold: bool = False) -> list[dict[str, Any]]:
-    """Each form on the test images of all of its folds together; of flowers' fold 1 only with `every_fold`.
+def tested(
+    records: Sequence[dict[str, Any]], data: str = "flowers", folds: Collection[int] = UNSEEN
+) -> list[dict[str, Any]]:
+    """Each form on the test images of all of its folds together; of flowers, those in `folds`.
 
     On flowers every photograph is tested at most once. On Imagenette all folds have the same test images, and an image
     counts as often as networks recognize it.
@@ -168,7 +176,7 @@ def tested(records: Sequence[dict[str, Any]], data: str = "flowers", every_fold:
     """
     found = []
     for regime in REPORTED:
-        chosen = runs_chosen(records, regime, "test", every_fold)
+        chosen = runs_chosen(records, regime, "test", folds)
         hits, costs = {}, {}
         for runs in chosen.values():
             for name, (stages, arithmetic) in ways_to_use(next(iter(runs.values()))).items():
@@ -189,12 +197,9 @@ def tested(records: Sequence[dict[str, Any]], data: str = "flowers", every_fold:
 
 def on_every_photograph(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """`tested` for the forms of flowers that have all five folds: on all of them, and on fold 1 alone."""
-    whole = [row for row in tested(records, every_fold=True) if len(row["folds"]) == 5]
+    whole = [row for row in tested(records, folds=(*UNSEEN, CHOSE)) if len(row["folds"]) == 5]
     forms = {(row["regime"], row["form"]) for row in whole}
-    # fold 0 chooses the learning rates; its test images are left out
-    of_one = [one for one in records if one["fold"] == CHOSE]
-    of_one += [{k: v for k, v in one.items() if k != "test"} for one in records if one["fold"] == 0]
-    alone = [row for row in tested(of_one, every_fold=True) if (row["regime"], row["form"]) in forms]
+    alone = [row for row in tested(records, folds=(CHOSE,)) if (row["regime"], row["form"]) in forms]
     return {"all folds": whole, "fold 1": alone}
 
 
