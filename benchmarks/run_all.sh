@@ -110,7 +110,7 @@ flowers|plain at 64|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|plain longer|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
 flowers|one size per batch|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
 flowers|mean|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
-flowers|mean, consistent|jitter|1e-3|0 2 4|0 2
+flowers|mean, consistent|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
 flowers|mean at 128|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
 flowers|mean, distilled|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
 flowers|mean at 128, distilled|jitter|1e-3|0 1 2 3 4|0 1 2 3 4

@@ -120,7 +120,12 @@ def statements() -> list[str]:
     consistent = tested["default", "mean, consistent"]
     mean, low, high = consistent["against mean"]["area"]
     assert consistent["folds"] == [0, 2, 3, 4] and low < 0 < high
-    differs = f"it differs from averaging by {mean:+.2f} [{low:+.2f}, {high:+.2f}] points of area, which is not"
+    with_jitter = tested["jitter", "mean, consistent"]["against mean"]["area"]
+    assert with_jitter[1] < 0 < with_jitter[2]
+    differs = (
+        f"it differs from averaging by {mean:+.2f} [{low:+.2f}, {high:+.2f}] points of area, which is not significant; "
+        "with scale jitter by {:+.2f} [{:+.2f}, {:+.2f}].".format(*with_jitter)
+    )
     trained = {regime: every["Imagenette", regime, "plain"] for regime in ("default", "jitter")}
     mean, high, low = longer("flowers", "default", "mean")
     equal_cost = [
@@ -178,6 +183,12 @@ def test_all_forms_that_were_tried_are_in_the_table():
     assert SCREENED.keys() - elsewhere == photographs_tables.TRIED.keys() & SCREENED.keys()
     assert all(SCREENED[form]["against_mean"]["area"][0] < 0 for form in photographs_tables.TRIED if form in SCREENED)
     assert len(photographs_tables.of_tried(REPORT["screening"])) == len(SCREENED.keys() - elsewhere)
+
+
+def test_the_forms_that_validation_images_choose_are_those_that_it_says():
+    assert max(SCREENED.values(), key=lambda row: row["area"])["form"] == "mean"
+    five = [row for row in REPORT["folds"] if row["regime"] == "jitter" and len(row["folds"]) == 5]
+    assert len(five) > 5 and max(five, key=lambda row: np.mean(row["area"]))["form"] == "mean at 128, distilled"
 
 
 def test_the_learning_rates_are_those_that_it_says():
