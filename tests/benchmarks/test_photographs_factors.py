@@ -94,3 +94,23 @@ def test_a_record_stays_as_it_is_without_its_network(record):
     before = record.read_text()
     train_and_measure(RUN)
     assert record.read_text() == before and not more_of(record).exists()
+
+
+@pytest.mark.parametrize("form, factors", [("one size per batch", 6), ("plain", 4)])
+def test_a_new_record_has_every_size_at_once_in_its_two_files(form, factors, record, monkeypatch):
+    run = Run(form, "default", "1e-3", 2, True, "imagenette")
+    (run.folder / "model").mkdir(parents=True)
+    (run.folder / "model" / "metrics.jsonl").write_text('{"train_loss": 1.5, "seconds": 60}\n')
+    (run.folder / "model" / "settings.yaml").write_text("precision: 'no'\n")
+    model = torch.nn.Identity()
+    model.pretrained_cfg = {"input_size": (3, 8, 8)}
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: model)
+    monkeypatch.setattr(photographs, "multiplications", lambda model, size: 1)
+    train_and_measure(run)
+    expected, path = logits_of(factors_of(form)), photographs.RESULTS / f"{run.name}.json"
+    assert len(expected) == factors and (with_more(path)["test_logits"] == expected).all()
+    with np.load(path.with_suffix(".npz")) as stored:
+        assert (stored["test_logits"] == expected[:3]).all() and (stored["test_labels"] == LABELS).all()
+    found = json.loads(path.read_text())
+    assert found["test_stages"] == [areas(stage, LABELS) for stage in expected.astype(float)]
+    assert found["test"] == found["test_stages"][0] and found["train_loss"] == [1.5]
