@@ -77,7 +77,7 @@ flowers|plain|default|2e-3|0 1 2 3 4|0 1 2 3 4
 flowers|plain|default|4e-3|0|
 flowers|plain, trained again|default|2e-3|0 2 3 4|0 2 3 4
 flowers|plain, larger image|default|2e-3|0|0
-flowers|plain at 112|default|2e-3|0 2 3 4|0 2 3 4
+flowers|plain at 112|default|2e-3|0 1 2 3 4|0 1 2 3 4
 flowers|plain at 112, trained again|default|2e-3|0 2 3 4|0 2 3 4
 flowers|plain at 96|default|2e-3|0 2 3 4|0 2 3 4
 flowers|plain at 80|default|2e-3|0 2 3 4|0 2 3 4
@@ -103,7 +103,7 @@ flowers|plain|jitter|5e-4|0|
 flowers|plain|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
 flowers|plain|jitter|2e-3|0|
 flowers|plain, trained again|jitter|1e-3|0 2 3 4|0 2 3 4
-flowers|plain at 112|jitter|1e-3|0 2 3 4|0 2 3 4
+flowers|plain at 112|jitter|1e-3|0 1 2 3 4|0 1 2 3 4
 flowers|plain at 96|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|plain at 80|jitter|1e-3|0 2 3 4|0 2 3 4
 flowers|plain at 64|jitter|1e-3|0 2 3 4|0 2 3 4
