@@ -56,7 +56,7 @@ SIZES = tuple(2 ** (step / 2) for step in range(-3, 4))  # of the object: 0.35 t
 FACTORS = (1.0, 0.5)  # of the image, at which a plain network is evaluated
 TESTED_FACTORS = (1.0, 0.5, 0.5**0.5)  # on the test images
 LARGER = (2**0.5,)
-MORE_FACTORS = {"one size per batch": (0.6, 0.84, *LARGER)}  # what `add_factors` adds; to other forms `LARGER`
+MORE_FACTORS = {"one size per batch": (0.6, 0.84, *LARGER)}  # after `TESTED_FACTORS`; of other forms `LARGER`
 
 REGIMES = {
     "narrow": ("--data.timm.scale", "[0.8, 1.0]"),
@@ -309,7 +309,7 @@ def measure(run: Run) -> None:
 
 
 def more_of(record: Path) -> Path:
-    """The file that `add_factors` leaves beside a record."""
+    """The file beside a record that holds what it has after `TESTED_FACTORS`."""
     return record.with_name(f"{record.stem}_more.npz")
 
 
@@ -342,7 +342,7 @@ def add_factors(run: Run) -> None:
 
 
 def with_more(record: Path) -> dict[str, np.ndarray]:
-    """The arrays of a record, `test_logits` with the sizes of the image that `add_factors` left beside it."""
+    """The arrays of a record, `test_logits` with the sizes of the image in the file beside it."""
     with np.load(record.with_suffix(".npz")) as stored:
         arrays = dict(stored)
     if more_of(record).exists():
